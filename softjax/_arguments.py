@@ -1,0 +1,117 @@
+"""What the public functions accept: one sentence per refusal, with the argument, what came and what was wanted."""
+
+import operator
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+Axis = int | Sequence[int] | None
+
+
+def _array(name: str, x: ArrayLike) -> Array:
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be an array or a number, got {type(x).__name__}.") from error
+
+
+def floating(name: str, x: ArrayLike) -> Array:
+    """x as an array of floating-point numbers. Integers become the default type, as in `jax.nn`."""
+    x = _array(name, x)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_:
+        return x.astype(jnp.result_type(float))
+    raise TypeError(f"`{name}` must be real numbers, got dtype {x.dtype}.")
+
+
+def integers(name: str, x: ArrayLike) -> Array:
+    """x as an array of integers."""
+    x = _array(name, x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"`{name}` must be integers, got dtype {x.dtype}.")
+    return x
+
+
+def booleans(name: str, x: ArrayLike) -> Array:
+    """x as an array of booleans."""
+    x = _array(name, x)
+    if x.dtype != jnp.bool_:
+        raise TypeError(f"`{name}` must be booleans, got dtype {x.dtype}.")
+    return x
+
+
+def scalar(name: str, x: ArrayLike) -> Array:
+    """x as one floating-point number."""
+    x = floating(name, x)
+    if x.ndim:
+        raise ValueError(f"`{name}` must be a scalar, got shape {x.shape}.")
+    return x
+
+
+def shape(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> None:
+    """Refuses an x of another shape than `wanted`."""
+    if x.shape != wanted:
+        raise ValueError(f"`{name}` must have shape {wanted} ({meaning}), got {x.shape}.")
+
+
+def broadcast(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> Array:
+    """x broadcast to the shape `wanted`."""
+    try:
+        fits = jnp.broadcast_shapes(x.shape, wanted) == wanted
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"`{name}` must be broadcastable to shape {wanted} ({meaning}), got {x.shape}.")
+    return jnp.broadcast_to(x, wanted)
+
+
+def axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    """The axes that `axis` names in an array of rank `ndim`, counted from 0."""
+    try:
+        named = tuple(range(ndim)) if axis is None else tuple(axis) if isinstance(axis, Sequence) else (axis,)
+        named = tuple(operator.index(a) for a in named)
+    except TypeError as error:
+        raise TypeError(f"`axis` must be an integer, a tuple of integers or None, got {axis!r}.") from error
+    for a in named:
+        if not -ndim <= a < ndim:
+            raise ValueError(f"`axis` must lie in [{-ndim}, {ndim}) for an array of rank {ndim}, got {axis!r}.")
+    named = tuple(a % ndim for a in named)
+    if len(set(named)) < len(named):
+        raise ValueError(f"`axis` must not name an axis twice, got {axis!r} for an array of rank {ndim}.")
+    return named
+
+
+def size(name: str, n: int | None) -> int | None:
+    """n as a positive integer, or None."""
+    if n is None:
+        return None
+    try:
+        n = operator.index(n)
+    except TypeError as error:
+        raise TypeError(f"`{name}` must be a positive integer or None, got {n!r}.") from error
+    if n < 1:
+        raise ValueError(f"`{name}` must be positive, got {n}.")
+    return n
+
+
+def common_dtype(*arrays: Array) -> jnp.dtype:
+    """The floating-point type that holds all the arrays, also where JAX is told not to promote by itself."""
+    size = max(a.dtype.itemsize for a in arrays)
+    widest = {a.dtype for a in arrays if a.dtype.itemsize == size}
+    return widest.pop() if len(widest) == 1 else jnp.dtype("float32")
+
+
+def wide(dtype: jnp.dtype) -> jnp.dtype:
+    """The type in which scores and sums are computed: at least float32."""
+    return dtype if dtype.itemsize >= 4 else jnp.dtype("float32")
+
+
+def class_ids(labels: Array, count: int) -> tuple[Array, Array]:
+    """(class ids, whether they are any of `count` classes); an unknown label gets the id 0."""
+    fits = count > jnp.iinfo(labels.dtype).max
+    known = (labels >= 0) if fits else (labels >= 0) & (labels < count)
+    return jnp.where(known, labels, jnp.zeros_like(labels)).astype(jnp.result_type(int)), known

@@ -1,0 +1,87 @@
+"""Multiclass hinge losses of scores that are in hand."""
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from . import _arguments
+
+
+def multiclass_svm_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLike = 1.0) -> Array:
+    """Multiclass SVM loss of Weston and Watkins.
+
+    L = sum_{k != y} max(0, s_k - s_y + margin)
+
+    Its gradient for s_k, k != y, is 1 where s_k - s_y + margin > 0 and 1/2 where that is 0, as JAX's
+    `maximum` has it (the text takes 1 there); for s_y it is minus their sum.
+
+    Args:
+        scores: s [..., K].
+        labels: y, integers [...] in [0, K). Any other gives NaN, in the loss and in the gradient.
+        margin: a scalar.
+
+    Returns:
+        L [...], in at least float32. A class of score -inf costs nothing.
+
+    Raises:
+        ValueError: if the shape of `labels` is not that of `scores` less its last axis.
+        TypeError: if scores or margin are not real, or the labels not integers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softjax import multiclass_svm_loss
+        >>> print(multiclass_svm_loss(jnp.array([[3.0, 2.5, -1.0]]), jnp.array([0])))
+        [0.5]
+
+    Source: Notes on gradients, 1 (multiclass SVM loss). The "j" inside its sum over m should read "m".
+    """
+    over, known = _over_the_label(scores, labels, margin)
+    return jnp.maximum(over, 0).sum(-1) * known
+
+
+def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLike = 1.0) -> Array:
+    """Multiclass hinge loss of Crammer and Singer.
+
+    L = max(0, max_{k != y} s_k - s_y + margin)
+
+    With margin 1 it is `optax.multiclass_hinge_loss`. Where several classes attain the maximum, the
+    label among them, they share the gradient equally, as JAX's `max` has it.
+
+    Args:
+        scores: s [..., K].
+        labels: y, integers [...] in [0, K). Any other gives NaN, in the loss and in the gradient.
+        margin: a scalar.
+
+    Returns:
+        L [...], in at least float32. A class of score -inf costs nothing.
+
+    Raises:
+        ValueError: if the shape of `labels` is not that of `scores` less its last axis.
+        TypeError: if scores or margin are not real, or the labels not integers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softjax import multiclass_hinge_loss
+        >>> print(multiclass_hinge_loss(jnp.array([[3.0, 2.5, 2.75]]), jnp.array([0])))
+        [0.75]
+
+    Source: the maximum in place of the sum of Notes on gradients, 1 (multiclass SVM loss).
+    """
+    over, known = _over_the_label(scores, labels, margin)
+    return over.max(-1) * known
+
+
+def _over_the_label(scores, labels, margin):
+    """(s_k - s_y + margin with 0 at k = y [..., K], 1 or NaN for a label that is no class [...])."""
+    s = _arguments.floating("scores", scores)
+    if s.ndim == 0 or s.shape[-1] == 0:
+        raise ValueError(f"`scores` must have shape [..., K] with at least one class, got {s.shape}.")
+    labels = _arguments.integers("labels", labels)
+    _arguments.shape("labels", labels, s.shape[:-1], "that of `scores` less its last axis")
+    s = s.astype(_arguments.wide(s.dtype))
+    margin = _arguments.scalar("margin", margin).astype(s.dtype)
+    y, known = _arguments.class_ids(labels, s.shape[-1])
+    label_score = jnp.take_along_axis(s, y[..., None], -1)
+    over = jnp.where(jnp.isneginf(s), -jnp.inf, s - label_score + margin)
+    is_label = jnp.arange(s.shape[-1]) == y[..., None]
+    return jnp.where(is_label, 0, over), jnp.where(known, 1, jnp.nan).astype(s.dtype)

@@ -1,0 +1,420 @@
+"""Functions of logits that are in hand, over any axis or axes."""
+
+import functools as ft
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from . import _arguments, _classes, losses
+from . import _gibbs as g
+from ._arguments import Axis, wide
+from .losses import Loss
+
+# ---------------------------------------------------------------------------------------------
+# Rules over the last axis of logits [N, K]. A class of logit -inf is no class.
+
+
+@ft.partial(jax.jit, static_argnames="loss", inline=True)
+def of_logits(loss: Loss, logits: Array, example=None, per_class=None) -> Array:
+    """The loss [N, ...] of the logits [N, K]."""
+
+    def columns(examples, _, ids):
+        logits, example, per_class = examples
+        return loss.columns(logits.astype(wide(logits.dtype)), ids, example, per_class)
+
+    count = logits.shape[-1]
+    return loss.finish(_classes.totals(columns, count, count, (logits, example, per_class), ()), example)
+
+
+def _normaliser(logits):
+    """(m, r) of the logits: A = m + log(1 + r)."""
+    columns = lambda logits, _, ids: g.Columns(logits.astype(wide(logits.dtype)))
+    return _classes.totals(columns, logits.shape[-1], logits.shape[-1], logits, ())
+
+
+@jax.custom_vjp
+def _softmax_rule(logits, _):
+    logits = logits.astype(wide(logits.dtype))
+    m = jnp.max(logits, -1, keepdims=True)
+    w = jnp.exp(logits - jnp.where(jnp.isneginf(m), 0, m))
+    return w / jnp.where(jnp.isneginf(m), 1, w.sum(-1, keepdims=True))
+
+
+def _softmax_fwd(logits, _):
+    p = _softmax(logits, ())
+    # From half precision, p is made again: it would take twice the memory of the logits.
+    return p, (logits, None if p.dtype != logits.dtype else p)
+
+
+def _softmax_bwd(residuals, ct):
+    logits, p = residuals
+    p = _softmax(logits, ()) if p is None else p
+    return g.softmax_tangent(p, ct).astype(logits.dtype), None
+
+
+_softmax_rule.defvjp(_softmax_fwd, _softmax_bwd)
+_softmax = _classes.both_modes(_softmax_rule)
+
+
+def _log_softmax_of(logits, q):
+    logits = logits.astype(wide(logits.dtype))
+    return jnp.where(jnp.isneginf(logits), -jnp.inf, logits - q.A[..., None])
+
+
+@jax.custom_vjp
+def _log_softmax_rule(logits, _):
+    return _log_softmax_of(logits, _normaliser(logits))
+
+
+def _log_softmax_fwd(logits, _):
+    q = _normaliser(logits)
+    return _log_softmax_of(logits, q), (logits, q)
+
+
+def _log_softmax_bwd(residuals, ct):
+    logits, q = residuals
+    p = g.probabilities(logits.astype(wide(logits.dtype)), q)
+    ct = jnp.where(jnp.isneginf(logits), 0, ct)
+    return g.log_softmax_cotangent(p, ct).astype(logits.dtype), None
+
+
+_log_softmax_rule.defvjp(_log_softmax_fwd, _log_softmax_bwd)
+_log_softmax = _classes.both_modes(_log_softmax_rule)
+
+
+# ---------------------------------------------------------------------------------------------
+# Axes, masks and types
+
+
+class _Rows:
+    """How an array [...] with its classes on some axes becomes rows [N, K], and comes back."""
+
+    def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...]):
+        self.axes = axes
+        self.order = tuple(a for a in range(len(shape)) if a not in axes) + axes
+        self.moved = tuple(shape[a] for a in self.order)
+        self.batch = self.moved[: len(shape) - len(axes)]
+        self.size = (math.prod(self.batch), math.prod(self.moved[len(self.batch) :]))
+        if self.size[1] == 0:
+            raise ValueError(f"`axis` must hold at least one class, got shape {shape} and axis {axes}.")
+
+    def flatten(self, x: Array) -> Array:
+        return x.transpose(self.order).reshape(self.size)
+
+    def restore(self, rows: Array) -> Array:
+        return rows.reshape(self.moved).transpose([self.order.index(a) for a in range(len(self.order))])
+
+    def reduced(self, rows: Array, keepdims: bool = False) -> Array:
+        x = rows.reshape(self.batch)
+        return jnp.expand_dims(x, self.axes) if keepdims else x
+
+
+def _live(logits: Array, where: ArrayLike | None) -> Array:
+    """The logits, with -inf where `where` excludes a class."""
+    if where is None:
+        return logits
+    live = _arguments.broadcast("where", _arguments.booleans("where", where), logits.shape, "that of the logits")
+    return jnp.where(live, logits, -jnp.inf)
+
+
+def _as_rows(name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None) -> tuple[Array, _Rows]:
+    """(logits [N, K] with excluded classes at -inf, how they were laid out)."""
+    logits = _arguments.floating(name, x)
+    rows = _Rows(logits.shape, _arguments.axes(axis, logits.ndim))
+    return rows.flatten(_live(logits, where)), rows
+
+
+def _example_mask(where: ArrayLike | None, logits: Array, axes: tuple[int, ...]) -> Array | None:
+    """`where` as the cross entropies of optax take it: of the logits' rank, or one value per example."""
+    if where is None:
+        return None
+    where = _arguments.booleans("where", where)
+    if where.ndim == logits.ndim - len(axes):
+        where = jnp.expand_dims(where, axes)
+    return _arguments.broadcast("where", where, logits.shape, "that of the logits, or one value per example")
+
+
+# ---------------------------------------------------------------------------------------------
+# The public functions
+
+
+def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
+    """Softmax, which the source texts call softargmax.
+
+    p_k = exp(x_k) / sum_j exp(x_j), with the derivative dp_k = p_k (dx_k - sum_j p_j dx_j).
+
+    Takes the arguments of `jax.nn.softmax`. Gradients of rows that are sure of their class keep all
+    digits. A class with logit -inf, or with `where` False, has probability and gradient 0, and a row
+    without any class left is 0. A logit of +inf or NaN makes its row NaN.
+
+    Args:
+        x: logits [...], of any floating-point type; integers are promoted.
+        axis: the axis or axes of the classes; None for all.
+        where: booleans broadcastable to x: the classes to include.
+
+    Returns:
+        Probabilities of the shape and type of x.
+
+    Raises:
+        ValueError: if `axis` is not an axis of x, or `where` can't be broadcast to it.
+        TypeError: if x is not real, or `where` not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softjax import softmax
+        >>> print(softmax(jnp.array([1000.0, 2000.0, 3000.0])))
+        [0. 0. 1.]
+
+    Source: CATSMILE-1012 (softargmax); The softmax function and its derivative.
+    """
+    logits, rows = _as_rows("x", x, axis, where)
+    return rows.restore(_softmax(logits, ()).astype(logits.dtype))
+
+
+softargmax = softmax
+
+
+def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
+    """Logarithm of the softmax.
+
+    log p_k = x_k - log sum_j exp(x_j), accurate to the last digits for the likely classes too, where
+    it is close to 0.
+
+    Takes the arguments of `jax.nn.log_softmax`; a class that is left out gets -inf and gradient 0.
+
+    Args:
+        x: logits [...].
+        axis: the axis or axes of the classes; None for all.
+        where: booleans broadcastable to x: the classes to include.
+
+    Returns:
+        Log-probabilities of the shape and type of x.
+
+    Raises:
+        ValueError: if `axis` is not an axis of x, or `where` can't be broadcast to it.
+        TypeError: if x is not real, or `where` not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softjax import log_softmax
+        >>> print(log_softmax(jnp.array([20.0, 0.0])))  # jax.nn gives -0. for the first
+        [-2.0611537e-09 -2.0000000e+01]
+
+    Source: Notes on gradients, 1 (softmax loss).
+    """
+    logits, rows = _as_rows("x", x, axis, where)
+    return rows.restore(_log_softmax(logits, ()).astype(logits.dtype))
+
+
+def logsumexp(
+    a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None, keepdims: bool = False
+) -> Array:
+    """Logarithm of the sum of exponentials: the maximum made smooth.
+
+    A = log sum_k exp(a_k), with the derivative dA = sum_k p_k da_k where p = softmax(a).
+
+    Takes the arguments of `jax.nn.logsumexp` but for signs and scales. It is -inf where no class is
+    left, with gradient 0, and NaN where a class has +inf.
+
+    Args:
+        a: logits [...].
+        axis: the axis or axes to sum over; None for all.
+        where: booleans broadcastable to a: the classes to include.
+        keepdims: whether the summed axes stay, with size 1.
+
+    Returns:
+        A of the type of a, and its shape less `axis`.
+
+    Raises:
+        ValueError: if `axis` is not an axis of a, or `where` can't be broadcast to it.
+        TypeError: if a is not real, or `where` not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softjax import logsumexp
+        >>> print(logsumexp(jnp.zeros(8)), jnp.log(8.0))
+        2.0794415 2.0794415
+
+    Source: CATSMILE-1012 (softargmax), which would reserve the name softmax for it.
+    """
+    logits, rows = _as_rows("a", a, axis, where)
+    return rows.reduced(of_logits(losses.logsumexp, logits).astype(logits.dtype), keepdims)
+
+
+def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
+    """Entropy of the softmax, in nats.
+
+    H(p) = -sum_k p_k log p_k = A - E_p[z], without loss of digits where p is nearly certain.
+
+    Args:
+        logits: z [...].
+        axis: the axis or axes of the classes; None for all.
+        where: booleans broadcastable to the logits: the classes to include.
+
+    Returns:
+        H in at least float32, of the logits' shape less `axis`; -inf where no class is left.
+
+    Raises:
+        ValueError: if `axis` is not an axis of the logits, or `where` can't be broadcast to them.
+        TypeError: if the logits are not real, or `where` not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softjax import entropy
+        >>> print(entropy(jnp.array([[0.0, 0.0], [30.0, 0.0]])))
+        [6.9314718e-01 2.9008719e-12]
+
+    Source: CATSMILE-1012 (softargmax), E_p[t] with t = log p.
+    """
+    rows_of, rows = _as_rows("logits", logits, axis, where)
+    return rows.reduced(of_logits(losses.entropy, rows_of))
+
+
+def expectation(
+    logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+) -> Array:
+    """Expectation of the values under the softmax of the logits.
+
+    E_p[t] = sum_k p_k t_k, with the derivative this library is built on,
+    dE_p[t] = sum_k p_k (t_k - E_p[t]) dz_k + sum_k p_k dt_k.
+
+    A class that is left out contributes 0, even where its value is infinite or NaN.
+
+    Args:
+        logits: z [...].
+        values: t, broadcastable against the logits.
+        axis: the axis or axes of the classes, in the shape that the two broadcast to; None for all.
+        where: booleans broadcastable to that shape: the classes to include.
+
+    Returns:
+        E_p[t], in the type that logits and values promote to; 0 where no class is left.
+
+    Raises:
+        ValueError: if the shapes can't be broadcast together, or `axis` is not an axis of the result.
+        TypeError: if logits or values are not real, or `where` not boolean.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from softjax import expectation
+        >>> z, t = jnp.zeros(4), jnp.array([1.0, 2.0, 3.0, 6.0])
+        >>> print(expectation(z, t), jax.grad(expectation)(z, t))  # p_k (t_k - E)
+        3.0 [-0.5  -0.25  0.    0.75]
+
+    Source: CATSMILE-1012 (softargmax), expectation of t_k under p_k.
+    """
+    z, t = _arguments.floating("logits", logits), _arguments.floating("values", values)
+    dtype = _arguments.common_dtype(z, t)
+    try:
+        shape = jnp.broadcast_shapes(z.shape, t.shape)
+    except ValueError as error:
+        raise ValueError(
+            f"`values` must be broadcastable against `logits`, got shapes {t.shape} and {z.shape}."
+        ) from error
+    z, rows = _as_rows("logits", jnp.broadcast_to(z, shape), axis, where)
+    t = rows.flatten(jnp.broadcast_to(t, shape)).astype(wide(dtype))
+    p = _softmax(z, ()).astype(wide(dtype))
+    return rows.reduced((p * jnp.where(jnp.isneginf(z), 0, t)).sum(-1).astype(dtype))
+
+
+def softmax_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+) -> Array:
+    """Cross entropy between soft labels and the softmax of the logits.
+
+    L = -sum_k y_k log p_k, for labels that need not sum to 1; its gradient is p_k sum_j y_j - y_k.
+
+    Takes the arguments of `optax.softmax_cross_entropy`. A class of logit -inf costs 0 where its
+    label is 0 and +inf otherwise; with `where` False it is no part of the sum.
+
+    Args:
+        logits: z [...].
+        labels: y, broadcastable to the logits.
+        axis: the axis or axes of the classes; None for all.
+        where: booleans broadcastable to the logits, the classes to include; or one per example.
+
+    Returns:
+        L in nats, in at least float32, of the logits' shape less `axis`.
+
+    Raises:
+        ValueError: if `labels` or `where` can't be broadcast to the logits, or `axis` is not theirs.
+        TypeError: if logits or labels are not real, or `where` not boolean.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from softjax import softmax_cross_entropy
+        >>> y = jnp.array([0.5, 0.25, 0.25])
+        >>> print(jax.grad(softmax_cross_entropy)(jnp.log(y), y))
+        [0. 0. 0.]
+
+    Source: CATSMILE-1012 (softargmax), cross entropy, there without its minus sign.
+    """
+    z = _arguments.floating("logits", logits)
+    axes = _arguments.axes(axis, z.ndim)
+    live = _example_mask(where, z, axes)
+    y = jnp.asarray(labels)
+    y = y.astype(z.dtype) if jnp.issubdtype(y.dtype, jnp.integer) else _arguments.floating("labels", y)
+    y = _arguments.broadcast("labels", y, z.shape, "that of the logits")
+    dtype = wide(_arguments.common_dtype(z, y))
+    z, rows = _as_rows("logits", z, axes, live)
+    y = rows.flatten(y if live is None else jnp.where(live, y, 0)).astype(dtype)
+    impossible = jnp.isneginf(z)
+    log_p = jnp.where(impossible, 0, _log_softmax(z, ()).astype(dtype))
+    loss = -(y * log_p).sum(-1)
+    return rows.reduced(jnp.where((impossible & (y != 0)).any(-1), jnp.inf, loss))
+
+
+def softmax_cross_entropy_with_integer_labels(
+    logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+) -> Array:
+    """Cross entropy between integer labels and the softmax of the logits.
+
+    L = -log p_y = log(1 + sum_{k != y} exp(z_k - z_y)); its gradient is p - onehot(y).
+
+    Takes the arguments of `optax.softmax_cross_entropy_with_integer_labels`. The label is left out of
+    the sum, so that loss and gradient keep all digits however sure a row is of its label.
+
+    Args:
+        logits: z [...].
+        labels: y, integers in [0, K), of the logits' shape less `axis`; with several axes, indices
+            into them flattened. Any other label gives NaN, in the loss and in the gradient.
+        axis: the axis or axes of the classes; None for all.
+        where: booleans broadcastable to the logits, the classes to include; or one per example. A
+            label that is not included costs +inf, an example of which nothing is included costs 0.
+
+    Returns:
+        L in nats, in at least float32, of the labels' shape.
+
+    Raises:
+        ValueError: if `labels` has another shape, `where` can't be broadcast, or `axis` is not the logits'.
+        TypeError: if the logits are not real, the labels not integers or `where` not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softjax import softmax_cross_entropy_with_integer_labels
+        >>> sure = jnp.array([[20.0, 0.0, 0.0]])
+        >>> print(softmax_cross_entropy_with_integer_labels(sure, jnp.array([0])))  # 0. in optax
+        [4.1223073e-09]
+
+    Source: Notes on gradients, 1 (softmax loss), with the logarithm that its listing lacks;
+    The softmax function and its derivative (cross entropy).
+    """
+    z = _arguments.floating("logits", logits)
+    axes = _arguments.axes(axis, z.ndim)
+    live = _example_mask(where, z, axes)
+    z, rows = _as_rows("logits", z, axes, live)
+    labels = _arguments.integers("labels", labels)
+    _arguments.shape("labels", labels, rows.batch, "that of the logits less `axis`")
+    y, known = _arguments.class_ids(labels.reshape(-1), z.shape[-1])
+    loss = of_logits(losses.cross_entropy, z, y)
+    if live is None:
+        return rows.reduced(_nan_unless(known, loss))
+    included = rows.flatten(live).any(-1)
+    return rows.reduced(jnp.where(included, _nan_unless(known | ~included, loss), 0))
+
+
+def _nan_unless(known, loss):
+    """The loss, with value and gradient NaN where a label is no class."""
+    return loss * jnp.where(known, 1, jnp.nan).astype(loss.dtype)
