@@ -3,7 +3,6 @@
 import operator
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike

@@ -68,7 +68,6 @@ class Columns(NamedTuple):
 
     h: Array  # [..., N, B] scores
     t: tuple[Array, ...] = ()  # each [..., N, B]: a payoff per example and class
-    s: tuple[Array, ...] = ()  # each [..., N, B]: the same, of which the loss has no use for sum_k p_k ds_k
     v: tuple[Array, ...] = ()  # each [B, E]: a vector payoff per class, the same for every example
     l: tuple[Array, ...] = ()  # each [..., N, B]: a plain term
 
@@ -79,7 +78,7 @@ class Sums(NamedTuple):
     m: Array  # [..., N] max_k h_k; -inf when no class is left
     top: Array  # [..., N] the class o that attains it; -1 when none does
     r: Array  # [..., N] sum_k exp(h_k - m) - 1, summed without o; -1 when no class is left
-    t: tuple[Pair, ...]  # each [..., N]: t_o and sum_{k != o} exp(h_k - m) (t_k - t_o); those of s behind
+    t: tuple[Pair, ...]  # each [..., N]: t_o and sum_{k != o} exp(h_k - m) (t_k - t_o)
     v: tuple[Pair, ...]  # each [..., N, E]: the same for vector payoffs
     l: tuple[Array, ...]  # each [..., N] sum_k l_k
 
@@ -90,7 +89,8 @@ class Totals(NamedTuple):
     m: Array
     top: Array
     r: Array
-    t: tuple[Pair, ...]  # E_p[t], and those of s behind
+    t: tuple[Pair, ...]  # E_p[t]
+    s: tuple[Pair, ...]  # E_p[t] once more, with a derivative that leaves out sum_k p_k dt_k
     v: tuple[Pair, ...]  # E_p[v]
     l: tuple[Array, ...]  # sum_k l_k
 
@@ -105,7 +105,7 @@ def fold(c: Columns, ids: Array) -> Sums:
     m = jnp.max(c.h, -1)
     m = jnp.where(jnp.isposinf(m), jnp.nan, m)  # a score of +inf has no softmax
     w = jnp.exp(c.h - _finite(m)[..., None])
-    if not (c.t or c.s or c.v):
+    if not (c.t or c.v):
         r = _sum_less_one(w)
         return Sums(m, jnp.full(m.shape, -1, ids.dtype), _empty(m, r), (), (), _sum_each(c.l))
     at = jnp.arange(c.h.shape[-1], dtype=ids.dtype)
@@ -114,7 +114,7 @@ def fold(c: Columns, ids: Array) -> Sums:
     w = jnp.where(is_top, 0, w)
     r = w.sum(-1)
     top = jnp.where(first < at.size, ids.at[first].get(mode="clip"), -1)
-    t = tuple(_payoff(w, jnp.where(jnp.isneginf(c.h), 0, t), is_top) for t in c.t + c.s)
+    t = tuple(_payoff(w, jnp.where(jnp.isneginf(c.h), 0, t), is_top) for t in c.t)
     v = tuple(_vector_payoff(w, r, v, first) for v in c.v)
     return Sums(m, top, _empty(m, r), t, v, _sum_each(c.l))
 
@@ -139,7 +139,8 @@ def close(x: Sums) -> Totals:
     """Totals from the sums over all classes."""
     s = _normaliser(x.m, x.r)
     mean = lambda a: Pair(a.base, a.rest / _like(s, a.rest))
-    return Totals(x.m, x.top, x.r, tuple(map(mean, x.t)), tuple(map(mean, x.v)), x.l)
+    t = tuple(map(mean, x.t))
+    return Totals(x.m, x.top, x.r, t, t, tuple(map(mean, x.v)), x.l)
 
 
 def probabilities(h: Array, q: Totals) -> Array:
@@ -152,14 +153,14 @@ def pull(c: Columns, ids: Array, q: Totals, ct: Totals) -> Columns:
     w = jnp.exp(c.h - _finite(q.m)[..., None])
     p = w / _normaliser(q.m, q.r)[..., None]
     dh = w * ct.r[..., None]  # dr = sum_k exp(h_k - m) dh_k
-    if c.t or c.s or c.v:
+    if c.t or c.v:
         # At the top class t - base is 0 but for rounding: its value is set to 0, its derivative is kept.
         is_top = ids == q.top[..., None]
         gap = jnp.zeros_like(c.h)  # <ct, t_k - E>
-        for d, t, e in zip(ct.t, c.t + c.s, q.t, strict=True):
+        for d, ds, t, e in zip(ct.t, ct.s, c.t, q.t, strict=True):
             above = jnp.where(jnp.isneginf(c.h), 0, t) - e.base[..., None]
             above -= jnp.where(is_top, lax.stop_gradient(above), 0)
-            gap += d.rest[..., None] * (above - e.rest[..., None])
+            gap += (d.rest + ds.rest)[..., None] * (above - e.rest[..., None])
         for d, v, e in zip(ct.v, c.v, q.v, strict=True):
             above_base = lambda v, d=d, e=e: dot(d.rest, v.T) - (d.rest * e.base).sum(-1, keepdims=True)
             above = above_base(v) - jnp.where(is_top, above_base(lax.stop_gradient(v)), 0)
@@ -167,17 +168,17 @@ def pull(c: Columns, ids: Array, q: Totals, ct: Totals) -> Columns:
         dh += p * gap
     return Columns(
         dh,
-        tuple(d.rest[..., None] * p for d in ct.t[: len(c.t)]),
-        tuple(jnp.zeros_like(s) for s in c.s),
+        tuple(d.rest[..., None] * p for d in ct.t),
         tuple(_outer(p, d.rest) for d in ct.v),
         tuple(jnp.broadcast_to(d[..., None], l.shape) for d, l in zip(ct.l, c.l, strict=True)),
     )
 
 
 def softmax_tangent(p: Array, dh: Array) -> Array:
-    """p_k (dh_k - E_p[dh]): how p moves with h; and the cotangent of h from that of p, in the same words:
+    """p_k (dh_k - E_p[dh]), how p moves with h.
 
-    <g, dp> = dE_p[g] = sum_k p_k (g_k - E_p[g]) dh_k, so the payoffs are the cotangent.
+    It is also the cotangent of h from the cotangent g of p, whose classes it pays g_k each:
+    <g, dp> = dE_p[g] = sum_k p_k (g_k - E_p[g]) dh_k.
 
     The mean of dh - E_p[dh] is 0 but for rounding. Taking it off once more leaves the digits of
     dh_o - E_p[dh] for a top class o of p_o = 1 - tiny.
@@ -187,7 +188,7 @@ def softmax_tangent(p: Array, dh: Array) -> Array:
 
 
 def log_softmax_cotangent(p: Array, g: Array) -> Array:
-    """g_k - p_k sum_j g_j: the cotangent of h from the cotangent g of log p.
+    """g_k - p_k sum_j g_j, the cotangent of h from the cotangent g of log p.
 
     It sums to 0 over the classes; what rounding makes of the sum is taken off the likely ones.
     """

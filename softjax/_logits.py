@@ -209,9 +209,7 @@ def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
     return rows.restore(_log_softmax(logits, ()).astype(logits.dtype))
 
 
-def logsumexp(
-    a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None, keepdims: bool = False
-) -> Array:
+def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None, keepdims: bool = False) -> Array:
     """Logarithm of the sum of exponentials: the maximum made smooth.
 
     A = log sum_k exp(a_k), with the derivative dA = sum_k p_k da_k where p = softmax(a).
@@ -273,9 +271,7 @@ def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
     return rows.reduced(of_logits(losses.entropy, rows_of))
 
 
-def expectation(
-    logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
-) -> Array:
+def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Expectation of the values under the softmax of the logits.
 
     E_p[t] = sum_k p_k t_k, with the derivative this library is built on,

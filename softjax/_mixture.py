@@ -48,7 +48,7 @@ def _mixture(loss, z, x, centers, values, log_prior, temperature, where, block_s
     if k == 0:
         raise ValueError(f"`centers` must hold at least one class, got shape {centers.shape}.")
     _arguments.shape("values", values, (k, e), "[K, E] for the K of `centers`")
-    _arguments.shape("z", z, z.shape[:-1] + (d,), "[..., D] for the D of `centers`")
+    _arguments.shape("z", z, (*z.shape[:-1], d), "[..., D] for the D of `centers`")
     batch, n = z.shape[:-1], math.prod(z.shape[:-1])
     live, bias = jnp.ones(k, bool), None
     if where is not None:

@@ -50,8 +50,8 @@ cross_entropy = Loss(_others, _negative_log_likelihood)
 # A
 logsumexp = Loss(lambda z, k, _, __: Columns(z), lambda q, _: q.A.value)
 
-# H(p) = A - E_p[z], with dH = -sum_k p_k (z_k - E_p[z]) dz_k: dA and sum_k p_k dz_k cancel and are left out of both
-entropy = Loss(lambda z, k, _, __: Columns(z, s=(z,)), lambda q, _: (lax.stop_gradient(q.A) - q.t[0]).value)
+# H(p) = A - E_p[z], with dH = -sum_k p_k (z_k - E_p[z]) dz_k: dA and sum_k p_k dz_k cancel, and are left out of both
+entropy = Loss(lambda z, k, _, __: Columns(z, t=(z,)), lambda q, _: (lax.stop_gradient(q.A) - q.s[0]).value)
 
 # E_p[v]
 expectation = Loss(lambda z, k, _, v: Columns(z, v=(v,)), lambda q, _: q.v[0].value)
