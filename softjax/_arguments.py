@@ -18,12 +18,12 @@ def _array(name: str, x: ArrayLike) -> Array:
 
 
 def floating(name: str, x: ArrayLike) -> Array:
-    """x as an array of floating-point numbers. Integers become the default type, as in `jax.nn`."""
+    """x as an array of floating-point numbers. Integers become such, of the type that `jax.nn` gives them."""
     x = _array(name, x)
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x
-    if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_:
-        return x.astype(jnp.result_type(float))
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return x.astype("float64" if x.dtype.itemsize == 8 else "float32")
     raise TypeError(f"`{name}` must be real numbers, got dtype {x.dtype}.")
 
 

@@ -1,0 +1,199 @@
+"""Values and gradients against truth in 50 digits."""
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+
+import softjax
+
+from . import cases
+
+mp.mp.dps = 50
+PROMISED = 2e-6  # relative, in float32
+
+MARGINS = [-80.0, -17.3, -1.0, 0.0, 0.5, 6.0, 17.3, 33.0, 40.0, 64.7, 80.0]
+OFFSETS = [0.0, 100.0, 1e4]
+T = [3.0, 1.0, -1.0, 0.5]
+Y = [0.5, 0.25, 1.0, 0.0]
+
+
+def exact(numbers):
+    return [mp.mpf(float(a)) for a in numbers]
+
+
+class Truth:
+    """All that is made of one row of logits, and the gradients of it."""
+
+    def __init__(self, logits):
+        z = exact(logits)
+        m = max(z)
+        w = [mp.exp(a - m) for a in z]
+        s = mp.fsum(w)
+        self.z, self.k = z, range(len(z))
+        self.p = [a / s for a in w]
+        self.A = m + mp.log(s)
+        self.log_p = [a - self.A for a in z]
+
+    def mean(self, t):
+        return mp.fsum(a * b for a, b in zip(self.p, t, strict=True))
+
+    def pull(self, t):
+        """p_k (t_k - E_p[t]); 1 - p_k is summed over the others, as 50 digits could run out too."""
+        gap = lambda k: mp.fsum(self.p[j] * (t[k] - t[j]) for j in self.k)
+        return [self.p[k] * gap(k) for k in self.k]
+
+    def cross_entropy_gradient(self, y):
+        """p_k sum_j y_j - y_k = sum_j (p_k y_j - p_j y_k)."""
+        return [mp.fsum(self.p[k] * y[j] - self.p[j] * y[k] for j in self.k) for k in self.k]
+
+
+def logits(margin, offset, dtype=jnp.float32):
+    return jnp.asarray([margin + offset, offset, offset - 0.5, offset - 2.0], dtype)
+
+
+def assert_close(got, want, tolerance=PROMISED):
+    """Relative to the largest element, as every element is a sum with it."""
+    got, want = exact(np.atleast_1d(np.asarray(got, np.float64))), list(want)
+    error = max(abs(a - b) for a, b in zip(got, want, strict=True)) / max(abs(b) for b in want)
+    assert error <= tolerance, f"{mp.nstr(error, 3)} > {tolerance}: got {got}, want {want}"
+
+
+def functions():
+    """(name, function of a row of logits, its truth, its gradient's truth)."""
+    t, y = jnp.asarray(T, jnp.float32), jnp.asarray(Y, jnp.float32)
+    ct = jnp.asarray([0.25, -1.0, 2.0, 0.75], jnp.float32)
+    one_hot = jnp.asarray([1.0, 0, 0, 0], jnp.float32)
+    total = lambda log_p, y: -mp.fsum(a * b for a, b in zip(log_p, exact(y), strict=True))
+    first = jnp.array(0)
+    return {
+        "logsumexp": (softjax.logsumexp, lambda q: [q.A], lambda q: q.p),
+        "softmax": (lambda z: softjax.softmax(z) @ ct, lambda q: [q.mean(exact(ct))], lambda q: q.pull(exact(ct))),
+        "log_softmax": (
+            lambda z: softjax.log_softmax(z) @ one_hot,
+            lambda q: [q.log_p[0]],
+            lambda q: [-g for g in q.cross_entropy_gradient(exact(one_hot))],
+        ),
+        "entropy": (softjax.entropy, lambda q: [-q.mean(q.log_p)], lambda q: [-g for g in q.pull(q.log_p)]),
+        "expectation": (
+            lambda z: softjax.expectation(z, t),
+            lambda q: [q.mean(exact(t))],
+            lambda q: q.pull(exact(t)),
+        ),
+        "cross entropy, sure labels": (
+            lambda z: softjax.softmax_cross_entropy(z, one_hot),
+            lambda q: [total(q.log_p, one_hot)],
+            lambda q: q.cross_entropy_gradient(exact(one_hot)),
+        ),
+        "cross entropy, soft labels": (
+            lambda z: softjax.softmax_cross_entropy(z, y),
+            lambda q: [total(q.log_p, y)],
+            lambda q: q.cross_entropy_gradient(exact(y)),
+        ),
+        "cross entropy, integer labels": (
+            lambda z: softjax.softmax_cross_entropy_with_integer_labels(z, first),
+            lambda q: [-q.log_p[0]],
+            lambda q: q.cross_entropy_gradient(exact(one_hot)),
+        ),
+    }
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+@pytest.mark.parametrize("name", functions())
+def test_no_digit_is_lost_at_any_margin(name, offset):
+    function, value_of, gradient_of = functions()[name]
+    value_and_grad = jax.jit(jax.value_and_grad(function))
+    for margin in MARGINS:
+        z = logits(margin, offset)
+        truth = Truth(z)
+        value, gradient = value_and_grad(z)
+        scale = PROMISED  # a mean is as exact as its terms
+        if name in ("softmax", "expectation"):
+            scale = PROMISED * max(1, float(max(abs(a) for a in exact(T)) / abs(value_of(truth)[0])))
+        assert_close(value, value_of(truth), scale)
+        assert_close(gradient, gradient_of(truth))
+
+
+def test_the_label_has_its_gradient_however_sure_the_row():
+    loss = lambda z: softjax.softmax_cross_entropy_with_integer_labels(z, jnp.array(0))
+    for margin in MARGINS:
+        z = logits(margin, 1e4)
+        assert_close(jax.grad(loss)(z)[0], [Truth(z).cross_entropy_gradient(exact([1, 0, 0, 0]))[0]])
+
+
+@pytest.mark.parametrize("count", [1, 2, 1000, 70000])
+def test_no_digit_is_lost_among_many_classes(count):
+    z = cases.Random(jnp.float32).normal(count, scale=2.0)
+    z64 = np.asarray(z, np.float64)
+    p = np.exp(z64 - z64.max())
+    p /= p.sum()
+    loss = lambda z: softjax.softmax_cross_entropy_with_integer_labels(z, jnp.array(count // 2))
+    value, gradient = jax.value_and_grad(loss)(z)
+    np.testing.assert_allclose(value, -np.log(p[count // 2]), rtol=PROMISED, atol=0)
+    np.testing.assert_allclose(gradient, p - (np.arange(count) == count // 2), rtol=PROMISED, atol=0)
+    np.testing.assert_allclose(softjax.entropy(z), -(p * np.log(p)).sum(), rtol=PROMISED)
+    np.testing.assert_allclose(softjax.softmax(z), p, rtol=PROMISED)
+
+
+def test_float16_holds_70000_equal_logits():
+    z = jnp.zeros(70000, jnp.float16)
+    loss, gradient = jax.value_and_grad(lambda z: softjax.softmax_cross_entropy_with_integer_labels(z, jnp.array(7)))(z)
+    assert loss.dtype == jnp.float32
+    assert gradient.dtype == jnp.float16
+    np.testing.assert_allclose(loss, np.log(70000.0), rtol=PROMISED)
+    np.testing.assert_array_equal(softjax.softmax(z), np.full(70000, 1 / 70000, np.float16))
+    np.testing.assert_allclose(softjax.logsumexp(z), np.float16(np.log(70000.0)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", functions())
+def test_half_precision_is_rounded_once(name, dtype):
+    """The results are those of the rounded logits, rounded themselves at the end and nowhere else."""
+    function, _, gradient_of = functions()[name]
+    if name == "softmax":
+        function = lambda z: softjax.softmax(z).astype(jnp.float32) @ jnp.asarray([0.25, -1.0, 2.0, 0.75], jnp.float32)
+    if name == "log_softmax":
+        function = lambda z: softjax.log_softmax(z)[0].astype(jnp.float32)
+    if name == "expectation":
+        function = lambda z: softjax.expectation(z, jnp.asarray(T, z.dtype)).astype(jnp.float32)
+    for margin in [-6.0, 0.5, 6.0]:
+        z = logits(margin, 0.0, dtype)
+        gradient = jax.grad(function)(z)
+        assert gradient.dtype == z.dtype
+        half_a_step = float(jnp.finfo(dtype).eps) / 2 + PROMISED
+        # every element by itself: rounding once is relative to the element
+        for a, b in zip(exact(gradient), gradient_of(Truth(z)), strict=True):
+            tiny = float(jnp.finfo(dtype).smallest_subnormal)
+            assert abs(a - b) <= half_a_step * abs(b) + tiny, (margin, a, b)
+
+
+def mixtures_in_double(case, arguments):
+    """Value and gradients of the definition, of the same numbers in float64."""
+    with jax.enable_x64(True):
+        arguments = [jnp.asarray(np.asarray(a, np.float64)) for a in arguments]
+        weights = jnp.arange(1.0, 1 + cases.N)
+        moving = tuple(range(len(arguments)))
+        scalar = lambda *args: (per_row(case.definition(*args)) * weights).sum()
+        return case.definition(*arguments), jax.grad(scalar, moving)(*arguments)
+
+
+def per_row(x):
+    return x.reshape(cases.N, -1).sum(-1)
+
+
+@pytest.mark.parametrize("block", [None, 5])
+@pytest.mark.parametrize("case", cases.MIXTURES, ids=lambda case: case.name)
+@pytest.mark.parametrize("where", ["at the origin", "far from it", "centers nearly coincide"])
+def test_mixtures_keep_their_digits(case, where, block):
+    random = cases.Random(jnp.float32, seed=5)
+    offset = 1000.0 if where == "far from it" else 0.0
+    arguments = [a + jnp.float32(offset) for a in case.arguments(random, 1.0)]
+    if where == "centers nearly coincide":
+        arguments[-2] = arguments[-2][:1] + 1e-4 * arguments[-2]
+    weights = jnp.arange(1.0, 1 + cases.N, dtype=jnp.float32)
+    scalar = lambda *args: (per_row(case.function(*args, block_size=block)) * weights).sum()
+    got = case.function(*arguments, block_size=block), jax.grad(scalar, tuple(range(len(arguments))))(*arguments)
+    want = mixtures_in_double(case, arguments)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert np.abs(np.asarray(a) - np.asarray(b)).max() <= PROMISED * np.abs(np.asarray(b)).max()

@@ -1,0 +1,412 @@
+"""The contract, line by line: labels, masks, infinities, types, transformations, memory."""
+
+import functools as ft
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import softjax
+
+from . import cases
+
+INF, NAN = float("inf"), float("nan")
+ce = softjax.softmax_cross_entropy_with_integer_labels
+
+
+def value_and_grad(function, z):
+    """Of the sum over the examples, both NaN-safe to compare."""
+    value, pullback = jax.vjp(function, z)
+    return value, pullback(jnp.ones_like(value))[0]
+
+
+def in_both_modes(function, z):
+    """(value, gradient), after checking that forward mode gives the same gradient."""
+    value, gradient = value_and_grad(function, z)
+    columns = [jax.jvp(function, (z,), (jnp.zeros_like(z).at[i].set(1),))[1][i[0]] for i in np.ndindex(z.shape)]
+    np.testing.assert_allclose(jnp.stack(columns).reshape(z.shape), gradient, rtol=1e-5, atol=1e-7)
+    return value, gradient
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+LABELLED = {
+    "cross entropy": ce,
+    "svm": softjax.multiclass_svm_loss,
+    "hinge": softjax.multiclass_hinge_loss,
+}
+
+
+@pytest.mark.parametrize("label", [-1, -3, -100, 3, 4, 2**31 - 1])
+@pytest.mark.parametrize("name", LABELLED)
+def test_a_label_out_of_range_gives_nan_in_its_row_alone(name, label, dtype):
+    z = jnp.asarray([[1.0, 2.0, 3.0], [0.5, -1.0, 0.0]], dtype)
+    loss, gradient = in_both_modes(lambda z: LABELLED[name](z, jnp.array([label, 1])), z)
+    assert np.isnan(loss[0])
+    assert np.isnan(gradient[0]).all()
+    assert np.isfinite(loss[1])
+    assert np.isfinite(gradient[1]).all()
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint32"])
+def test_labels_may_be_of_any_integer_type(kind):
+    z = cases.Random(jnp.float32).normal(2, 300)
+    wanted = ce(z, jnp.array([5, 100]))
+    np.testing.assert_array_equal(ce(z, jnp.array([5, 100], kind)), wanted)
+
+
+def test_labels_of_a_wide_type_do_not_wrap():
+    with jax.enable_x64(True):
+        z = jnp.zeros((1, 3))
+        assert np.isnan(ce(z, jnp.array([2**32 + 1]))).all()
+        assert np.isnan(ce(z, jnp.array([2**63 + 1], jnp.uint64))).all()
+
+
+def test_a_label_on_a_masked_class_costs_infinity_and_leaves_the_gradient_finite(dtype):
+    z = jnp.asarray([[1.0, 2.0, 3.0]], dtype)
+    for function, logits in (
+        (lambda z: ce(z, jnp.array([1]), where=jnp.array([[True, False, True]])), z),
+        (lambda z: ce(z, jnp.array([1])), z.at[0, 1].set(-INF)),
+    ):
+        loss, gradient = in_both_modes(function, logits)
+        assert loss[0] == INF
+        p = np.exp([1.0, 3.0]) / np.exp([1.0, 3.0]).sum()
+        np.testing.assert_allclose(gradient[0], [p[0], 0, p[1]], rtol=1e-6)
+
+
+def test_a_label_that_is_the_only_class_costs_nothing(dtype):
+    for z in (jnp.asarray([[3.0]], dtype), jnp.asarray([[3.0, -INF]], dtype)):
+        loss, gradient = in_both_modes(lambda z: ce(z, jnp.array([0])), z)
+        assert loss[0] == 0
+        np.testing.assert_array_equal(gradient, np.zeros_like(z))
+
+
+def test_an_example_that_is_masked_whole_costs_nothing_whatever_its_label(dtype):
+    z = jnp.asarray([[1.0, NAN, 3.0], [1.0, 2.0, 3.0]], dtype)
+    for labels in ([1, 2], [-1, 2]):
+        loss, gradient = in_both_modes(lambda z, y=labels: ce(z, jnp.array(y), where=jnp.array([False, True])), z)
+        assert loss[0] == 0
+        assert loss[1] > 0
+        np.testing.assert_array_equal(gradient[0], np.zeros(3))
+
+
+def test_soft_labels_on_impossible_classes_cost_nothing_or_infinity(dtype):
+    z = jnp.asarray([[1.0, -INF, 3.0]], dtype)
+    free, gradient = in_both_modes(lambda z: softjax.softmax_cross_entropy(z, jnp.asarray([[1.0, 0, 0]], dtype)), z)
+    np.testing.assert_allclose(free, np.log(1 + np.exp(2.0)), rtol=1e-6)
+    assert gradient[0, 1] == 0
+    costly = softjax.softmax_cross_entropy(z, jnp.asarray([[0.5, 0.5, 0]], dtype))
+    assert costly[0] == INF
+    by_label = jax.grad(lambda y: softjax.softmax_cross_entropy(z, y).sum())(jnp.asarray([[1.0, 0, 0]], dtype))
+    assert np.isfinite(by_label).all()
+
+
+# --- masks and infinities -------------------------------------------------------------------------
+
+# What each function of a row gives where no class is left.
+EMPTY = {
+    "softmax": (softjax.softmax, [0.0, 0.0, 0.0]),
+    "log_softmax": (softjax.log_softmax, [-INF, -INF, -INF]),
+    "logsumexp": (ft.partial(softjax.logsumexp, axis=-1), -INF),
+    "entropy": (softjax.entropy, -INF),
+    "expectation": (lambda z, **kw: softjax.expectation(z, jnp.arange(3, dtype=z.dtype)[None], **kw), 0.0),
+    "cross entropy": (
+        lambda z, **kw: softjax.softmax_cross_entropy(z, jnp.zeros_like(z), **kw),
+        0.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_row_without_classes_has_its_value_and_gradient_0(name, dtype):
+    function, wanted = EMPTY[name]
+    for z, options in (
+        (jnp.full((2, 3), -INF, dtype).at[1].set(1.0), {}),
+        (jnp.asarray([[NAN, INF, 1.0], [1.0, 1.0, 1.0]], dtype), {"where": jnp.array([[False] * 3, [True] * 3])}),
+    ):
+        value, pullback = jax.vjp(ft.partial(function, **options), z)
+        np.testing.assert_array_equal(value[0], wanted)
+        (gradient,) = pullback(jnp.where(jnp.isfinite(value), jnp.ones_like(value), 0))
+        np.testing.assert_array_equal(gradient[0], np.zeros(3))
+        assert np.isfinite(gradient).all()
+
+
+FUNCTIONS = {
+    **{name: function for name, (function, _) in EMPTY.items()},
+    "integer cross entropy": lambda z, **kw: ce(z, jnp.array([2]), **kw),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_a_masked_logit_was_does_not_matter(name, dtype):
+    function, where = FUNCTIONS[name], jnp.array([[True, False, True]])
+    results = []
+    for junk in (0.0, 1e30, -1e30, INF, -INF, NAN):
+        z = jnp.asarray([[1.0, junk, 3.0]], dtype)
+        value, pullback = jax.vjp(ft.partial(function, where=where), z)
+        (gradient,) = pullback(jnp.where(jnp.isfinite(value), jnp.ones_like(value), 0))
+        assert gradient[0, 1] == 0
+        tangent = jax.jvp(ft.partial(function, where=where), (z,), (jnp.ones_like(z),))[1]
+        results.append((value, gradient, jnp.where(jnp.isfinite(value), tangent, 0)))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+    short, pullback = jax.vjp(function, jnp.asarray([[1.0, -INF, 3.0]], dtype))
+    np.testing.assert_array_equal(results[0][0], short)
+
+
+@pytest.mark.parametrize("junk", [INF, NAN])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_infinity_and_nan_in_a_live_class_give_nan(name, junk, dtype):
+    for k in range(3):
+        value = FUNCTIONS[name](jnp.asarray([[1.0, 2.0, 3.0]], dtype).at[0, k].set(junk))
+        if name == "cross entropy":  # labels of 0 make nothing of log p
+            continue
+        assert np.isnan(value).all()
+
+
+@pytest.mark.parametrize("payoff", [INF, -INF, NAN])
+def test_a_payoff_of_an_impossible_class_contributes_nothing(payoff, dtype):
+    z, t = jnp.asarray([[1.0, -INF, 3.0]], dtype), jnp.asarray([[2.0, payoff, 4.0]], dtype)
+    value, gradients = jax.value_and_grad(lambda z, t: softjax.expectation(z, t).sum(), (0, 1))(z, t)
+    np.testing.assert_allclose(value, (2 * np.exp(1) + 4 * np.exp(3)) / (np.exp(1) + np.exp(3)), rtol=1e-6)
+    for gradient in gradients:
+        assert np.isfinite(gradient).all()
+        assert gradient[0, 1] == 0
+
+
+# --- masks of mixtures ----------------------------------------------------------------------------
+
+MIXTURES = {case.name: case for case in cases.MIXTURES}
+
+
+def mixture_data(dtype):
+    random = cases.Random(dtype, seed=2)
+    return {name: random.normal(*shape) for name, shape in (("z", (4, 3)), ("x", (4, 5)), ("c", (7, 3)), ("a", (7, 5)))}
+
+
+def of(name, data, **options):
+    x = () if name == "decode" else (data["x"],)
+    return MIXTURES[name].function(data["z"], *x, data["c"], data["a"], **options)
+
+
+@pytest.mark.parametrize("block", [None, 2, 3])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_masked_class_of_a_mixture_is_as_if_it_were_not_there(name, block, dtype):
+    data = mixture_data(dtype)
+    live = np.array([0, 3, 6])  # so that whole blocks are masked
+    where = jnp.asarray(np.isin(np.arange(7), live))
+    junk = {**data, "c": jnp.where(where[:, None], data["c"], NAN), "a": jnp.where(where[:, None], data["a"], INF)}
+    short = {**data, "c": data["c"][live], "a": data["a"][live]}
+    prior = jnp.where(where, jnp.asarray(0, dtype), -INF)
+    loss = lambda data, **options: of(name, data, **options).sum()
+    wanted, gradients = jax.value_and_grad(loss)(short)
+    for options in ({"where": where}, {"log_prior": prior}):
+        value, got = jax.value_and_grad(ft.partial(loss, block_size=block, **options))(junk)
+        np.testing.assert_allclose(value, wanted, rtol=1e-6)
+        for key in got:
+            if key in "ca":
+                np.testing.assert_array_equal(got[key][~where], 0)
+                np.testing.assert_allclose(got[key][live], gradients[key], rtol=1e-4, atol=1e-5)
+            else:
+                np.testing.assert_allclose(got[key], gradients[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_without_classes_has_finite_gradients(name, dtype):
+    data = mixture_data(dtype)
+    loss = lambda data: of(name, data, where=jnp.zeros(7, bool), block_size=3)
+    value, pullback = jax.vjp(loss, data)
+    assert not np.isnan(value).any() or name == "leop"
+    if name == "decode":
+        np.testing.assert_array_equal(value, np.zeros((4, 5)))
+    for gradient in jax.tree.leaves(pullback(jnp.ones_like(value))):
+        assert np.isfinite(gradient).all()
+
+
+# --- types ----------------------------------------------------------------------------------------
+
+KEEP_THE_TYPE = {
+    "softmax": softjax.softmax,
+    "log_softmax": softjax.log_softmax,
+    "logsumexp": ft.partial(softjax.logsumexp, axis=-1),
+    "expectation": lambda z: softjax.expectation(z, z),
+    "decode": lambda z: softjax.mixture_expectation(z, z, z),
+}
+WIDEN = {
+    "entropy": softjax.entropy,
+    "cross entropy": lambda z: softjax.softmax_cross_entropy(z, z),
+    "integer cross entropy": lambda z: ce(z, jnp.zeros(3, int)),
+    "svm": lambda z: softjax.multiclass_svm_loss(z, jnp.zeros(3, int)),
+    "hinge": lambda z: softjax.multiclass_hinge_loss(z, jnp.zeros(3, int)),
+    "autoencoder": lambda z: softjax.mixture_autoencoder_loss(z, z, z, z),
+    "eol": lambda z: softjax.eol_loss(z, z, z, z),
+    "leop": lambda z: softjax.leop_loss(z, z, z, z),
+}
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("name", [*KEEP_THE_TYPE, *WIDEN])
+def test_results_and_gradients_have_the_promised_types(name, kind):
+    function = {**KEEP_THE_TYPE, **WIDEN}[name]
+    with jax.enable_x64(kind == "float64"):
+        z = jnp.asarray(np.eye(3), kind)
+        value, pullback = jax.vjp(function, z)
+        wide = kind if kind in ("float32", "float64") else "float32"
+        assert value.dtype == (kind if name in KEEP_THE_TYPE else wide)
+        assert pullback(jnp.ones_like(value))[0].dtype == kind
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "entropy"])
+def test_integer_logits_are_promoted_as_jax_does(name, dtype):
+    function = {**KEEP_THE_TYPE, **WIDEN}[name]
+    z = np.array([[1, 2, 3], [0, 0, 5]], np.int32)
+    for kind in ("int8", "int32", "uint32", *(["int64"] if dtype == jnp.float64 else [])):
+        got = function(jnp.asarray(z, kind))
+        assert got.dtype == jax.nn.softmax(jnp.asarray(z, kind)).dtype
+        np.testing.assert_array_equal(got, function(jnp.asarray(z, got.dtype)))
+    assert function(z.tolist()).dtype == function(jnp.asarray(z.tolist())).dtype
+
+
+def test_mixed_types_meet_in_the_wider(dtype):
+    half = jnp.ones((2, 3), jnp.bfloat16)
+    full = jnp.ones((4, 3), dtype)
+    assert softjax.mixture_expectation(half, full, full).dtype == dtype
+    assert softjax.expectation(half, full[:2]).dtype == dtype
+    assert jax.grad(lambda z: softjax.mixture_expectation(z, full, full).sum())(half).dtype == jnp.bfloat16
+    assert softjax.expectation(half, half.astype(jnp.float16)).dtype == jnp.float32
+
+
+# --- transformations ------------------------------------------------------------------------------
+
+EVERY = cases.ON_LOGITS + cases.MIXTURES
+
+
+@pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
+def test_a_second_call_of_the_same_shapes_traces_nothing(case):
+    arguments = case.arguments(cases.Random(jnp.float32), 1.0)
+    traces = []
+
+    def traced(*args):
+        traces.append(1)
+        return case.function(*args)
+
+    compiled = jax.jit(traced)
+    with jax.checking_leaks():
+        jax.block_until_ready(compiled(*arguments))
+    jax.block_until_ready(compiled(*(a + a.dtype.type(0) for a in arguments)))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("case", [c for c in EVERY if "axis" not in c.name], ids=lambda case: case.name)
+def test_losses_work_inside_scan_checkpoint_and_linearize(case):
+    arguments = case.arguments(cases.Random(jnp.float32), 1.0)
+    z, rest = arguments[0], arguments[1:]
+    weights = cases.Random(jnp.float32, seed=4).normal(*jax.eval_shape(case.function, *arguments).shape)
+    loss = lambda z: (case.function(z, *rest) * weights).sum()
+    gradient = jax.grad(loss)(z)
+    np.testing.assert_allclose(jax.grad(jax.checkpoint(loss))(z), gradient, rtol=1e-5, atol=1e-6)
+    _, linear = jax.linearize(loss, z)
+    np.testing.assert_allclose(linear(gradient), (gradient**2).sum(), rtol=1e-4)
+    twice = lambda z: jax.lax.scan(lambda c, _: (c + loss(z), None), jnp.float32(0), length=2)[0]
+    np.testing.assert_allclose(jax.grad(twice)(z), 2 * gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
+def test_any_number_of_leading_axes(case):
+    """None, and two that vmap over the function gives the same."""
+    if "axis" in case.name or "axes" in case.name or "where" in case.name:
+        pytest.skip("the case names its axes")
+    arguments = case.arguments(cases.Random(jnp.float32), 1.0)
+    batched = [a.shape[0] == cases.N for a in arguments]
+    one = [a[0] if b else a for a, b in zip(arguments, batched, strict=True)]
+    assert len({cases.N, cases.K, cases.D, cases.E}) == 4
+    whole = case.function(*arguments)
+    np.testing.assert_allclose(case.function(*one), whole[0], rtol=1e-5)
+    split = [a.reshape(2, 2, *a.shape[1:]) if b else a for a, b in zip(arguments, batched, strict=True)]
+    np.testing.assert_allclose(case.function(*split), whole.reshape(2, 2, *whole.shape[1:]), rtol=1e-5)
+    nested = jax.vmap(jax.vmap(case.function, [0 if b else None for b in batched]), [0 if b else None for b in batched])
+    np.testing.assert_allclose(nested(*split), whole.reshape(2, 2, *whole.shape[1:]), rtol=1e-5)
+    none = [a[:0] if b else a for a, b in zip(arguments, batched, strict=True)]
+    assert case.function(*none).shape == (0, *whole.shape[1:])
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in EVERY if c.name in ("softmax", "integer_cross_entropy", "eol")], ids=lambda case: case.name
+)
+def test_programs_lower_for_every_platform(case):
+    arguments = case.arguments(cases.Random(jnp.float32), 1.0)
+    gradient = jax.jit(jax.value_and_grad(lambda *args: case.function(*args).sum()))
+    exported = jax.export.export(gradient, platforms=["cpu", "cuda", "tpu"])(*arguments)
+    assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+
+
+# --- the custom rule, and memory --------------------------------------------------------------------
+
+ON_A_RULE = [
+    c
+    for c in EVERY
+    if c.name in ("softmax", "expectation", "cross_entropy", "integer_cross_entropy", "autoencoder", "eol", "leop")
+]
+
+
+def primitives(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from primitives(inner)
+
+
+@pytest.mark.parametrize("case", ON_A_RULE, ids=lambda case: case.name)
+def test_the_custom_rule_is_in_use(case):
+    """Its gradient is close to that of the definition, and not made by differentiating the sums."""
+    arguments = case.arguments(cases.Random(jnp.float32), 1.0)
+    assert {"custom_jvp_call", "custom_vjp_call"} <= set(primitives(jax.make_jaxpr(case.function)(*arguments).jaxpr))
+    sure = jnp.asarray([[40.0, 0.0, 0.0]])
+    if case.name == "softmax":
+        # autodiff of the definition says 0, the rule p_0 (1 - p_0)
+        assert jax.grad(lambda z: cases.softmax(z)[0, 0])(sure)[0, 0] == 0
+        np.testing.assert_allclose(
+            jax.grad(lambda z: softjax.softmax(z)[0, 0])(sure)[0, 0], 2 * np.exp(-40.0), rtol=1e-6
+        )
+
+
+MODES = {
+    "value": lambda f, i: f,
+    "reverse mode": lambda f, i: jax.grad(f, i),
+    "forward mode": lambda f, i: lambda *args: jax.jvp(f, args, args),
+    "forward over reverse": lambda f, i: lambda *args: jax.jvp(jax.grad(f, i), args, args),
+    "reverse over reverse": lambda f, i: jax.grad(lambda *args: sum((g**2).sum() for g in jax.grad(f, i)(*args)), i),
+    "reverse over forward": lambda f, i: jax.grad(lambda *args: jax.jvp(f, args, args)[1], i),
+    "linearize": lambda f, i: lambda *args: jax.linearize(f, *args)[1](*args),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", cases.MIXTURES, ids=lambda case: case.name)
+def test_a_mixture_never_holds_its_scores(case, mode):
+    n, k, d, e = 1024, 16384, 2, 4
+    shapes = [(n, d), (n, e), (k, d), (k, e)]
+    shapes = [shapes[i] for i in range(4) if case.name != "decode" or i != 1]
+    f = lambda *args: case.function(*args, block_size=256).mean()
+    program = MODES[mode](f, tuple(range(len(shapes))))
+    compiled = jax.jit(program).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.25 * 4 * n * k
+
+
+def test_the_memory_of_a_mixture_does_not_grow_with_its_classes():
+    def temporaries(k):
+        loss = lambda *args: softjax.mixture_autoencoder_loss(*args, block_size=256).mean()
+        shapes = [(1024, 2), (1024, 4), (k, 2), (k, 4)]
+        arguments = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(*arguments).compile()
+        parameters = 4 * k * (2 + 4)
+        return compiled.memory_analysis().temp_size_in_bytes, parameters
+
+    (small, parameters), (large, more) = temporaries(4096), temporaries(16384)
+    assert large - small < 4 * (more - parameters)
