@@ -167,7 +167,7 @@ def draw(model: MixtureAutoencoder, held_out, rebuilt, by_pca, output: Path, sho
     show(below, tiled(atlas(np.asarray(model.centers[...]), np.asarray(model.values[...]))))
     below.set_axis_off()
     below.set_title(f"The {classes} learned values $A_k$, laid out as their centers $c_k$ lie")
-    figure.savefig(output, dpi=110)
+    figure.savefig(output, dpi=90)
 
 
 def tiled(digits: np.ndarray) -> np.ndarray:

@@ -228,7 +228,7 @@ def leop_loss(
         >>> z, x = jnp.array([0.0]), jnp.array([1.0])
         >>> centers, values = jnp.array([[-1.0], [1.0]]), jnp.array([[0.0], [4.0]])
         >>> print(leop_loss(z, x, centers, values))
-        1.6928121
+        1.6928
 
     Source: the log-likelihood of the mixture whose expectation CATSMILE-1012 (softargmax) calls EOL.
     """

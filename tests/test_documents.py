@@ -1,0 +1,104 @@
+"""What the README, the notebooks and the command line show is executed."""
+
+import base64
+import contextlib
+import io
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NUMBER = re.compile(r"-?\d+\.\d*(?:e[+-]\d+)?")
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_code_of_the_readme_runs_and_prints_what_it_says():
+    """A comment `# ...` behind a print is what it prints."""
+    printed, names = io.StringIO(), {}
+    shown = []
+    for block in blocks("python"):
+        shown += re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
+        with contextlib.redirect_stdout(printed), jax.numpy_dtype_promotion("standard"):
+            exec(compile(block, "README.md", "exec"), names)
+    lines = printed.getvalue().splitlines()
+    assert [NUMBER.sub("#", line) for line in lines] == [NUMBER.sub("#", line) for line in shown]
+    for line, wanted in zip(lines, shown, strict=True):
+        numbers = ([float(n) for n in NUMBER.findall(text)] for text in (line, wanted))
+        np.testing.assert_allclose(*numbers, rtol=1e-4)
+    assert shown
+
+
+def test_the_readme_names_every_public_function():
+    import softjax
+
+    text = (ROOT / "README.md").read_text()
+    public = [name for name in vars(softjax) if not name.startswith("_") and callable(getattr(softjax, name))]
+    assert public
+    assert [name for name in public if f"`{name}" not in text] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_holds_its_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    assert all(cell.execution_count for cell in code)
+    kinds = [kind for cell in code for output in cell.outputs for kind in output.get("data", {})]
+    assert "image/png" in kinds
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+
+
+def test_there_is_a_notebook():
+    assert "the_rule" in [path.stem for path in NOTEBOOKS]
+    for path in NOTEBOOKS:
+        assert str(ROOT) not in path.read_text()
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "softjax", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+
+
+def test_the_demo_trains_measures_and_draws(tmp_path):
+    picture = tmp_path / "digits.png"
+    done = run("demo", "--steps", "60", "-K", "32", "--seed", "1", "-o", str(picture))
+    assert done.returncode == 0, done.stderr
+    errors = [float(e) for e in re.findall(r"error (\S+) in reverse mode, (\S+) in forward", done.stdout)[0]]
+    assert max(errors) < 1e-5
+    ours, pca = (float(p) for p in re.findall(r"autoencoder (\S+)%, PCA (\S+)%", done.stdout)[0])
+    assert 0 < ours < 100
+    assert 0 < pca < 100
+    assert len(re.findall(r"[\d.]+ ms and [\d.]+ MB of temporaries", done.stdout)) == 2
+    assert picture.read_bytes().startswith(base64.b64decode("iVBORw0KGgo="))
+
+
+def test_ctrl_c_ends_the_demo_cleanly(tmp_path):
+    command = [sys.executable, "-u", "-m", "softjax", "demo", "--steps", "10000000", "-o", str(tmp_path / "digits.png")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout
+        demo.stdout.readline()  # the check; training begins
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            demo.wait(8)
+        demo.send_signal(signal.SIGINT)
+        out, err = demo.communicate(timeout=120)
+    assert demo.returncode == 130
+    assert "Traceback" not in err
+    assert re.search(r"Stopped after \d+ of 10000000 steps", out)
+
+
+def test_bad_options_are_refused_in_words():
+    done = run("demo", "--steps", "0")
+    assert done.returncode == 2
+    assert "must be a positive integer, got '0'" in done.stderr
+    assert run().returncode == 2
