@@ -1,18 +1,22 @@
 """One pass over the classes, and its one derivative.
 
-For scores h_k, payoffs t_k and plain terms l_k over the classes k = 1..K,
+For scores h_k, payoffs t_k, exponents e_k and plain terms l_k over the classes k = 1..K,
 
     A = log sum_k exp h_k        p_k = exp(h_k - A)
-    E = sum_k p_k t_k            L   = sum_k l_k
+    E = sum_k p_k t_k
+    D = log sum_k p_k exp e_k    q_k = p_k exp(e_k - D)
+    L = sum_k l_k
 
 have the derivatives
 
     dA = sum_k p_k dh_k
     dE = sum_k p_k (t_k - E) dh_k + sum_k p_k dt_k
+    dD = sum_k (q_k - p_k) dh_k + sum_k q_k de_k
     dL = sum_k dl_k
 
-(CATSMILE-1012 derives the first half of dE; the second half holds when the payoffs move too.)
-Everything else in this package chooses (h, t, l), or chooses where the classes live.
+(CATSMILE-1012 derives the first half of dE; the second half holds when the payoffs move too. D is
+the logarithm of E for the payoff exp e_k, which would overflow.) Everything else in this package
+chooses (h, t, e, l), or chooses where the classes live.
 
 No digit is lost for a row that is sure of its class. Let o be the class with the largest score:
 
@@ -20,12 +24,13 @@ No digit is lost for a row that is sure of its class. Let o be the class with th
     E = t_o + sum_{k != o} exp(h_k - m) (t_k - t_o) / (1 + r)
 
 All that makes the row unsure is in r, which is summed without the 1 beside which it would vanish,
-and every payoff is taken relative to the top class. A and E stay such pairs, base + rest, until a
-loss has subtracted what it compares them with. The base is a constant of the derivative: dA and dE
-above are the derivatives of the rest.
+and every payoff is taken relative to the top class. A, E and D stay such pairs, base + rest, until a
+loss has subtracted what it compares them with. The base is a constant of the derivative: dA, dE and
+dD above are the derivatives of the rest.
 """
 
 import dataclasses
+import functools as ft
 from typing import NamedTuple
 
 import jax
@@ -66,111 +71,157 @@ class Pair:
 class Columns(NamedTuple):
     """What a block of B classes contributes to N examples."""
 
-    h: Array  # [..., N, B] scores
-    t: tuple[Array, ...] = ()  # each [..., N, B]: a payoff per example and class
+    h: Array  # [..., B] scores
+    t: tuple[Array, ...] = ()  # each [..., B]: a payoff per example and class
     v: tuple[Array, ...] = ()  # each [B, E]: a vector payoff per class, the same for every example
-    l: tuple[Array, ...] = ()  # each [..., N, B]: a plain term
+    e: tuple[Array, ...] = ()  # each [..., B]: an exponent per example and class
+    l: tuple[Array, ...] = ()  # each [..., B]: a plain term
+
+
+class Normaliser(NamedTuple):
+    """log sum_k exp h_k = m + log(1 + r)."""
+
+    m: Array  # [...] max_k h_k; -inf when no class is left
+    top: Array  # [...] the class o that attains it; -1 when none does, or when it is of no use
+    r: Array  # [...] sum_k exp(h_k - m) - 1, summed without o; -1 when no class is left
+
+    @property
+    def log(self) -> Pair:
+        """Log sum_k exp h_k."""
+        return Pair(self.m, jnp.log1p(jnp.where(jnp.isneginf(self.m), 0, self.r)))
+
+    @property
+    def s(self) -> Array:
+        """1 + r, or 1 where it would be 0."""
+        return jnp.where(jnp.isneginf(self.m), 1, 1 + self.r)
+
+    def weights(self, h: Array) -> Array:
+        """exp(h_k - m)."""
+        return jnp.exp(h - _finite(self.m)[..., None])
+
+    def probabilities(self, h: Array) -> Array:
+        """p_k."""
+        return self.weights(h) / self.s[..., None]
+
+    def is_top(self, ids: Array) -> Array:
+        """Which of the classes is o."""
+        return ids == self.top[..., None]
 
 
 class Sums(NamedTuple):
     """Running sums over classes. `merge` is associative and commutative."""
 
-    m: Array  # [..., N] max_k h_k; -inf when no class is left
-    top: Array  # [..., N] the class o that attains it; -1 when none does
-    r: Array  # [..., N] sum_k exp(h_k - m) - 1, summed without o; -1 when no class is left
-    t: tuple[Pair, ...]  # each [..., N]: t_o and sum_{k != o} exp(h_k - m) (t_k - t_o)
-    v: tuple[Pair, ...]  # each [..., N, E]: the same for vector payoffs
-    l: tuple[Array, ...]  # each [..., N] sum_k l_k
+    a: Normaliser  # of h
+    t: tuple[Pair, ...]  # each [...]: t_o and sum_{k != o} exp(h_k - m) (t_k - t_o)
+    v: tuple[Pair, ...]  # each [..., E]: the same for vector payoffs
+    e: tuple[Normaliser, ...]  # of h + e
+    l: tuple[Array, ...]  # each [...] sum_k l_k
 
 
 class Totals(NamedTuple):
     """What a loss may use once every class has been seen."""
 
-    m: Array
-    top: Array
-    r: Array
+    a: Normaliser  # of h
     t: tuple[Pair, ...]  # E_p[t]
     s: tuple[Pair, ...]  # E_p[t] once more, with a derivative that leaves out sum_k p_k dt_k
     v: tuple[Pair, ...]  # E_p[v]
+    e: tuple[Pair, ...]  # log E_p[exp e]
+    n: tuple[Normaliser, ...]  # of h + e
     l: tuple[Array, ...]  # sum_k l_k
 
     @property
     def A(self) -> Pair:  # noqa: N802 (the formula's letter)
-        """log sum_k exp h_k."""
-        return Pair(self.m, jnp.log1p(jnp.where(jnp.isneginf(self.m), 0, self.r)))
+        """Log sum_k exp h_k."""
+        return self.a.log
 
 
 def fold(c: Columns, ids: Array) -> Sums:
     """Sums over one block of classes, whose ids are `ids` [B]."""
-    m = jnp.max(c.h, -1)
-    m = jnp.where(jnp.isposinf(m), jnp.nan, m)  # a score of +inf has no softmax
-    w = jnp.exp(c.h - _finite(m)[..., None])
-    if not (c.t or c.v):
-        r = _sum_less_one(w)
-        return Sums(m, jnp.full(m.shape, -1, ids.dtype), _empty(m, r), (), (), _sum_each(c.l))
-    at = jnp.arange(c.h.shape[-1], dtype=ids.dtype)
-    first = jnp.min(jnp.where(c.h == m[..., None], at, at.size), -1)
-    is_top = at == first[..., None]
-    w = jnp.where(is_top, 0, w)
-    r = w.sum(-1)
-    top = jnp.where(first < at.size, ids.at[first].get(mode="clip"), -1)
-    t = tuple(_payoff(w, jnp.where(jnp.isneginf(c.h), 0, t), is_top) for t in c.t)
-    v = tuple(_vector_payoff(w, r, v, first) for v in c.v)
-    return Sums(m, top, _empty(m, r), t, v, _sum_each(c.l))
+    plain = tuple(l.sum(-1) for l in c.l)
+    if not (c.t or c.v or c.e):
+        return Sums(_normaliser(c.h, ids), (), (), (), plain)
+    a, w, first = _normaliser_and_top(c.h, ids)
+    is_top = a.is_top(ids)
+
+    def payoff(t):
+        t = jnp.where(jnp.isneginf(c.h), 0, t)
+        base = jnp.where(is_top, t, 0).sum(-1)
+        return Pair(base, (w * (t - base[..., None])).sum(-1))
+
+    def vector_payoff(v):
+        base = v.at[first].get(mode="fill", fill_value=0)
+        return Pair(base, dot(w, v) - a.r[..., None] * base)
+
+    e = tuple(_normaliser_and_top(_tilted(c.h, e), ids)[0] for e in c.e)
+    return Sums(a, tuple(map(payoff, c.t)), tuple(map(vector_payoff, c.v)), e, plain)
 
 
 def merge(x: Sums, y: Sums) -> Sums:
     """Sums over two sets of classes from the sums over each."""
-    x_wins = x.m >= y.m
-    choose = lambda a, b: jnp.where(_like(x_wins, a), a, b)
-    high, low = jax.tree.map(choose, x, y), jax.tree.map(choose, y, x)
-    w = jnp.exp(low.m - _finite(high.m))
-    s = 1 + low.r
+    x_wins = x.a.m >= y.a.m
+    w = _weight_of_lower(x.a, y.a)
+    s = 1 + _choose(x_wins, y.a.r, x.a.r)  # of the lower
 
-    def rebase(a: Pair, b: Pair) -> Pair:  # b's payoffs were relative to a class that is not the top any more
-        return Pair(a.base, a.rest + _like(w, a.rest) * (b.rest + _like(s, b.rest) * (b.base - a.base)))
+    def rebase(x, y):  # the lower's payoffs were relative to a class that is not the top any more
+        high, low = jax.tree.map(ft.partial(_choose, x_wins), (x, y), (y, x))
+        return Pair(
+            high.base, high.rest + _like(w, low.rest) * (low.rest + _like(s, low.rest) * (low.base - high.base))
+        )
 
-    pairs = lambda a, b: tuple(map(rebase, a, b))
-    l = tuple(a + b for a, b in zip(x.l, y.l, strict=True))
-    return Sums(high.m, high.top, high.r + w * s, pairs(high.t, low.t), pairs(high.v, low.v), l)
+    return Sums(
+        _merge_normalisers(x.a, y.a),
+        tuple(map(rebase, x.t, y.t)),
+        tuple(map(rebase, x.v, y.v)),
+        tuple(map(_merge_normalisers, x.e, y.e)),
+        tuple(map(jnp.add, x.l, y.l)),
+    )
 
 
 def close(x: Sums) -> Totals:
     """Totals from the sums over all classes."""
-    s = _normaliser(x.m, x.r)
-    mean = lambda a: Pair(a.base, a.rest / _like(s, a.rest))
+    mean = lambda a: Pair(a.base, a.rest / _like(x.a.s, a.rest))
     t = tuple(map(mean, x.t))
-    return Totals(x.m, x.top, x.r, t, t, tuple(map(mean, x.v)), x.l)
-
-
-def probabilities(h: Array, q: Totals) -> Array:
-    """p_k of the scores that the totals were made of."""
-    return jnp.exp(h - _finite(q.m)[..., None]) / _normaliser(q.m, q.r)[..., None]
+    log_mean = lambda n: Pair(jnp.where(jnp.isneginf(n.m), -jnp.inf, n.m - x.a.m), n.log.rest - x.a.log.rest)
+    return Totals(x.a, t, t, tuple(map(mean, x.v)), tuple(map(log_mean, x.e)), x.e, x.l)
 
 
 def pull(c: Columns, ids: Array, q: Totals, ct: Totals) -> Columns:
     """Cotangents of the columns from those of the totals. The whole library's derivative."""
-    w = jnp.exp(c.h - _finite(q.m)[..., None])
-    p = w / _normaliser(q.m, q.r)[..., None]
-    dh = w * ct.r[..., None]  # dr = sum_k exp(h_k - m) dh_k
-    if c.t or c.v:
-        # At the top class t - base is 0 but for rounding: its value is set to 0, its derivative is kept.
-        is_top = ids == q.top[..., None]
-        gap = jnp.zeros_like(c.h)  # <ct, t_k - E>
-        for d, ds, t, e in zip(ct.t, ct.s, c.t, q.t, strict=True):
-            above = jnp.where(jnp.isneginf(c.h), 0, t) - e.base[..., None]
-            above -= jnp.where(is_top, lax.stop_gradient(above), 0)
-            gap += (d.rest + ds.rest)[..., None] * (above - e.rest[..., None])
-        for d, v, e in zip(ct.v, c.v, q.v, strict=True):
-            above_base = lambda v, d=d, e=e: dot(d.rest, v.T) - (d.rest * e.base).sum(-1, keepdims=True)
-            above = above_base(v) - jnp.where(is_top, above_base(lax.stop_gradient(v)), 0)
-            gap += above - (d.rest * e.rest).sum(-1, keepdims=True)
-        dh += p * gap
+    w = q.a.weights(c.h)
+    dh = w * ct.a.r[..., None]  # dr = sum_k exp(h_k - m) dh_k
+    if not (c.t or c.v or c.e):
+        return Columns(dh, l=_each(ct.l, c.l))
+    p = w / q.a.s[..., None]
+    is_top = q.a.is_top(ids)
+
+    gap = jnp.zeros_like(c.h)  # <ct, t_k - E>; at the top class t - base is 0 but for rounding
+    for d, ds, t, mean in zip(ct.t, ct.s, c.t, q.t, strict=True):
+        above = jnp.where(jnp.isneginf(c.h), 0, t) - mean.base[..., None]
+        above = _with_value(0, is_top, above)
+        gap += (d.rest + ds.rest)[..., None] * (above - mean.rest[..., None])
+    for d, v, mean in zip(ct.v, c.v, q.v, strict=True):
+        above_base = lambda v, d=d, mean=mean: dot(d.rest, v.T) - (d.rest * mean.base).sum(-1, keepdims=True)
+        above = above_base(v) - jnp.where(is_top, above_base(lax.stop_gradient(v)), 0)
+        gap += above - (d.rest * mean.rest).sum(-1, keepdims=True)
+    dh += p * gap
+
+    de = []
+    for d, dn, e, n in zip(ct.e, ct.n, c.e, q.n, strict=True):
+        h = _tilted(c.h, e)
+        u = n.probabilities(h)
+        # A class that is the top of both has 1 / (1 + r) of each: what differs is in the r.
+        of_tops = (q.a.r - n.r) / (q.a.s * n.s)
+        difference = _with_value(of_tops[..., None], is_top & n.is_top(ids), u - p)
+        tilt = n.weights(h) * dn.r[..., None]
+        dh += d.rest[..., None] * difference + tilt
+        de.append(d.rest[..., None] * u + tilt)
+
     return Columns(
         dh,
         tuple(d.rest[..., None] * p for d in ct.t),
         tuple(_outer(p, d.rest) for d in ct.v),
-        tuple(jnp.broadcast_to(d[..., None], l.shape) for d, l in zip(ct.l, c.l, strict=True)),
+        tuple(de),
+        _each(ct.l, c.l),
     )
 
 
@@ -201,6 +252,29 @@ def dot(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
+def _normaliser(h, ids):
+    """Of one block, for a loss that has no use for the top class."""
+    m = _largest(h)
+    a = Normaliser(m, jnp.full(m.shape, -1, ids.dtype), jnp.zeros_like(m))
+    return a._replace(r=_empty(m, _sum_less_one(a.weights(h))))
+
+
+def _normaliser_and_top(h, ids):
+    """(that of one block, exp(h_k - m) with 0 for the top class, the place of the top class in the block)."""
+    m = _largest(h)
+    place = jnp.arange(h.shape[-1], dtype=ids.dtype)
+    first = jnp.min(jnp.where(h == m[..., None], place, place.size), -1)
+    top = jnp.where(first < place.size, ids.at[first].get(mode="clip"), -1)
+    a = Normaliser(m, top, jnp.zeros_like(m))
+    w = jnp.where(place == first[..., None], 0, a.weights(h))
+    return a._replace(r=_empty(m, w.sum(-1))), w, first
+
+
+def _largest(h):
+    m = jnp.max(h, -1)
+    return jnp.where(jnp.isposinf(m), jnp.nan, m)  # a score of +inf has no softmax
+
+
 def _sum_less_one(w):
     """sum_k w_k - 1 for weights of which the largest is exactly 1, without adding up the 1.
 
@@ -214,32 +288,43 @@ def _empty(m, r):
     return jnp.where(jnp.isneginf(m), -1, r)
 
 
-def _payoff(w, t, is_top):
-    base = jnp.where(is_top, t, 0).sum(-1)
-    return Pair(base, (w * (t - base[..., None])).sum(-1))
+def _merge_normalisers(x, y):
+    x_wins = x.m >= y.m
+    high, low = jax.tree.map(ft.partial(_choose, x_wins), (x, y), (y, x))
+    return high._replace(r=high.r + _weight_of_lower(x, y) * (1 + low.r))
 
 
-def _vector_payoff(w, r, v, first):
-    base = v.at[first].get(mode="fill", fill_value=0)
-    return Pair(base, dot(w, v) - r[..., None] * base)
+def _weight_of_lower(x, y):
+    """exp(lower m - higher m)."""
+    x_wins = x.m >= y.m
+    return jnp.exp(_choose(x_wins, y.m, x.m) - _finite(_choose(x_wins, x.m, y.m)))
+
+
+def _choose(condition, a, b):
+    return jnp.where(_like(condition, a), a, b)
+
+
+def _tilted(h, e):
+    return h + jnp.where(jnp.isneginf(h), 0, e)
+
+
+def _with_value(value, where, x):
+    """x with another value, but its own derivative, in some places."""
+    return x + lax.stop_gradient(jnp.where(where, value - x, 0))
 
 
 def _outer(p, d):
-    """sum over examples of p_k d_e: [..., N, B], [..., N, E] -> [B, E]."""
+    """sum over examples of p_k d_e: [..., B], [..., E] -> [B, E]."""
     examples = tuple(range(p.ndim - 1))
     return jnp.tensordot(p, d, (examples, examples), precision=lax.Precision.HIGHEST)
 
 
-def _normaliser(m, r):
-    return jnp.where(jnp.isneginf(m), 1, 1 + r)
+def _each(cotangents, terms):
+    return tuple(jnp.broadcast_to(d[..., None], l.shape) for d, l in zip(cotangents, terms, strict=True))
 
 
 def _finite(m):
     return jnp.where(jnp.isneginf(m), 0, m)
-
-
-def _sum_each(terms):
-    return tuple(l.sum(-1) for l in terms)
 
 
 def _like(a, b):

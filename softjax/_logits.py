@@ -30,7 +30,7 @@ def of_logits(loss: Loss, logits: Array, example=None, per_class=None) -> Array:
 
 
 def _normaliser(logits):
-    """(m, r) of the logits: A = m + log(1 + r)."""
+    """Totals of the logits alone."""
     columns = lambda logits, _, ids: g.Columns(logits.astype(wide(logits.dtype)))
     return _classes.totals(columns, logits.shape[-1], logits.shape[-1], logits, ())
 
@@ -76,7 +76,7 @@ def _log_softmax_fwd(logits, _):
 
 def _log_softmax_bwd(residuals, ct):
     logits, q = residuals
-    p = g.probabilities(logits.astype(wide(logits.dtype)), q)
+    p = q.a.probabilities(logits.astype(wide(logits.dtype)))
     ct = jnp.where(jnp.isneginf(logits), 0, ct)
     return g.log_softmax_cotangent(p, ct).astype(logits.dtype), None
 

@@ -5,6 +5,7 @@
 They run over blocks of classes: nothing of size [N, K] is held, forward or backward.
 """
 
+import dataclasses
 import functools as ft
 import math
 from typing import Any
@@ -32,10 +33,38 @@ def of_mixture(
         (z, example), (centers, bias, per_class) = examples, block
         return loss.columns(dot(z, centers.T) + bias[None], ids, example, per_class)
 
-    z = z * (2 / temperature)  # |z|^2 is the same for every class and drops out
-    bias = bias - (centers**2).sum(-1) / temperature
-    totals = _classes.totals(columns, centers.shape[0], block_size, (z, example), (centers, bias, per_class))
+    # |z|^2 is the same for every class and drops out.
+    examples = (z * (2 / temperature), example)
+    classes = (centers, bias - (centers**2).sum(-1) / temperature, per_class)
+    totals = _classes.totals(columns, centers.shape[0], block_size, examples, classes)
+    if loss.payoff is not None:
+        totals = _with_exact_tops(totals, loss.payoff, (z, temperature, example), (centers, bias, per_class))
     return loss.finish(totals, example)
+
+
+def _with_exact_tops(q, payoff, examples, classes):
+    """The totals with the bases of t and e said again from the differences z - c_o and x - A_o themselves.
+
+    The matrix products that make scores and payoffs of all classes lose digits where z or x is close
+    to a center or a value. The bases are constants of the derivative, and so is what replaces them.
+    """
+    (z, temperature, example), classes = lax.stop_gradient((examples, classes))
+
+    def at(top):
+        centers, bias, per_class = jax.tree.map(lambda a: a.at[top].get(mode="clip"), classes)
+        return bias - ((z - centers) ** 2).sum(-1) / temperature, payoff(example, per_class)
+
+    h, t = at(q.a.top)
+    known = q.a.top >= 0
+
+    def exponent(pair, n):
+        of_n, e = at(n.top)
+        return dataclasses.replace(pair, base=jnp.where(known & (n.top >= 0), (of_n - h) + e, pair.base))
+
+    return q._replace(
+        t=tuple(dataclasses.replace(pair, base=jnp.where(known, t, pair.base)) for pair in q.t),
+        e=tuple(map(exponent, q.e, q.n)),
+    )
 
 
 def _mixture(loss, z, x, centers, values, log_prior, temperature, where, block_size):

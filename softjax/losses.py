@@ -19,6 +19,8 @@ class Loss(NamedTuple):
     """(logits [N, B], class ids [B], example [N, ...], per class [B, ...]) -> Columns"""
     finish: Callable[[Totals, Any], Array]
     """(Totals, example) -> [N, ...]"""
+    payoff: Callable[[Any, Any], Array] | None = None
+    """(example [N, ...], per class [N, ...]) -> t or e [N] of one class per example, where columns lose digits of it"""
 
 
 def softplus(x: Pair) -> Array:
@@ -39,7 +41,7 @@ def _negative_log_likelihood(q, _):
     """-log p_y = log(1 + sum_{k != y} exp(z_k - z_y))."""
     (label_logit,) = q.l
     label_logit = jnp.where(jnp.isposinf(label_logit), jnp.nan, label_logit)
-    no_class_left = jnp.isneginf(label_logit) & jnp.isneginf(q.m)
+    no_class_left = jnp.isneginf(label_logit) & jnp.isneginf(q.a.m)
     loss = softplus(q.A - jnp.where(no_class_left, 0, label_logit))
     return jnp.where(no_class_left, jnp.inf, loss)
 
@@ -61,15 +63,25 @@ mixture_autoencoder = Loss(lambda z, k, x, v: Columns(z, v=(v,)), lambda q, x: (
 
 
 def _log_likelihood(x, v):
-    """log p(x | k) = -|x - v_k|^2, less the -|x|^2 that is the same for every class."""
-    return dot(2 * x, v.T) - (v**2).sum(-1)[None]
+    """log p(x | k) = -|x - v_k|^2 for one class per example."""
+    return -((x - v) ** 2).sum(-1)
+
+
+def _log_likelihoods(x, v):
+    """The same for every class, [N, B], by a matrix product."""
+    return dot(2 * x, v.T) - (v**2).sum(-1)[None] - (x**2).sum(-1)[:, None]
 
 
 # -E_p[log p(x | k)]
-eol = Loss(lambda z, k, x, v: Columns(z, t=(_log_likelihood(x, v),)), lambda q, x: (x**2).sum(-1) - q.t[0])
+eol = Loss(
+    lambda z, k, x, v: Columns(z, t=(_log_likelihoods(x, v),)),
+    lambda q, _: -q.t[0].value,
+    _log_likelihood,
+)
 
-# -log E_p[p(x | k)] = A(z) - A(z + log p(x | k))
+# -log E_p[p(x | k)]
 leop = Loss(
-    lambda z, k, x, v: Columns(jnp.stack([z, z + _log_likelihood(x, v)])),
-    lambda q, x: (x**2).sum(-1) + (q.A[0] - q.A[1]).value,
+    lambda z, k, x, v: Columns(z, e=(_log_likelihoods(x, v),)),
+    lambda q, _: -q.e[0].value,
+    _log_likelihood,
 )

@@ -197,3 +197,26 @@ def test_mixtures_keep_their_digits(case, where, block):
     want = mixtures_in_double(case, arguments)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert np.abs(np.asarray(a) - np.asarray(b)).max() <= PROMISED * np.abs(np.asarray(b)).max()
+
+
+@pytest.mark.parametrize("block", [None, 5])
+@pytest.mark.parametrize("case", cases.MIXTURES, ids=lambda case: case.name)
+def test_mixtures_keep_their_digits_where_every_example_is_sure_of_its_center(case, block):
+    """Centers 8 apart and more; z and x within 0.1 of a center and of its value."""
+    random = cases.Random(jnp.float32, seed=0)
+    c, a = random.normal(32, 4, scale=8.0), random.normal(32, cases.E)
+    own = random.integers(32, cases.N)
+    data = {
+        "z": c[own] + random.normal(cases.N, 4, scale=0.1),
+        "x": a[own] + random.normal(cases.N, cases.E, scale=0.1),
+    }
+    arguments = [*(data[name] for name in ("z", "x") if name == "z" or case.name != "decode"), c, a]
+    weights = jnp.arange(1.0, 1 + cases.N, dtype=jnp.float32)
+    scalar = lambda *args: (per_row(case.function(*args, block_size=block)) * weights).sum()
+    value = case.function(*arguments, block_size=block)
+    gradients = jax.grad(scalar, tuple(range(len(arguments))))(*arguments)
+    true_value, true_gradients = mixtures_in_double(case, arguments)
+    np.testing.assert_allclose(value, true_value, rtol=PROMISED)
+    # The scores of all classes come from a matrix product, with an error of eps |c_k|^2: here up to 1e-4 of p_k.
+    for a, b in zip(gradients, true_gradients, strict=True):
+        assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 5e-4 * np.abs(np.asarray(b)).max()
