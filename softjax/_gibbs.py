@@ -92,16 +92,20 @@ class Normaliser(NamedTuple):
 
     @property
     def s(self) -> Array:
-        """1 + r, or 1 where it would be 0."""
-        return jnp.where(jnp.isneginf(self.m), 1, 1 + self.r)
+        """1 + r; not 0 where no class is left."""
+        return 1 + jnp.maximum(self.r, -0.5)
 
     def weights(self, h: Array) -> Array:
         """exp(h_k - m)."""
-        return jnp.exp(h - _finite(self.m)[..., None])
+        return jnp.exp(h - finite(self.m)[..., None])
 
     def probabilities(self, h: Array) -> Array:
         """p_k."""
         return self.weights(h) / self.s[..., None]
+
+    def complement(self, h: Array) -> Array:
+        """1 - p of the classes [..., 1] with the scores h, as the sum of what the others have."""
+        return (self.r[..., None] - jnp.expm1(h - finite(self.m)[..., None])) / self.s[..., None]
 
     def is_top(self, ids: Array) -> Array:
         """Which of the classes is o."""
@@ -234,17 +238,19 @@ def softmax_tangent(p: Array, dh: Array) -> Array:
     The mean of dh - E_p[dh] is 0 but for rounding. Taking it off once more leaves the digits of
     dh_o - E_p[dh] for a top class o of p_o = 1 - tiny.
     """
-    gap = dh - (p * dh).sum(-1, keepdims=True)
-    return p * (gap - (p * gap).sum(-1, keepdims=True))
+    mean = (p * dh).sum(-1, keepdims=True)
+    slip = (p * (dh - mean)).sum(-1, keepdims=True)
+    return p * ((dh - mean) - slip)
 
 
 def log_softmax_cotangent(p: Array, g: Array) -> Array:
     """g_k - p_k sum_j g_j, the cotangent of h from the cotangent g of log p.
 
-    It sums to 0 over the classes; what rounding makes of the sum is taken off the likely ones.
+    It sums to 0 over the classes. What rounding makes of the sum is taken off the likely ones.
     """
-    dh = g - p * g.sum(-1, keepdims=True)
-    return dh - p * dh.sum(-1, keepdims=True)
+    total = g.sum(-1, keepdims=True)
+    slip = (g - p * total).sum(-1, keepdims=True)
+    return (g - p * total) - p * slip
 
 
 def dot(a: Array, b: Array) -> Array:
@@ -254,34 +260,31 @@ def dot(a: Array, b: Array) -> Array:
 
 def _normaliser(h, ids):
     """Of one block, for a loss that has no use for the top class."""
-    m = _largest(h)
+    m = h.max(-1)
     a = Normaliser(m, jnp.full(m.shape, -1, ids.dtype), jnp.zeros_like(m))
-    return a._replace(r=_empty(m, _sum_less_one(a.weights(h))))
+    r = a.weights(h).sum(-1) - 1
+
+    def without_the_1():
+        # The largest weight is exactly 1, and w - floor(w) drops it. Where there is more than one of
+        # them, nothing was to be lost.
+        w = a.weights(h)  # made again, so as not to be kept for this
+        others = (w - jnp.floor(w)).sum(-1)
+        return jnp.where(r + 1 - others < 1.5, others, r)
+
+    # Below 1/4, r would have an error of more than 4 eps by the rounding of 1 + r.
+    return a._replace(r=_empty(m, lax.cond((r < 0.25).any(), without_the_1, lambda: r)))
 
 
 def _normaliser_and_top(h, ids):
     """(that of one block, exp(h_k - m) with 0 for the top class, the place of the top class in the block)."""
-    m = _largest(h)
+    m = h.max(-1)
+    m = jnp.where(jnp.isposinf(m), jnp.nan, m)  # a score of +inf has no softmax
     place = jnp.arange(h.shape[-1], dtype=ids.dtype)
     first = jnp.min(jnp.where(h == m[..., None], place, place.size), -1)
     top = jnp.where(first < place.size, ids.at[first].get(mode="clip"), -1)
     a = Normaliser(m, top, jnp.zeros_like(m))
     w = jnp.where(place == first[..., None], 0, a.weights(h))
     return a._replace(r=_empty(m, w.sum(-1))), w, first
-
-
-def _largest(h):
-    m = jnp.max(h, -1)
-    return jnp.where(jnp.isposinf(m), jnp.nan, m)  # a score of +inf has no softmax
-
-
-def _sum_less_one(w):
-    """sum_k w_k - 1 for weights of which the largest is exactly 1, without adding up the 1.
-
-    w - floor(w) drops every 1. Where there was more than one of them, nothing was to be lost.
-    """
-    s, others = w.sum(-1), (w - jnp.floor(w)).sum(-1)
-    return jnp.where(s - others < 1.5, others, s - 1)
 
 
 def _empty(m, r):
@@ -297,7 +300,7 @@ def _merge_normalisers(x, y):
 def _weight_of_lower(x, y):
     """exp(lower m - higher m)."""
     x_wins = x.m >= y.m
-    return jnp.exp(_choose(x_wins, y.m, x.m) - _finite(_choose(x_wins, x.m, y.m)))
+    return jnp.exp(_choose(x_wins, y.m, x.m) - finite(_choose(x_wins, x.m, y.m)))
 
 
 def _choose(condition, a, b):
@@ -323,8 +326,12 @@ def _each(cotangents, terms):
     return tuple(jnp.broadcast_to(d[..., None], l.shape) for d, l in zip(cotangents, terms, strict=True))
 
 
-def _finite(m):
-    return jnp.where(jnp.isneginf(m), 0, m)
+def finite(m):
+    """The maximum m, or the lowest number where it is -inf: exp(-inf - m) is then 0.
+
+    A selection would say the same, and end the fusion of a whole softmax into one pass on CPUs.
+    """
+    return jnp.maximum(m, jnp.finfo(m.dtype).min)
 
 
 def _like(a, b):

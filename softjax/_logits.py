@@ -1,89 +1,13 @@
 """Functions of logits that are in hand, over any axis or axes."""
 
-import functools as ft
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _classes, losses
-from . import _gibbs as g
-from ._arguments import Axis, wide
-from .losses import Loss
-
-# ---------------------------------------------------------------------------------------------
-# Rules over the last axis of logits [N, K]. A class of logit -inf is no class.
-
-
-@ft.partial(jax.jit, static_argnames="loss", inline=True)
-def of_logits(loss: Loss, logits: Array, example=None, per_class=None) -> Array:
-    """The loss [N, ...] of the logits [N, K]."""
-
-    def columns(examples, _, ids):
-        logits, example, per_class = examples
-        return loss.columns(logits.astype(wide(logits.dtype)), ids, example, per_class)
-
-    count = logits.shape[-1]
-    return loss.finish(_classes.totals(columns, count, count, (logits, example, per_class), ()), example)
-
-
-def _normaliser(logits):
-    """Totals of the logits alone."""
-    columns = lambda logits, _, ids: g.Columns(logits.astype(wide(logits.dtype)))
-    return _classes.totals(columns, logits.shape[-1], logits.shape[-1], logits, ())
-
-
-@jax.custom_vjp
-def _softmax_rule(logits, _):
-    logits = logits.astype(wide(logits.dtype))
-    m = jnp.max(logits, -1, keepdims=True)
-    w = jnp.exp(logits - jnp.where(jnp.isneginf(m), 0, m))
-    return w / jnp.where(jnp.isneginf(m), 1, w.sum(-1, keepdims=True))
-
-
-def _softmax_fwd(logits, _):
-    p = _softmax(logits, ())
-    # From half precision, p is made again: it would take twice the memory of the logits.
-    return p, (logits, None if p.dtype != logits.dtype else p)
-
-
-def _softmax_bwd(residuals, ct):
-    logits, p = residuals
-    p = _softmax(logits, ()) if p is None else p
-    return g.softmax_tangent(p, ct).astype(logits.dtype), None
-
-
-_softmax_rule.defvjp(_softmax_fwd, _softmax_bwd)
-_softmax = _classes.both_modes(_softmax_rule)
-
-
-def _log_softmax_of(logits, q):
-    logits = logits.astype(wide(logits.dtype))
-    return jnp.where(jnp.isneginf(logits), -jnp.inf, logits - q.A[..., None])
-
-
-@jax.custom_vjp
-def _log_softmax_rule(logits, _):
-    return _log_softmax_of(logits, _normaliser(logits))
-
-
-def _log_softmax_fwd(logits, _):
-    q = _normaliser(logits)
-    return _log_softmax_of(logits, q), (logits, q)
-
-
-def _log_softmax_bwd(residuals, ct):
-    logits, q = residuals
-    p = q.a.probabilities(logits.astype(wide(logits.dtype)))
-    ct = jnp.where(jnp.isneginf(logits), 0, ct)
-    return g.log_softmax_cotangent(p, ct).astype(logits.dtype), None
-
-
-_log_softmax_rule.defvjp(_log_softmax_fwd, _log_softmax_bwd)
-_log_softmax = _classes.both_modes(_log_softmax_rule)
-
+from . import _arguments, _rows, losses
+from ._arguments import Axis
 
 # ---------------------------------------------------------------------------------------------
 # Axes, masks and types
@@ -171,7 +95,7 @@ def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Ar
     Source: CATSMILE-1012 (softargmax); The softmax function and its derivative.
     """
     logits, rows = _as_rows("x", x, axis, where)
-    return rows.restore(_softmax(logits, ()).astype(logits.dtype))
+    return rows.restore(_rows.softmax(logits).astype(logits.dtype))
 
 
 softargmax = softmax
@@ -206,7 +130,7 @@ def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
     Source: Notes on gradients, 1 (softmax loss).
     """
     logits, rows = _as_rows("x", x, axis, where)
-    return rows.restore(_log_softmax(logits, ()).astype(logits.dtype))
+    return rows.restore(_rows.log_softmax(logits).astype(logits.dtype))
 
 
 def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None, keepdims: bool = False) -> Array:
@@ -239,7 +163,7 @@ def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None
     Source: CATSMILE-1012 (softargmax), which would reserve the name softmax for it.
     """
     logits, rows = _as_rows("a", a, axis, where)
-    return rows.reduced(of_logits(losses.logsumexp, logits).astype(logits.dtype), keepdims)
+    return rows.reduced(_rows.of_logits(losses.logsumexp, logits).astype(logits.dtype), keepdims)
 
 
 def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
@@ -268,7 +192,7 @@ def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
     Source: CATSMILE-1012 (softargmax), E_p[t] with t = log p.
     """
     rows_of, rows = _as_rows("logits", logits, axis, where)
-    return rows.reduced(of_logits(losses.entropy, rows_of))
+    return rows.reduced(_rows.of_logits(losses.entropy, rows_of))
 
 
 def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
@@ -310,9 +234,8 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
             f"`values` must be broadcastable against `logits`, got shapes {t.shape} and {z.shape}."
         ) from error
     z, rows = _as_rows("logits", jnp.broadcast_to(z, shape), axis, where)
-    t = rows.flatten(jnp.broadcast_to(t, shape)).astype(wide(dtype))
-    p = _softmax(z, ()).astype(wide(dtype))
-    return rows.reduced((p * jnp.where(jnp.isneginf(z), 0, t)).sum(-1).astype(dtype))
+    t = rows.flatten(jnp.broadcast_to(t, shape)).astype(dtype)
+    return rows.reduced(_rows.expectation(z.astype(dtype), t).astype(dtype))
 
 
 def softmax_cross_entropy(
@@ -353,13 +276,10 @@ def softmax_cross_entropy(
     y = jnp.asarray(labels)
     y = y.astype(z.dtype) if jnp.issubdtype(y.dtype, jnp.integer) else _arguments.floating("labels", y)
     y = _arguments.broadcast("labels", y, z.shape, "that of the logits")
-    dtype = wide(_arguments.common_dtype(z, y))
+    dtype = _arguments.common_dtype(z, y)
     z, rows = _as_rows("logits", z, axes, live)
     y = rows.flatten(y if live is None else jnp.where(live, y, 0)).astype(dtype)
-    impossible = jnp.isneginf(z)
-    log_p = jnp.where(impossible, 0, _log_softmax(z, ()).astype(dtype))
-    loss = -(y * log_p).sum(-1)
-    return rows.reduced(jnp.where((impossible & (y != 0)).any(-1), jnp.inf, loss))
+    return rows.reduced(_rows.cross_entropy(z.astype(dtype), y))
 
 
 def softmax_cross_entropy_with_integer_labels(
@@ -404,7 +324,7 @@ def softmax_cross_entropy_with_integer_labels(
     labels = _arguments.integers("labels", labels)
     _arguments.shape("labels", labels, rows.batch, "that of the logits less `axis`")
     y, known = _arguments.class_ids(labels.reshape(-1), z.shape[-1])
-    loss = of_logits(losses.cross_entropy, z, y)
+    loss = _rows.label_cross_entropy(z, y)
     if live is None:
         return rows.reduced(_nan_unless(known, loss))
     included = rows.flatten(live).any(-1)

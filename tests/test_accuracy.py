@@ -202,9 +202,13 @@ def test_mixtures_keep_their_digits(case, where, block):
 @pytest.mark.parametrize("block", [None, 5])
 @pytest.mark.parametrize("case", cases.MIXTURES, ids=lambda case: case.name)
 def test_mixtures_keep_their_digits_where_every_example_is_sure_of_its_center(case, block):
-    """Centers 8 apart and more; z and x within 0.1 of a center and of its value."""
+    """Centers some 8 apart; z and x within 0.1 of a center and of its value.
+
+    Much farther apart, and the definition's derivative in float64 is no truth any more: at a margin of
+    50 it is off by 5%.
+    """
     random = cases.Random(jnp.float32, seed=0)
-    c, a = random.normal(32, 4, scale=8.0), random.normal(32, cases.E)
+    c, a = random.normal(32, 4, scale=4.0), random.normal(32, cases.E)
     own = random.integers(32, cases.N)
     data = {
         "z": c[own] + random.normal(cases.N, 4, scale=0.1),
@@ -217,6 +221,6 @@ def test_mixtures_keep_their_digits_where_every_example_is_sure_of_its_center(ca
     gradients = jax.grad(scalar, tuple(range(len(arguments))))(*arguments)
     true_value, true_gradients = mixtures_in_double(case, arguments)
     np.testing.assert_allclose(value, true_value, rtol=PROMISED)
-    # The scores of all classes come from a matrix product, with an error of eps |c_k|^2: here up to 1e-4 of p_k.
+    # The scores of all classes come from a matrix product, with an error of eps |c_k|^2: here some 1e-5 of p_k.
     for a, b in zip(gradients, true_gradients, strict=True):
-        assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 5e-4 * np.abs(np.asarray(b)).max()
+        assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 5e-5 * np.abs(np.asarray(b)).max()

@@ -1,0 +1,171 @@
+"""Rules over the rows of logits [N, K] that are in hand. A class of logit -inf is no class.
+
+They compute in at least float32, whatever the type of the logits.
+"""
+
+import functools as ft
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from . import _classes
+from . import _gibbs as g
+from ._arguments import wide
+from .losses import Loss
+
+
+@ft.partial(jax.jit, static_argnames="loss", inline=True)
+def of_logits(loss: Loss, logits: Array, example: Any = None, per_class: Any = None) -> Array:
+    """The loss [N, ...] of the logits [N, K]."""
+
+    def columns(examples, _, ids):
+        logits, example, per_class = examples
+        return loss.columns(_widen(logits), ids, example, per_class)
+
+    count = logits.shape[-1]
+    return loss.finish(_classes.totals(columns, count, count, (logits, example, per_class), ()), example)
+
+
+def _widen(x):
+    return x.astype(wide(x.dtype))
+
+
+def _normaliser(logits):
+    columns = lambda logits, _, ids: g.Columns(_widen(logits))
+    return _classes.totals(columns, logits.shape[-1], logits.shape[-1], logits, ()).a
+
+
+@jax.custom_vjp
+def _softmax_rule(logits, _):
+    z = _widen(logits)
+    m = jnp.max(z, -1, keepdims=True)
+    w = jnp.exp(z - g.finite(m))
+    return w / jnp.maximum(w.sum(-1, keepdims=True), 1)  # it is 0 where no class is left, and at least 1 elsewhere
+
+
+def _softmax_fwd(logits, _):
+    p = softmax(logits)
+    # From half precision, p is made again: it would take twice the memory of the logits.
+    return p, (logits, p if p.dtype == logits.dtype else None)
+
+
+def _softmax_bwd(residuals, ct):
+    logits, p = residuals
+    p = softmax(logits) if p is None else p
+    return g.softmax_tangent(p, ct).astype(logits.dtype), None  # the payoffs of <ct, p> = E_p[ct] are ct
+
+
+_softmax_rule.defvjp(_softmax_fwd, _softmax_bwd)
+_softmax = jax.jit(_classes.both_modes(_softmax_rule), inline=True)
+
+
+def softmax(logits: Array) -> Array:
+    """p [N, K] of the logits [N, K]."""
+    return _softmax(logits, ())
+
+
+def _rule(kept: Callable, value: Callable, pull: Callable) -> Callable:
+    """A function of (logits, ...) in both modes of differentiation.
+
+    `kept(logits)` is what the backward pass keeps beside the arrays, `value(kept, *arrays)` the result,
+    and `pull(kept, ct, *arrays)` the cotangents of the inexact arrays, with None for the others. All get
+    the arrays in the type to compute in.
+    """
+
+    @jax.custom_vjp
+    def rule(inexact, fixed):
+        arrays = _classes.join(inexact, fixed)
+        return value(kept(arrays[0]), *_wide(arrays))
+
+    def fwd(inexact, fixed):
+        arrays = _classes.join(inexact, fixed)
+        k = kept(arrays[0])
+        return value(k, *_wide(arrays)), (k, inexact, fixed)
+
+    def bwd(residuals, ct):
+        k, inexact, fixed = residuals
+        cotangents = pull(k, ct, *_wide(_classes.join(inexact, fixed)))
+        return jax.tree.map(lambda x, d: d.astype(x.dtype), inexact, cotangents), None
+
+    rule.defvjp(fwd, bwd)
+    function = jax.jit(_classes.both_modes(rule), inline=True)
+    return lambda *arrays: function(*_classes.split(arrays))
+
+
+def _wide(arrays):
+    return tuple(_widen(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in arrays)
+
+
+def _impossible(logits):
+    return jnp.isneginf(logits)
+
+
+def _if_impossible(z, careful, plain):
+    """careful() where some class is impossible, else plain(), which is faster for not having to select."""
+    return lax.cond(_impossible(z.min(-1)).any(), careful, plain)
+
+
+# log p_k
+def _log_softmax(a, z):
+    return jnp.where(_impossible(z), -jnp.inf, z - a.log[..., None])
+
+
+def _log_softmax_pull(a, ct, z):
+    return (g.log_softmax_cotangent(a.probabilities(z), jnp.where(_impossible(z), 0, ct)),)
+
+
+log_softmax = _rule(_normaliser, _log_softmax, _log_softmax_pull)
+
+
+# E_p[t] for payoffs [N, K]: p_k (t_k - E_p[t]), and p_k
+def _expectation(p, z, t):
+    return _if_impossible(z, lambda: (p * jnp.where(_impossible(z), 0, t)).sum(-1), lambda: (p * t).sum(-1))
+
+
+def _expectation_pull(p, ct, z, t):
+    careful = lambda: g.softmax_tangent(p, jnp.where(_impossible(z), 0, t))
+    return ct[..., None] * _if_impossible(z, careful, lambda: g.softmax_tangent(p, t)), ct[..., None] * p
+
+
+expectation = _rule(softmax, _expectation, _expectation_pull)
+
+
+# -sum_k y_k log p_k for labels [N, K]: p_k sum_j y_j - y_k
+def _cross_entropy(a, z, y):
+    costs = lambda z: (a.m[..., None] - z) + a.log.rest[..., None]
+
+    def careful():
+        impossible = _impossible(z)
+        loss = (y * jnp.where(impossible, 0, costs(jnp.where(impossible, 0, z)))).sum(-1)
+        return jnp.where((impossible & (y != 0)).any(-1), jnp.inf, loss)
+
+    return _if_impossible(z, careful, lambda: (y * costs(z)).sum(-1))
+
+
+def _cross_entropy_pull(a, ct, z, y):
+    impossible = _impossible(z)
+    dz = jnp.where(impossible, 0, -g.log_softmax_cotangent(a.probabilities(z), y))
+    dy = jnp.where(impossible, 0, -_log_softmax(a, jnp.where(impossible, 0, z)))
+    return ct[..., None] * dz, ct[..., None] * dy
+
+
+cross_entropy = _rule(_normaliser, _cross_entropy, _cross_entropy_pull)
+
+
+# -log p_y for integer labels [N]: p - onehot(y)
+def _label_cross_entropy(a, z, y):
+    z_y = jnp.take_along_axis(z, y[..., None], -1)[..., 0]
+    return jnp.where(_impossible(z_y), jnp.inf, (a.m - jnp.where(_impossible(z_y), 0, z_y)) + a.log.rest)
+
+
+def _label_cross_entropy_pull(a, ct, z, y):
+    z_y = jnp.take_along_axis(z, y[..., None], -1)
+    others = jnp.where(_impossible(z_y), 0, a.complement(z_y))
+    is_label = jnp.arange(z.shape[-1]) == y[..., None]
+    return ct[..., None] * jnp.where(is_label, -others, a.probabilities(z)), None
+
+
+label_cross_entropy = _rule(_normaliser, _label_cross_entropy, _label_cross_entropy_pull)
