@@ -1,8 +1,12 @@
-# `make demo` trains on real images; `make test` runs every check. Both create .venv if it is missing.
+# Both `make demo` and `make test` create .venv if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: help demo test clean
+
+help:
+	@echo "make demo   trains on real images and draws what it learned"
+	@echo "make test   runs every check"
 
 demo: .venv/.installed
 	$(BIN)/python -m softjax demo

@@ -14,6 +14,19 @@ def _positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}") from error
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text!r}")
+    return int(text)
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix != ".png" or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a .png file in a folder that exists, got {text!r}")
+    return path
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     parser = argparse.ArgumentParser("python -m softjax", description="Softmax-family losses for JAX.")
@@ -23,14 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     demo.add_argument("--steps", type=_positive, default=3000, help="steps of Adam (default: %(default)s)")
     demo.add_argument(
-        "-K", "--classes", type=_positive, default=256, help="classes of the mixture (default: %(default)s)"
+        "-K", "--classes", type=_positive, default=256, help="centers of the mixture (default: %(default)s)"
     )
     demo.add_argument("-D", "--latents", type=_positive, default=2, help="dimensions of z (default: %(default)s)")
     demo.add_argument(
-        "--seed", type=int, default=0, help="of the split, the model and the batches (default: %(default)s)"
+        "--seed", type=_seed, default=0, help="of the split, the model and the batches (default: %(default)s)"
     )
     demo.add_argument(
-        "-o", "--output", type=Path, default=Path("digits.png"), help="the picture (default: %(default)s)"
+        "-o", "--output", type=_picture, default=Path("digits.png"), help="the PNG file to write (default: %(default)s)"
     )
     options = parser.parse_args(argv)
     try:
@@ -38,7 +51,11 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"The demo needs {error.name}: pip install 'softjax-losses[demo]'", file=sys.stderr)
         return 1
-    return _demo.run(options.steps, options.classes, options.latents, options.seed, options.output)
+    try:
+        return _demo.run(options.steps, options.classes, options.latents, options.seed, options.output)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ from jax.typing import ArrayLike
 Axis = int | Sequence[int] | None
 
 
-def _array(name: str, x: ArrayLike) -> Array:
+def array(name: str, x: ArrayLike) -> Array:
     try:
         return jnp.asarray(x)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be an array or a number, got {type(x).__name__}.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"`{name}` must be an array or a number that JAX can hold, got {type(x).__name__}.") from error
 
 
 def floating(name: str, x: ArrayLike) -> Array:
     """x as an array of floating-point numbers. Integers become such, of the type that `jax.nn` gives them."""
-    x = _array(name, x)
+    x = array(name, x)
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x
     if jnp.issubdtype(x.dtype, jnp.integer):
@@ -27,9 +27,17 @@ def floating(name: str, x: ArrayLike) -> Array:
     raise TypeError(f"`{name}` must be real numbers, got dtype {x.dtype}.")
 
 
+def floating_like(name: str, x: ArrayLike, other: Array) -> Array:
+    """x as an array of floating-point numbers; integers and Python's numbers take the other's type."""
+    x = array(name, x)
+    if jnp.issubdtype(x.dtype, jnp.integer) or (x.weak_type and jnp.issubdtype(x.dtype, jnp.floating)):
+        return x.astype(other.dtype)
+    return floating(name, x)
+
+
 def integers(name: str, x: ArrayLike) -> Array:
     """x as an array of integers."""
-    x = _array(name, x)
+    x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"`{name}` must be integers, got dtype {x.dtype}.")
     return x
@@ -37,7 +45,7 @@ def integers(name: str, x: ArrayLike) -> Array:
 
 def booleans(name: str, x: ArrayLike) -> Array:
     """x as an array of booleans."""
-    x = _array(name, x)
+    x = array(name, x)
     if x.dtype != jnp.bool_:
         raise TypeError(f"`{name}` must be booleans, got dtype {x.dtype}.")
     return x
@@ -75,6 +83,8 @@ def axes(axis: Axis, ndim: int) -> tuple[int, ...]:
         named = tuple(operator.index(a) for a in named)
     except TypeError as error:
         raise TypeError(f"`axis` must be an integer, a tuple of integers or None, got {axis!r}.") from error
+    if named and ndim == 0:
+        raise ValueError(f"`axis` must name an axis of the array, got {axis!r} for a single number.")
     for a in named:
         if not -ndim <= a < ndim:
             raise ValueError(f"`axis` must lie in [{-ndim}, {ndim}) for an array of rank {ndim}, got {axis!r}.")

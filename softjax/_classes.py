@@ -69,13 +69,15 @@ def totals(columns: Callable, count: int, block_size: int, examples: Any, classe
     return _totals(columns, count, block_size, differentiable, fixed)
 
 
-def block_size(examples: int, count: int) -> int:
+def block_size(examples: Any, count: int) -> int:
     """How many of `count` classes to hold at a time against `examples` examples.
 
     A block of 2^20 scores (4 MB) stays in the cache between the passes over it: 4096 examples ran at
     92 ms with blocks of 256 classes, 107 ms with 512 and 137 ms with 1024 (N = K = 4096, D = 16,
     E = 64, 2 CPU cores). A single example is taken for one of a batch under vmap, unseen from here.
     """
+    if not isinstance(examples, int):  # a symbolic size, in an export for any
+        return min(count, 1024)
     return min(count, 512 if examples == 1 else max(128, min(2**20 // max(examples, 1), 4096)))
 
 
@@ -117,27 +119,28 @@ def _fwd(columns, count, size, differentiable, fixed):
     return out, (differentiable, fixed, out)
 
 
-def _bwd(columns, count, size, residuals, ct):
+# Without `checkpoint` a derivative of the loop below would keep what this computes for every block.
+@ft.partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1))
+def _pull(columns, size, start, residuals, ct):
     (examples, classes), (fixed_examples, fixed_classes), out = residuals
+    ids = start + jnp.arange(size)
+    others = _take(fixed_classes, start, size)
+    of_block = lambda examples, block: columns(join(examples, fixed_examples), join(block, others), ids)
+    made, back = jax.vjp(of_block, examples, _take(classes, start, size))
+    return back(g.pull(made, ids, out, ct))
 
-    # Without `checkpoint` a derivative of this loop would keep what it computes for every block.
-    @ft.partial(jax.checkpoint, prevent_cse=False, static_argnums=(1,))
-    def pull(start, size):
-        ids = start + jnp.arange(size)
-        others = _take(fixed_classes, start, size)
-        of_block = lambda examples, block: columns(join(examples, fixed_examples), join(block, others), ids)
-        made, back = jax.vjp(of_block, examples, _take(classes, start, size))
-        return back(g.pull(made, ids, out, ct))
+
+def _bwd(columns, count, size, residuals, ct):
+    starts, ragged = _blocks(count, size)
+    if ragged is None and starts.size == 1:
+        return _pull(columns, size, 0, residuals, ct), None
 
     def step(grads, start, size=size):
         dexamples, dclasses = grads
-        d, dblock = pull(start, size)
+        d, dblock = _pull(columns, size, start, residuals, ct)
         return (jax.tree.map(jnp.add, dexamples, d), _put(dclasses, dblock, start)), None
 
-    starts, ragged = _blocks(count, size)
-    if ragged is None and starts.size == 1:
-        return pull(0, size), None
-    grads, _ = lax.scan(step, jax.tree.map(jnp.zeros_like, (examples, classes)), starts)
+    grads, _ = lax.scan(step, jax.tree.map(jnp.zeros_like, residuals[0]), starts)
     if ragged is not None:
         grads, _ = step(grads, ragged, count - ragged)
     return grads, None

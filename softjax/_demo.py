@@ -1,9 +1,12 @@
 """A mixture autoencoder learns handwritten digits: what `python -m softjax demo` runs."""
 
+import contextlib
 import functools
 import math
+import signal
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -58,7 +61,7 @@ def run(steps: int, classes: int, latents: int, seed: int, output: Path) -> int:
     """Checks, trains, measures and draws; returns the exit code."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(check())
-    train, held_out = digits(seed)
+    train, held_out, one_of_each = digits(seed)
     model, done = fit(train, steps, classes, latents, seed, console)
     if done < steps:
         console.print(f"Stopped after {done} of {steps} steps; this is what it knows by now.")
@@ -72,7 +75,7 @@ def run(steps: int, classes: int, latents: int, seed: int, output: Path) -> int:
         f"mixture autoencoder {explained(rebuilt):.1%}, PCA {explained(by_pca):.1%}"
     )
     console.print(cost(model, train[:BATCH]))
-    draw(model, held_out, rebuilt, by_pca, output)
+    draw(model, [a[one_of_each] for a in (held_out, rebuilt, by_pca)], output)
     console.print(f"Held-out digits, their reconstructions and the {classes} learned values: {output}")
     return 0 if done == steps else 130
 
@@ -92,11 +95,12 @@ def check() -> str:
     )
 
 
-def digits(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(training, held-out) digits [N, 64] with pixels in [0, 1]."""
-    x = load_digits().data.astype(np.float32) / 16
-    x = x[np.random.default_rng(seed).permutation(len(x))]
-    return x[300:], x[:300]
+def digits(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(training digits, held-out digits [N, 64] with pixels in [0, 1], the places of a 0, a 1, ... 9 in the latter)."""
+    data = load_digits()
+    order = np.random.default_rng(seed).permutation(len(data.data))
+    x, names = data.data[order].astype(np.float32) / 16, data.target[order]
+    return x[300:], x[:300], np.unique(names[:300], return_index=True)[1]
 
 
 def fit(train, steps, classes, latents, seed, console) -> tuple[MixtureAutoencoder, int]:
@@ -108,17 +112,26 @@ def fit(train, steps, classes, latents, seed, console) -> tuple[MixtureAutoencod
         TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
         TimeRemainingColumn(), console=console,
     )  # fmt: skip
-    done = 0
-    try:
-        with bar:
-            task = bar.add_task("training", total=steps, loss="...")
-            for done in range(1, steps + 1):
-                loss = train_step(model, optimizer, train[rng.choice(len(train), BATCH)])
-                if done % 50 == 0 or done == steps:
-                    bar.update(task, completed=done, loss=f"{float(loss):.3f}")
-    except KeyboardInterrupt:
-        return model, done - 1
+    with bar, interrupts() as interrupted:
+        task = bar.add_task("training", total=steps, loss="...")
+        for done in range(1, steps + 1):
+            loss = train_step(model, optimizer, train[rng.choice(len(train), BATCH)])
+            if done % 50 == 0 or done == steps or interrupted:
+                bar.update(task, completed=done, loss=f"{float(loss):.3f}")
+            if interrupted:
+                break
     return model, done
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[list]:
+    """A list that is empty until Ctrl-C, which then interrupts nothing: raised amid a compilation it could be lost."""
+    seen: list = []
+    before = signal.signal(signal.SIGINT, lambda *signal: seen.append(signal))
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @nnx.jit(static_argnames="loss")
@@ -153,20 +166,21 @@ def cost(model: MixtureAutoencoder, x: np.ndarray, rounds: int = 30) -> str:
     return f"Value and gradients for {len(x)} digits and {model.centers.shape[0]} classes: {', '.join(each)}"
 
 
-def draw(model: MixtureAutoencoder, held_out, rebuilt, by_pca, output: Path, shown: int = 12) -> None:
+def draw(model: MixtureAutoencoder, rows: list[np.ndarray], output: Path) -> None:
     """Held-out digits over their reconstructions, above the learned values, each near its center."""
     classes, latents = model.centers.shape
     figure = Figure(figsize=(9, 12), layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=[3 / shown, 1])
+    above, below = figure.subplots(2, 1, height_ratios=[len(rows) / len(rows[0]), 1])
     show = functools.partial(Axes.imshow, cmap="gray_r", vmin=0, vmax=1, interpolation="bicubic")
-    show(above, tiled(np.stack([digits[:shown] for digits in (held_out, rebuilt, by_pca)])))
-    above.set_yticks([(i + 0.5) * (SIDE + GAP) for i in range(3)], ["held out", "rebuilt", "by PCA"])
+    show(above, tiled(np.stack(rows)))
+    above.set_yticks([(i + 0.5) * (SIDE + GAP) for i in range(len(rows))], ["held out", "rebuilt", "by PCA"])
     above.set_xticks([])
+    above.tick_params(length=0)
     above.spines[:].set_visible(False)
-    above.set_title(f"Digits that were not trained on, from {latents} numbers each")
+    above.set_title(f"Digits that were not trained on, rebuilt from z in {latents} dimensions")
     show(below, tiled(atlas(np.asarray(model.centers[...]), np.asarray(model.values[...]))))
     below.set_axis_off()
-    below.set_title(f"The {classes} learned values $A_k$, laid out as their centers $c_k$ lie")
+    below.set_title(f"Learned values $A_k$ (K = {classes}), laid out by their centers $c_k$")
     figure.savefig(output, dpi=90)
 
 

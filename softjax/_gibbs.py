@@ -109,7 +109,7 @@ class Normaliser(NamedTuple):
 
     def is_top(self, ids: Array) -> Array:
         """Which of the classes is o."""
-        return ids == self.top[..., None]
+        return _row(ids, self.m.ndim) == self.top[..., None]
 
 
 class Sums(NamedTuple):
@@ -279,8 +279,8 @@ def _normaliser_and_top(h, ids):
     """(that of one block, exp(h_k - m) with 0 for the top class, the place of the top class in the block)."""
     m = h.max(-1)
     m = jnp.where(jnp.isposinf(m), jnp.nan, m)  # a score of +inf has no softmax
-    place = jnp.arange(h.shape[-1], dtype=ids.dtype)
-    first = jnp.min(jnp.where(h == m[..., None], place, place.size), -1)
+    place = _row(jnp.arange(h.shape[-1], dtype=ids.dtype), m.ndim)
+    first = jnp.min(jnp.where((h == m[..., None]) & (h > -jnp.inf), place, place.size), -1)
     top = jnp.where(first < place.size, ids.at[first].get(mode="clip"), -1)
     a = Normaliser(m, top, jnp.zeros_like(m))
     w = jnp.where(place == first[..., None], 0, a.weights(h))
@@ -332,6 +332,11 @@ def finite(m):
     A selection would say the same, and end the fusion of a whole softmax into one pass on CPUs.
     """
     return jnp.maximum(m, jnp.finfo(m.dtype).min)
+
+
+def _row(a, ndim):
+    """a [B] with `ndim` axes of size 1 in front."""
+    return a.reshape((1,) * ndim + a.shape)
 
 
 def _like(a, b):

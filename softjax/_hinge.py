@@ -35,8 +35,7 @@ def multiclass_svm_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLi
 
     Source: Notes on gradients, 1 (multiclass SVM loss). The "j" inside its sum over m should read "m".
     """
-    over, known = _over_the_label(scores, labels, margin)
-    return jnp.maximum(over, 0).sum(-1) * known
+    return jnp.maximum(_over_the_label(scores, labels, margin), 0).sum(-1)
 
 
 def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLike = 1.0) -> Array:
@@ -44,7 +43,7 @@ def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, margin: Array
 
     L = max(0, max_{k != y} s_k - s_y + margin)
 
-    With margin 1 it is `optax.multiclass_hinge_loss`. Where several classes attain the maximum, the
+    With margin 1 it is `optax.losses.multiclass_hinge_loss`. Where several classes attain the maximum, the
     label among them, they share the gradient equally, as JAX's `max` has it.
 
     Args:
@@ -67,12 +66,11 @@ def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, margin: Array
 
     Source: the maximum in place of the sum of Notes on gradients, 1 (multiclass SVM loss).
     """
-    over, known = _over_the_label(scores, labels, margin)
-    return over.max(-1) * known
+    return _over_the_label(scores, labels, margin).max(-1)
 
 
 def _over_the_label(scores, labels, margin):
-    """(s_k - s_y + margin with 0 at k = y [..., K], 1 or NaN for a label that is no class [...])."""
+    """s_k - s_y + margin, with 0 at k = y [..., K]; NaN for a label that is no class."""
     s = _arguments.floating("scores", scores)
     if s.ndim == 0 or s.shape[-1] == 0:
         raise ValueError(f"`scores` must have shape [..., K] with at least one class, got {s.shape}.")
@@ -80,8 +78,8 @@ def _over_the_label(scores, labels, margin):
     _arguments.shape("labels", labels, s.shape[:-1], "that of `scores` less its last axis")
     s = s.astype(_arguments.wide(s.dtype))
     margin = _arguments.scalar("margin", margin).astype(s.dtype)
-    y, known = _arguments.class_ids(labels, s.shape[-1])
-    label_score = jnp.take_along_axis(s, y[..., None], -1)
-    over = jnp.where(jnp.isneginf(s), -jnp.inf, s - label_score + margin)
-    is_label = jnp.arange(s.shape[-1]) == y[..., None]
-    return jnp.where(is_label, 0, over), jnp.where(known, 1, jnp.nan).astype(s.dtype)
+    y, known = (a[..., None] for a in _arguments.class_ids(labels, s.shape[-1]))
+    s = s * jnp.where(known, 1, jnp.nan).astype(s.dtype)
+    over = jnp.where(jnp.isneginf(s), -jnp.inf, s - jnp.take_along_axis(s, y, -1) + margin)
+    is_label = jnp.expand_dims(jnp.arange(s.shape[-1]), range(s.ndim - 1)) == y
+    return jnp.where(is_label & known, 0, over)

@@ -52,11 +52,11 @@ def _as_rows(name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None) -> tu
 
 
 def _example_mask(where: ArrayLike | None, logits: Array, axes: tuple[int, ...]) -> Array | None:
-    """`where` as the cross entropies of optax take it: of the logits' rank, or one value per example."""
+    """`where` as the cross entropies take it: one value per example, as in optax, or broadcastable to the logits."""
     if where is None:
         return None
     where = _arguments.booleans("where", where)
-    if where.ndim == logits.ndim - len(axes):
+    if where.shape == tuple(n for a, n in enumerate(logits.shape) if a not in axes):
         where = jnp.expand_dims(where, axes)
     return _arguments.broadcast("where", where, logits.shape, "that of the logits, or one value per example")
 
@@ -225,7 +225,8 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
 
     Source: CATSMILE-1012 (softargmax), expectation of t_k under p_k.
     """
-    z, t = _arguments.floating("logits", logits), _arguments.floating("values", values)
+    z = _arguments.floating("logits", logits)
+    t = _arguments.floating_like("values", values, z)
     dtype = _arguments.common_dtype(z, t)
     try:
         shape = jnp.broadcast_shapes(z.shape, t.shape)
@@ -252,7 +253,7 @@ def softmax_cross_entropy(
         logits: z [...].
         labels: y, broadcastable to the logits.
         axis: the axis or axes of the classes; None for all.
-        where: booleans broadcastable to the logits, the classes to include; or one per example.
+        where: booleans, one per example, or broadcastable to the logits: what to include.
 
     Returns:
         L in nats, in at least float32, of the logits' shape less `axis`.
@@ -273,8 +274,7 @@ def softmax_cross_entropy(
     z = _arguments.floating("logits", logits)
     axes = _arguments.axes(axis, z.ndim)
     live = _example_mask(where, z, axes)
-    y = jnp.asarray(labels)
-    y = y.astype(z.dtype) if jnp.issubdtype(y.dtype, jnp.integer) else _arguments.floating("labels", y)
+    y = _arguments.floating_like("labels", labels, z)
     y = _arguments.broadcast("labels", y, z.shape, "that of the logits")
     dtype = _arguments.common_dtype(z, y)
     z, rows = _as_rows("logits", z, axes, live)
@@ -297,8 +297,8 @@ def softmax_cross_entropy_with_integer_labels(
         labels: y, integers in [0, K), of the logits' shape less `axis`; with several axes, indices
             into them flattened. Any other label gives NaN, in the loss and in the gradient.
         axis: the axis or axes of the classes; None for all.
-        where: booleans broadcastable to the logits, the classes to include; or one per example. A
-            label that is not included costs +inf, an example of which nothing is included costs 0.
+        where: booleans, one per example, or broadcastable to the logits: what to include. A label that
+            is not included costs +inf, an example of which nothing is included costs 0.
 
     Returns:
         L in nats, in at least float32, of the labels' shape.

@@ -33,9 +33,12 @@ def of_mixture(
         (z, example), (centers, bias, per_class) = examples, block
         return loss.columns(dot(z, centers.T) + bias[None], ids, example, per_class)
 
-    # |z|^2 is the same for every class and drops out.
-    examples = (z * (2 / temperature), example)
-    classes = (centers, bias - (centers**2).sum(-1) / temperature, per_class)
+    # -|z - c|^2 = (2z, -|z|^2) (c, 1) - |c|^2. The |z|^2 is the same for every class and would drop out,
+    # but its derivative -2z sum_k dh_k takes off 2c what rounding leaves of sum_k dh_k = 0.
+    squared = (z**2).sum(-1, keepdims=True)
+    examples = (jnp.concatenate([2 * z, -squared], -1) / temperature, example)
+    with_1 = jnp.concatenate([centers, jnp.ones_like(centers[:, :1])], -1)
+    classes = (with_1, bias - (centers**2).sum(-1) / temperature, per_class)
     totals = _classes.totals(columns, centers.shape[0], block_size, examples, classes)
     if loss.payoff is not None:
         totals = _with_exact_tops(totals, loss.payoff, (z, temperature, example), (centers, bias, per_class))
@@ -67,8 +70,11 @@ def _with_exact_tops(q, payoff, examples, classes):
     )
 
 
+_NO_DATA = object()
+
+
 def _mixture(loss, z, x, centers, values, log_prior, temperature, where, block_size):
-    """The loss of checked arguments; for an x of None, what the loss makes of z, moved back to the values."""
+    """The loss of checked arguments; without data, what the loss makes of z, moved back to the values."""
     z, centers, values = (_arguments.floating(n, a) for n, a in (("z", z), ("centers", centers), ("values", values)))
     for name, a, want in (("centers", centers, "[K, D]"), ("values", values, "[K, E]")):
         if a.ndim != 2:
@@ -86,36 +92,40 @@ def _mixture(loss, z, x, centers, values, log_prior, temperature, where, block_s
     if log_prior is not None:
         bias = _arguments.floating("log_prior", log_prior)
         _arguments.shape("log_prior", bias, (k,), "[K] for the K of `centers`")
-    if x is not None:
+    decodes = x is _NO_DATA
+    if not decodes:
         x = _arguments.floating("x", x)
         _arguments.shape("x", x, (*batch, e), "the leading axes of `z`, and the E of `values`")
     block_size = _arguments.size("block_size", block_size) or _classes.block_size(n, k)
     temperature = _arguments.scalar("temperature", temperature)
 
-    given = [a for a in (z, x, centers, values, bias) if a is not None]
+    given = [a for a in (z, x, centers, values, bias) if isinstance(a, Array)]
     dtype = _arguments.common_dtype(*given)
     to_wide = lambda a: a.astype(_arguments.wide(dtype))
     bias = jnp.zeros(k, _arguments.wide(dtype)) if bias is None else to_wide(bias)
     live &= ~jnp.isneginf(bias)
+    # Only differences of the priors matter, and a common part would cost digits of them.
+    bias = bias - lax.stop_gradient(jnp.max(bias, initial=jnp.finfo(bias.dtype).min, where=live))
     centers, middle = _around_0(to_wide(centers), live)
-    z = to_wide(z).reshape(n, d) - middle
+    z = to_wide(z).reshape(n, d) - middle[None]
     values, middle = _around_0(to_wide(values), live)
-    x = None if x is None else to_wide(x).reshape(n, e) - middle
+    x = None if decodes else to_wide(x).reshape(n, e) - middle[None]
     bias = jnp.where(live, bias, -jnp.inf)
     out = of_mixture(loss, z, centers, bias, to_wide(temperature), x, values, block_size=min(block_size, k))
-    if x is not None:
+    if not decodes:
         return out.reshape(batch)
-    return (out + jnp.where(live.any(), middle, 0)).reshape(*batch, e).astype(dtype)
+    return (out + jnp.where(live.any(), middle, 0)[None]).reshape(*batch, e).astype(dtype)
 
 
 def _around_0(a, live):
     """(a [K, D] less its middle, the middle [D]); 0 for the classes that are left out.
 
-    Scores and losses do not depend on where 0 is, but the digits of |c_k|^2 and of z c_k do.
+    Scores and losses do not depend on where 0 is, but the digits of |c_k|^2 and of z c_k do. The middle
+    is the median of some live classes, which one far away does not move.
     """
-    a = jnp.where(live[:, None], a, 0)
-    middle = lax.stop_gradient(a.sum(0) / jnp.maximum(live.sum(), 1).astype(a.dtype))
-    return jnp.where(live[:, None], a - middle, 0), middle
+    some = jnp.where(live[:, None], a, jnp.nan)[:: max(1, a.shape[0] // 32)]
+    middle = lax.stop_gradient(jnp.nan_to_num(jnp.nanmedian(some, 0), posinf=0.0, neginf=0.0))
+    return jnp.where(live[:, None], a - middle[None], 0), middle
 
 
 def mixture_autoencoder_loss(
@@ -145,7 +155,7 @@ def mixture_autoencoder_loss(
         log_prior: [K], added to the scores; None for 0. A class of -inf is left out.
         temperature: what the squared distances are divided by, a scalar.
         where: booleans [K], the classes to include; None for all.
-        block_size: how many classes are held at a time; None to choose.
+        block_size: how many classes are held at a time, [N, block_size]; None for what stays in a cache.
 
     Returns:
         The loss [...], in at least float32: a sum over e, not a mean.
@@ -194,7 +204,7 @@ def eol_loss(
         log_prior: [K], added to the scores; None for 0. A class of -inf is left out.
         temperature: what the squared distances are divided by, a scalar.
         where: booleans [K], the classes to include; None for all.
-        block_size: how many classes are held at a time; None to choose.
+        block_size: how many classes are held at a time, [N, block_size]; None for what stays in a cache.
 
     Returns:
         The loss [...], in at least float32: a sum over e, not a mean.
@@ -242,7 +252,7 @@ def leop_loss(
         log_prior: [K], added to the scores; None for 0. A class of -inf is left out.
         temperature: what the squared distances are divided by, a scalar.
         where: booleans [K], the classes to include; None for all.
-        block_size: how many classes are held at a time; None to choose.
+        block_size: how many classes are held at a time, [N, block_size]; None for what stays in a cache.
 
     Returns:
         The loss [...], in at least float32: a sum over e, not a mean.
@@ -286,7 +296,7 @@ def mixture_expectation(
         log_prior: [K], added to the scores; None for 0. A class of -inf is left out.
         temperature: what the squared distances are divided by, a scalar.
         where: booleans [K], the classes to include; None for all.
-        block_size: how many classes are held at a time; None to choose.
+        block_size: how many classes are held at a time, [N, block_size]; None for what stays in a cache.
 
     Returns:
         E_p[A] [..., E], in the type that the arguments promote to; 0 where no class is left.
@@ -305,4 +315,4 @@ def mixture_expectation(
 
     Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder.
     """
-    return _mixture(losses.expectation, z, None, centers, values, log_prior, temperature, where, block_size)
+    return _mixture(losses.expectation, z, _NO_DATA, centers, values, log_prior, temperature, where, block_size)

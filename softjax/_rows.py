@@ -140,7 +140,7 @@ def _cross_entropy(a, z, y):
     def careful():
         impossible = _impossible(z)
         loss = (y * jnp.where(impossible, 0, costs(jnp.where(impossible, 0, z)))).sum(-1)
-        return jnp.where((impossible & (y != 0)).any(-1), jnp.inf, loss)
+        return jnp.where((impossible & (y != 0)).any(-1) & ~jnp.isnan(loss), jnp.inf, loss)
 
     return _if_impossible(z, careful, lambda: (y * costs(z)).sum(-1))
 
@@ -158,13 +158,14 @@ cross_entropy = _rule(_normaliser, _cross_entropy, _cross_entropy_pull)
 # -log p_y for integer labels [N]: p - onehot(y)
 def _label_cross_entropy(a, z, y):
     z_y = jnp.take_along_axis(z, y[..., None], -1)[..., 0]
-    return jnp.where(_impossible(z_y), jnp.inf, (a.m - jnp.where(_impossible(z_y), 0, z_y)) + a.log.rest)
+    loss = (a.m - jnp.where(_impossible(z_y), 0, z_y)) + a.log.rest
+    return jnp.where(_impossible(z_y) & ~jnp.isnan(loss), jnp.inf, loss)
 
 
 def _label_cross_entropy_pull(a, ct, z, y):
     z_y = jnp.take_along_axis(z, y[..., None], -1)
     others = jnp.where(_impossible(z_y), 0, a.complement(z_y))
-    is_label = jnp.arange(z.shape[-1]) == y[..., None]
+    is_label = jnp.arange(z.shape[-1])[None] == y[:, None]
     return ct[..., None] * jnp.where(is_label, -others, a.probabilities(z)), None
 
 

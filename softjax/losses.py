@@ -32,7 +32,7 @@ def softplus(x: Pair) -> Array:
 
 def _others(z, k, y, _):
     """Every class but the label; the label's logit as a plain term."""
-    is_label = k == y[..., None]
+    is_label = k[None] == y[:, None]
     impossible = jnp.isneginf(z)  # and so without a gradient
     return Columns(jnp.where(is_label, -jnp.inf, z), l=(jnp.where(is_label, jnp.where(impossible, -jnp.inf, z), 0),))
 

@@ -224,3 +224,28 @@ def test_mixtures_keep_their_digits_where_every_example_is_sure_of_its_center(ca
     # The scores of all classes come from a matrix product, with an error of eps |c_k|^2: here some 1e-5 of p_k.
     for a, b in zip(gradients, true_gradients, strict=True):
         assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 5e-5 * np.abs(np.asarray(b)).max()
+
+
+@pytest.mark.parametrize("far", [100.0, 1e4])
+def test_one_center_far_away_does_not_cost_the_others_their_digits(far):
+    centers = jnp.array([[0.0], [1.0], [0.5], [far]])
+    z, x = jnp.array([0.3]), jnp.array([0.2])
+    for loss, definition in (
+        (softjax.mixture_autoencoder_loss, cases.autoencoder),
+        (softjax.eol_loss, cases.minus_eol),
+        (softjax.leop_loss, cases.leop),
+    ):
+        got = jax.value_and_grad(loss, (0, 1))(z, x, centers, centers)
+        want = jax.value_and_grad(definition, (0, 1))(z, x, centers[:3], centers[:3])
+        np.testing.assert_allclose(got[0], want[0], rtol=PROMISED)
+        np.testing.assert_allclose(got[1], want[1], rtol=1e-5)
+
+
+def test_a_common_part_of_the_priors_costs_no_digits():
+    c = jnp.array([[0.0], [1.0]])
+    loss = lambda z, prior: softjax.mixture_autoencoder_loss(z, jnp.array([0.2]), c, c, log_prior=prior)
+    prior = jnp.array([0.0, 1.0])
+    for offset in (100.0, 1e4, -1e4):
+        got, want = (jax.value_and_grad(loss)(jnp.array([0.3]), prior + o) for o in (offset, 0.0))
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=PROMISED)

@@ -102,6 +102,26 @@ def test_soft_labels_on_impossible_classes_cost_nothing_or_infinity(dtype):
     assert np.isfinite(by_label).all()
 
 
+@pytest.mark.parametrize("junk", [INF, NAN])
+def test_a_row_that_is_not_a_number_stays_so_beside_an_impossible_label(junk, dtype):
+    z = jnp.asarray([junk, -INF, 1.0], dtype)
+    assert np.isnan(ce(z, 1))
+    assert np.isnan(softjax.softmax_cross_entropy(z, jnp.asarray([0.5, 0.5, 0.0], dtype)))
+
+
+@pytest.mark.parametrize("name", ["svm", "hinge"])
+def test_a_label_out_of_range_gives_nan_also_where_no_class_could_cost(name):
+    for scores in (jnp.ones(1), jnp.array([5.0, -INF])):
+        value, gradient = jax.value_and_grad(LABELLED[name])(scores, 7)
+        assert np.isnan(value)
+        assert np.isnan(gradient).all()
+
+
+def test_a_mask_of_classes_needs_no_axis_of_examples():
+    z, where = jnp.zeros((5, 10)), jnp.arange(10) < 7
+    np.testing.assert_allclose(ce(z, jnp.zeros(5, int), where=where), np.full(5, np.log(7.0)), rtol=1e-6)
+
+
 # --- masks and infinities -------------------------------------------------------------------------
 
 # What each function of a row gives where no class is left.
@@ -218,9 +238,13 @@ def test_a_mixture_without_classes_has_finite_gradients(name, dtype):
     data = mixture_data(dtype)
     loss = lambda data: of(name, data, where=jnp.zeros(7, bool), block_size=3)
     value, pullback = jax.vjp(loss, data)
-    assert not np.isnan(value).any() or name == "leop"
-    if name == "decode":
-        np.testing.assert_array_equal(value, np.zeros((4, 5)))
+    empty = {
+        "decode": jnp.zeros((4, 5)),
+        "autoencoder": (data["x"] ** 2).sum(-1),
+        "eol": jnp.zeros(4),
+        "leop": jnp.full(4, INF),
+    }
+    np.testing.assert_allclose(value, empty[name], rtol=1e-5)
     for gradient in jax.tree.leaves(pullback(jnp.ones_like(value))):
         assert np.isfinite(gradient).all()
 
@@ -276,6 +300,8 @@ def test_mixed_types_meet_in_the_wider(dtype):
     assert softjax.expectation(half, full[:2]).dtype == dtype
     assert jax.grad(lambda z: softjax.mixture_expectation(z, full, full).sum())(half).dtype == jnp.bfloat16
     assert softjax.expectation(half, half.astype(jnp.float16)).dtype == jnp.float32
+    for values in (2.0, 1, jnp.arange(3)):
+        assert softjax.expectation(half, values).dtype == jnp.bfloat16
 
 
 # --- transformations ------------------------------------------------------------------------------
@@ -297,6 +323,16 @@ def test_a_second_call_of_the_same_shapes_traces_nothing(case):
         jax.block_until_ready(compiled(*arguments))
     jax.block_until_ready(compiled(*(a + a.dtype.type(0) for a in arguments)))
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
+def test_gradients_leak_nothing_and_promote_no_rank(case):
+    options = {"block_size": 5} if case in cases.MIXTURES else {}
+    arguments = case.arguments(cases.Random(jnp.float32), 1.0)
+    total = lambda *args: case.function(*args, **options).sum()
+    with jax.checking_leaks(), jax.numpy_rank_promotion("raise"):
+        jax.grad(total)(*arguments)
+        jax.jvp(lambda z: jax.grad(total)(z, *arguments[1:]), (arguments[0],), (arguments[0],))
 
 
 @pytest.mark.parametrize("case", [c for c in EVERY if "axis" not in c.name], ids=lambda case: case.name)
