@@ -33,12 +33,11 @@ def of_mixture(
         (z, example), (centers, bias, per_class) = examples, block
         return loss.columns(dot(z, centers.T) + bias[None], ids, example, per_class)
 
-    # -|z - c|^2 = (2z, -|z|^2) (c, 1) - |c|^2. The |z|^2 is the same for every class and would drop out,
-    # but its derivative -2z sum_k dh_k takes off 2c what rounding leaves of sum_k dh_k = 0.
-    squared = (z**2).sum(-1, keepdims=True)
-    examples = (jnp.concatenate([2 * z, -squared], -1) / temperature, example)
-    with_1 = jnp.concatenate([centers, jnp.ones_like(centers[:, :1])], -1)
-    classes = (with_1, bias - (centers**2).sum(-1) / temperature, per_class)
+    # |z|^2 is the same for every class and drops out. A coordinate that is 0 everywhere is added: jaxlib 0.10.2
+    # crashes on CPUs in the gradient of a ragged block under vmap, in a product that it fuses without it.
+    with_0 = lambda a: jnp.concatenate([a, jnp.zeros_like(a[:, :1])], -1)
+    examples = (with_0(2 / temperature * z), example)
+    classes = (with_0(centers), bias - (centers**2).sum(-1) / temperature, per_class)
     totals = _classes.totals(columns, centers.shape[0], block_size, examples, classes)
     if loss.payoff is not None:
         totals = _with_exact_tops(totals, loss.payoff, (z, temperature, example), (centers, bias, per_class))

@@ -1,6 +1,8 @@
 """The contract, line by line: labels, masks, infinities, types, transformations, memory."""
 
 import functools as ft
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -433,6 +435,17 @@ def test_a_mixture_never_holds_its_scores(case, mode):
     program = MODES[mode](f, tuple(range(len(shapes))))
     compiled = jax.jit(program).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.25 * 4 * n * k
+
+
+def test_the_gradient_of_a_ragged_block_under_vmap_does_not_crash_the_compiler():
+    """As jaxlib 0.10.2 did on CPUs; in a process of its own, to be a failure and not the end of the tests."""
+    program = (
+        "import jax, jax.numpy as jnp, softjax\n"
+        "z, x, c, v = (jnp.ones(s) for s in ((32, 4), (32, 8), (10_000, 4), (10_000, 8)))\n"
+        "loss = lambda c: jax.vmap(softjax.mixture_autoencoder_loss, (0, 0, None, None))(z, x, c, v).mean()\n"
+        "jax.block_until_ready(jax.jit(jax.grad(loss))(c))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=120).returncode == 0
 
 
 def test_the_memory_of_a_mixture_does_not_grow_with_its_classes():
