@@ -11,6 +11,7 @@ Axis = int | Sequence[int] | None
 
 
 def array(name: str, x: ArrayLike) -> Array:
+    """x as an array."""
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError, OverflowError) as error:

@@ -299,8 +299,7 @@ def _merge_normalisers(x, y):
 
 def _weight_of_lower(x, y):
     """exp(lower m - higher m)."""
-    x_wins = x.m >= y.m
-    return jnp.exp(_choose(x_wins, y.m, x.m) - finite(_choose(x_wins, x.m, y.m)))
+    return jnp.exp(jnp.minimum(x.m, y.m) - finite(jnp.maximum(x.m, y.m)))
 
 
 def _choose(condition, a, b):

@@ -13,7 +13,7 @@ from ._arguments import Axis
 # Axes, masks and types
 
 
-class _Rows:
+class _Layout:
     """How an array [...] with its classes on some axes becomes rows [N, K], and comes back."""
 
     def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...]):
@@ -44,10 +44,10 @@ def _live(logits: Array, where: ArrayLike | None) -> Array:
     return jnp.where(live, logits, -jnp.inf)
 
 
-def _as_rows(name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None) -> tuple[Array, _Rows]:
+def _as_rows(name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None) -> tuple[Array, _Layout]:
     """(logits [N, K] with excluded classes at -inf, how they were laid out)."""
     logits = _arguments.floating(name, x)
-    rows = _Rows(logits.shape, _arguments.axes(axis, logits.ndim))
+    rows = _Layout(logits.shape, _arguments.axes(axis, logits.ndim))
     return rows.flatten(_live(logits, where)), rows
 
 

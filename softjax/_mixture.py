@@ -187,7 +187,7 @@ def eol_loss(
     where: ArrayLike | None = None,
     block_size: int | None = None,
 ) -> Array:
-    """Expected squared error of a mixture: the negative expected log-likelihood (EOL) of the text.
+    """Expected squared error of a mixture: the negative expected log-likelihood (EOL).
 
     -EOL = sum_k p_k |x - A_k|^2, where log p(x|k) = -|x - A_k|^2,
     with p = softmax(h), h_k = -|z - c_k|^2 / temperature + log_prior_k.
