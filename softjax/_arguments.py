@@ -1,8 +1,11 @@
 """What the public functions accept: one sentence per refusal, with the argument, what came and what was wanted."""
 
+import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -106,6 +109,39 @@ def size(name: str, n: int | None) -> int | None:
     if n < 1:
         raise ValueError(f"`{name}` must be positive, got {n}.")
     return n
+
+
+def leading(name: str, tree: Any, wanted: tuple[int, ...], meaning: str) -> Any:
+    """A tree of arrays [*wanted, ...] as one of arrays [N, ...], N being the number of the wanted axes' elements."""
+
+    def flat(x):
+        x = array(name, x)
+        if x.shape[: len(wanted)] != wanted:
+            raise ValueError(f"`{name}` must hold arrays whose shapes begin with {wanted} ({meaning}), got {x.shape}.")
+        return x.reshape(math.prod(wanted), *x.shape[len(wanted) :])
+
+    return jax.tree.map(flat, tree)
+
+
+def weights(x: ArrayLike | None, batch: tuple[int, ...], dtype: jnp.dtype) -> Array | None:
+    """The weights [N] of the examples."""
+    if x is None:
+        return None
+    x = floating("weights", x)
+    shape("weights", x, batch, "one for each example")
+    return x.reshape(-1).astype(dtype)
+
+
+def reduction(x: str) -> str:
+    """x, which is one of the reductions."""
+    if x not in ("none", "sum", "mean"):
+        raise ValueError(f"`reduction` must be 'none', 'sum' or 'mean', got {x!r}.")
+    return x
+
+
+def inexact(tree: Any) -> list[Array]:
+    """The floating-point arrays of a tree."""
+    return [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact)]
 
 
 def common_dtype(*arrays: Array) -> jnp.dtype:

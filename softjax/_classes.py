@@ -1,4 +1,4 @@
-"""Where the classes live, and when the gradient is taken: the custom rules, in both modes."""
+"""Where the classes live: all in one array, of which some are held at a time. The custom rules, in both modes."""
 
 import functools as ft
 from collections.abc import Callable
@@ -7,25 +7,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
+from jax.typing import ArrayLike
 
+from . import _arguments
 from . import _gibbs as g
 
 
-def both_modes(rule: Callable, *, options: int = 0) -> Callable:
+def both_modes(rule: jax.custom_vjp, *, options: int = 0) -> Callable:
     """Forward mode for the `jax.custom_vjp` function `rule(*options, differentiable, fixed)`.
 
     The pullback is linear in its cotangent, so its transpose is the pushforward. Transposed once
     more, as reverse mode does, it is the pullback again: the one rule serves both modes.
 
-    The rule's own forward pass calls the function made here, so that what it computes is never
-    differentiated except by the rule, to any order. Integers among its results have no tangent.
+    The rule's own forward pass calls the function made here, so that what it computes is differentiated
+    by the rule, to any order. Integers among its results have no tangent.
+
+    JAX 0.10 drops a `custom_jvp` inside a scan that is differentiated by reverse and then by forward mode,
+    and takes the derivative of what it wraps: of the plain function, which therefore has to be right too.
     """
 
     @ft.partial(jax.custom_jvp, nondiff_argnums=tuple(range(options)))
     @ft.wraps(rule)
     def function(*args):
-        return rule(*args)
+        return rule.__wrapped__(*args)
 
     @function.defjvp
     def _(*args):
@@ -58,93 +63,133 @@ def join(inexact: Any, others: Any) -> Any:
     return jax.tree.map(lambda a, b: b if a is None else a, inexact, others, is_leaf=is_none)
 
 
-def totals(columns: Callable, count: int, block_size: int, examples: Any, classes: Any) -> g.Totals:
+Axes = tuple[int, ...]
+
+
+def totals(columns: Callable, examples: Any, classes: tuple, axes: Axes, count: int, block: int) -> g.Totals:
     """Totals over classes 0..count-1 of `columns(examples, block, ids) -> Columns`.
 
-    `examples` is any pytree, `classes` a pytree of arrays [count, ...] of which `columns` sees
-    `block_size` rows at a time, with their ids. The backward pass makes each block's columns again,
-    and nothing of the size of all of them is held in any mode of differentiation.
+    `columns` is a `jax.tree_util.Partial`, whose arrays have gradients too. `examples` is any pytree and
+    `classes` a tuple of pytrees of arrays, each with its classes on one of the `axes`; of these `columns`
+    sees `block` classes at a time, with their ids, in at least float32. The backward pass makes each
+    block's columns again, and nothing of the size of all of them is held in any mode of differentiation.
     """
-    differentiable, fixed = split((examples, classes))
-    return _totals(columns, count, block_size, differentiable, fixed)
+    return _totals(axes, count, block, *split((columns, examples, classes)))
 
 
-def block_size(examples: Any, count: int) -> int:
-    """How many of `count` classes to hold at a time against `examples` examples.
+# ---------------------------------------------------------------------------------------------
+# Blocks of classes
 
-    A block of 2^20 scores (4 MB) stays in the cache between the passes over it: the value and gradients
-    of the mixture autoencoder took 90 ms with blocks of 256 classes, 115 ms with 512 and 142 ms with
-    1024 (N = K = 4096, D = 16, E = 64, 2 CPU cores). A single example is taken for one of a batch under
-    vmap, unseen from here.
+
+def take(classes: tuple, axes: Axes, start: ArrayLike, size: int) -> tuple:
+    """Some of the classes, in a type to compute in."""
+
+    def of_axis(axis, tree):
+        return jax.tree.map(lambda a: wide(lax.dynamic_slice_in_dim(a, start, size, axis)), tree)
+
+    return tuple(map(of_axis, axes, classes))
+
+
+def put(classes: tuple, axes: Axes, start: ArrayLike, block: tuple) -> tuple:
+    """The classes, with a block in place of what they have there."""
+
+    def on_axis(axis, tree, block):
+        write = lambda a, b: lax.dynamic_update_slice_in_dim(a, b.astype(a.dtype), start, axis)
+        return jax.tree.map(write, tree, block)
+
+    return tuple(map(on_axis, axes, classes, block))
+
+
+def wide(x: Array) -> Array:
+    """x in a type to compute in."""
+    return x.astype(_arguments.wide(x.dtype)) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+
+def ids(start: ArrayLike, size: int) -> Array:
+    """Consecutive classes."""
+    return start + jnp.arange(size, dtype=jnp.int32)
+
+
+def each(step: Callable, carry: Any, count: int, size: int, made: Any = None) -> tuple[Any, Any]:
+    """Runs `step(carry, start, size, made) -> (carry, made)` for `size` of `count` things at a time.
+
+    The last ones may be fewer. A carry of None stands for nothing yet, and the first step is then run by
+    itself. What the steps of such a run make can be given to those of another.
     """
-    if not isinstance(examples, int):  # a symbolic size, in an export for any
-        return min(count, 1024)
-    return min(count, 512 if examples == 1 else max(128, min(2**20 // max(examples, 1), 4096)))
+    starts = np.arange(0, count - size + 1, size, dtype=np.int32)
+    parts = [(0, size)] if carry is None or made is not None or starts.size == 1 else []
+    if starts.size > len(parts):
+        parts.append((starts[len(parts) :], size))
+    if count % size:
+        parts.append((count - count % size, count % size))
+    made = [None] * len(parts) if made is None else made
+    out = []
+    for (start, n), m in zip(parts, made, strict=True):
+        if isinstance(start, int):
+            carry, y = step(carry, start, n, m)
+        else:
+            carry, y = lax.scan(lambda c, x, n=n: step(c, x[0], n, x[1]), carry, (start, m))
+        out.append(y)
+    return carry, out
 
 
-def _blocks(count, size):
-    """(starts [n] of the blocks of `size` classes, start of the ragged rest or None)."""
-    whole = count // size
-    return jnp.arange(whole) * size, (whole * size if count % size else None)
+def sums(columns: Callable, examples: Any, classes: tuple, axes: Axes, count: int, size: int) -> tuple[g.Sums, Any]:
+    """(the sums over all classes, the columns that were made for it)."""
+
+    def step(sums, start, size, _):
+        of_block = ids(start, size)
+        made = columns(examples, take(classes, axes, start, size), of_block)
+        folded = g.fold(made, of_block)
+        return (folded if sums is None else g.merge(sums, folded)), made
+
+    return each(step, None, count, size)
 
 
-def _take(classes, start, size):
-    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), classes)
+def pull_block(differentiable: tuple, fixed: tuple, ids: Array, pull: Callable) -> tuple:
+    """Cotangents of (columns, examples, block) from those that `pull(columns made)` gives to what was made."""
+
+    def of_block(differentiable):
+        columns, examples, block = join(differentiable, fixed)
+        return split(columns(examples, block, ids))
+
+    made, back, others = jax.vjp(of_block, differentiable, has_aux=True)
+    (cotangents,) = back(split(pull(join(made, others)))[0])
+    return cotangents
 
 
-def _put(classes, block, start):
-    return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, start, 0), classes, block)
-
-
-def _sums(columns, count, size, differentiable, fixed):
-    examples, classes = join(differentiable, fixed)
-
-    def fold(start, size):
-        ids = start + jnp.arange(size)
-        return g.fold(columns(examples, _take(classes, start, size), ids), ids)
-
-    starts, ragged = _blocks(count, size)
-    sums = fold(0, size)
-    if starts.size > 1:
-        sums, _ = lax.scan(lambda sums, start: (g.merge(sums, fold(start, size)), None), sums, starts[1:])
-    return sums if ragged is None else g.merge(sums, fold(ragged, count - ragged))
+# ---------------------------------------------------------------------------------------------
+# The rule
 
 
 @ft.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _rule(columns, count, size, differentiable, fixed):
-    return g.close(_sums(columns, count, size, differentiable, fixed))
+def _rule(axes, count, size, differentiable, fixed):
+    return g.close(sums(*join(differentiable, fixed), axes, count, size)[0])
 
 
-def _fwd(columns, count, size, differentiable, fixed):
-    out = _totals(columns, count, size, differentiable, fixed)
+def _fwd(axes, count, size, differentiable, fixed):
+    out = _totals(axes, count, size, differentiable, fixed)
     return out, (differentiable, fixed, out)
 
 
 # Without `checkpoint` a derivative of the loop below would keep what this computes for every block.
 @ft.partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1))
-def _pull(columns, size, start, residuals, ct):
-    (examples, classes), (fixed_examples, fixed_classes), out = residuals
-    ids = start + jnp.arange(size)
-    others = _take(fixed_classes, start, size)
-    of_block = lambda examples, block: columns(join(examples, fixed_examples), join(block, others), ids)
-    made, back = jax.vjp(of_block, examples, _take(classes, start, size))
-    return back(g.pull(made, ids, out, ct))
+def _pull(axes, size, start, residuals, ct):
+    (*others, classes), (*fixed_others, fixed_classes), out = residuals
+    differentiable = (*others, take(classes, axes, start, size))
+    fixed = (*fixed_others, take(fixed_classes, axes, start, size))
+    of_block = ids(start, size)
+    return pull_block(differentiable, fixed, of_block, lambda made: g.pull(made, of_block, out, ct))
 
 
-def _bwd(columns, count, size, residuals, ct):
-    starts, ragged = _blocks(count, size)
-    if ragged is None and starts.size == 1:
-        return _pull(columns, size, 0, residuals, ct), None
+def _bwd(axes, count, size, residuals, ct):
+    def step(grads, start, size, _):
+        grads, dclasses = grads
+        *d, dblock = _pull(axes, size, start, residuals, ct)
+        return (jax.tree.map(jnp.add, grads, d), put(dclasses, axes, start, dblock)), None
 
-    def step(grads, start, size=size):
-        dexamples, dclasses = grads
-        d, dblock = _pull(columns, size, start, residuals, ct)
-        return (jax.tree.map(jnp.add, dexamples, d), _put(dclasses, dblock, start)), None
-
-    grads, _ = lax.scan(step, jax.tree.map(jnp.zeros_like, residuals[0]), starts)
-    if ragged is not None:
-        grads, _ = step(grads, ragged, count - ragged)
-    return grads, None
+    *others, classes = jax.tree.map(jnp.zeros_like, residuals[0])
+    (grads, dclasses), _ = each(step, (others, classes), count, size)
+    return (*grads, dclasses), None
 
 
 _rule.defvjp(_fwd, _bwd)

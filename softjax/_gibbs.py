@@ -1,10 +1,11 @@
 """One pass over the classes, and its one derivative.
 
-For scores h_k, payoffs t_k, exponents e_k and plain terms l_k over the classes k = 1..K,
+For scores h_k, payoffs t_k, exponents e_k, weights y_k and plain terms l_k over the classes k = 1..K,
 
     A = log sum_k exp h_k        p_k = exp(h_k - A)
     E = sum_k p_k t_k
     D = log sum_k p_k exp e_k    q_k = p_k exp(e_k - D)
+    C = sum_k y_k (A - h_k)      Y = sum_k y_k
     L = sum_k l_k
 
 have the derivatives
@@ -12,11 +13,13 @@ have the derivatives
     dA = sum_k p_k dh_k
     dE = sum_k p_k (t_k - E) dh_k + sum_k p_k dt_k
     dD = sum_k (q_k - p_k) dh_k + sum_k q_k de_k
+    dC = sum_k (Y p_k - y_k) dh_k + sum_k (A - h_k) dy_k
     dL = sum_k dl_k
 
 (CATSMILE-1012 derives the first half of dE; the second half holds when the payoffs move too. D is
-the logarithm of E for the payoff exp e_k, which would overflow.) Everything else in this package
-chooses (h, t, e, l), or chooses where the classes live.
+the logarithm of E for the payoff exp e_k, which would overflow. C is the cross entropy of y and p:
+Y times the payoff A - h_k under y in place of p.) Everything else in this package chooses
+(h, t, e, y, l), or chooses where the classes live.
 
 No digit is lost for a row that is sure of its class. Let o be the class with the largest score:
 
@@ -26,7 +29,8 @@ No digit is lost for a row that is sure of its class. Let o be the class with th
 All that makes the row unsure is in r, which is summed without the 1 beside which it would vanish,
 and every payoff is taken relative to the top class. A, E and D stay such pairs, base + rest, until a
 loss has subtracted what it compares them with. The base is a constant of the derivative: dA, dE and
-dD above are the derivatives of the rest.
+dD above are the derivatives of the rest, by `pull` and, should JAX drop that rule, by JAX's own. C is a sum of what is not negative, y_k (m - h_k) and
+Y log(1 + r).
 """
 
 import dataclasses
@@ -68,14 +72,23 @@ class Pair:
         return (other - self.base) - self.rest
 
 
-class Columns(NamedTuple):
-    """What a block of B classes contributes to N examples."""
+class Weights(NamedTuple):
+    """Weights y_k of the classes, of which a few belong to the example: its labels."""
 
-    h: Array  # [..., B] scores
+    ids: Array  # [..., T] classes
+    of_ids: Array  # [..., T] their weights; a class named twice has the sum
+    per_class: Array | None = None  # [B] more weight for each class of the block, the same for every example
+
+
+class Columns(NamedTuple):
+    """What a block of B classes, with consecutive ids, contributes to N examples."""
+
+    h: Array  # [..., B] scores; -inf for a class that is none
     t: tuple[Array, ...] = ()  # each [..., B]: a payoff per example and class
     v: tuple[Array, ...] = ()  # each [B, E]: a vector payoff per class, the same for every example
     e: tuple[Array, ...] = ()  # each [..., B]: an exponent per example and class
-    l: tuple[Array, ...] = ()  # each [..., B]: a plain term
+    y: Weights | None = None  # weights, for a cross entropy
+    l: tuple[Array, ...] = ()  # each [..., B], or what is left of it when summed over some classes: a plain term
 
 
 class Normaliser(NamedTuple):
@@ -112,13 +125,22 @@ class Normaliser(NamedTuple):
         return _row(ids, self.m.ndim) == self.top[..., None]
 
 
+class CrossEntropy(NamedTuple):
+    """sum_k y_k (A - h_k) for weights y; while classes are still to come, m stands for A."""
+
+    sum: Array  # [...]
+    weight: Array  # [...] sum_k y_k
+
+
 class Sums(NamedTuple):
     """Running sums over classes. `merge` is associative and commutative."""
 
     a: Normaliser  # of h
     t: tuple[Pair, ...]  # each [...]: t_o and sum_{k != o} exp(h_k - m) (t_k - t_o)
+    s: tuple[Pair, ...]  # the same of payoffs that do not move
     v: tuple[Pair, ...]  # each [..., E]: the same for vector payoffs
     e: tuple[Normaliser, ...]  # of h + e
+    y: CrossEntropy | None
     l: tuple[Array, ...]  # each [...] sum_k l_k
 
 
@@ -131,6 +153,7 @@ class Totals(NamedTuple):
     v: tuple[Pair, ...]  # E_p[v]
     e: tuple[Pair, ...]  # log E_p[exp e]
     n: tuple[Normaliser, ...]  # of h + e
+    y: CrossEntropy | None  # of y and p
     l: tuple[Array, ...]  # sum_k l_k
 
     @property
@@ -143,21 +166,25 @@ def fold(c: Columns, ids: Array) -> Sums:
     """Sums over one block of classes, whose ids are `ids` [B]."""
     plain = tuple(l.sum(-1) for l in c.l)
     if not (c.t or c.v or c.e):
-        return Sums(_normaliser(c.h, ids), (), (), (), plain)
+        a = _normaliser(c.h, ids)
+        return Sums(a, (), (), (), (), _cross_entropy(c, ids, a.m), plain)
     a, w, first = _normaliser_and_top(c.h, ids)
     is_top = a.is_top(ids)
 
     def payoff(t):
         t = jnp.where(jnp.isneginf(c.h), 0, t)
-        base = jnp.where(is_top, t, 0).sum(-1)
-        return Pair(base, (w * (t - base[..., None])).sum(-1))
+        of_top = jnp.where(is_top, t, 0).sum(-1)
+        base = lax.stop_gradient(of_top)
+        return Pair(base, (w * (t - base[..., None])).sum(-1) + _tangent_of(of_top))
 
     def vector_payoff(v):
-        base = v.at[first].get(mode="fill", fill_value=0)
-        return Pair(base, dot(w, v) - a.r[..., None] * base)
+        of_top = v.at[first].get(mode="fill", fill_value=0)
+        base = lax.stop_gradient(of_top)
+        return Pair(base, dot(w, v) - a.r[..., None] * base + _tangent_of(of_top))
 
     e = tuple(_normaliser_and_top(_tilted(c.h, e), ids)[0] for e in c.e)
-    return Sums(a, tuple(map(payoff, c.t)), tuple(map(vector_payoff, c.v)), e, plain)
+    t, s = tuple(map(payoff, c.t)), tuple(map(payoff, lax.stop_gradient(c.t)))
+    return Sums(a, t, s, tuple(map(vector_payoff, c.v)), e, _cross_entropy(c, ids, a.m), plain)
 
 
 def merge(x: Sums, y: Sums) -> Sums:
@@ -175,8 +202,10 @@ def merge(x: Sums, y: Sums) -> Sums:
     return Sums(
         _merge_normalisers(x.a, y.a),
         tuple(map(rebase, x.t, y.t)),
+        tuple(map(rebase, x.s, y.s)),
         tuple(map(rebase, x.v, y.v)),
         tuple(map(_merge_normalisers, x.e, y.e)),
+        None if x.y is None else _merge_cross_entropies(x, y),
         tuple(map(jnp.add, x.l, y.l)),
     )
 
@@ -184,17 +213,21 @@ def merge(x: Sums, y: Sums) -> Sums:
 def close(x: Sums) -> Totals:
     """Totals from the sums over all classes."""
     mean = lambda a: Pair(a.base, a.rest / _like(x.a.s, a.rest))
-    t = tuple(map(mean, x.t))
+    t, s, v = (tuple(map(mean, pairs)) for pairs in (x.t, x.s, x.v))
     log_mean = lambda n: Pair(jnp.where(jnp.isneginf(n.m), -jnp.inf, n.m - x.a.m), n.log.rest - x.a.log.rest)
-    return Totals(x.a, t, t, tuple(map(mean, x.v)), tuple(map(log_mean, x.e)), x.e, x.l)
+    y = None if x.y is None else x.y._replace(sum=x.y.sum + x.y.weight * x.a.log.rest)
+    return Totals(x.a, t, s, v, tuple(map(log_mean, x.e)), x.e, y, x.l)
 
 
 def pull(c: Columns, ids: Array, q: Totals, ct: Totals) -> Columns:
     """Cotangents of the columns from those of the totals. The whole library's derivative."""
     w = q.a.weights(c.h)
-    dh = w * ct.a.r[..., None]  # dr = sum_k exp(h_k - m) dh_k
+    if c.y is None:
+        dh, dy = w * ct.a.r[..., None], None  # dr = sum_k exp(h_k - m) dh_k
+    else:
+        dh, dy = _pull_cross_entropy(c, w, ids, q, ct)
     if not (c.t or c.v or c.e):
-        return Columns(dh, l=_each(ct.l, c.l))
+        return Columns(dh, y=dy, l=_each(ct.l, c.l))
     p = w / q.a.s[..., None]
     is_top = q.a.is_top(ids)
 
@@ -225,6 +258,7 @@ def pull(c: Columns, ids: Array, q: Totals, ct: Totals) -> Columns:
         tuple(d.rest[..., None] * p for d in ct.t),
         tuple(_outer(p, d.rest) for d in ct.v),
         tuple(de),
+        dy,
         _each(ct.l, c.l),
     )
 
@@ -260,7 +294,7 @@ def dot(a: Array, b: Array) -> Array:
 
 def _normaliser(h, ids):
     """Of one block, for a loss that has no use for the top class."""
-    m = h.max(-1)
+    m = lax.stop_gradient(h.max(-1))
     a = Normaliser(m, jnp.full(m.shape, -1, ids.dtype), jnp.zeros_like(m))
     r = a.weights(h).sum(-1) - 1
 
@@ -277,13 +311,13 @@ def _normaliser(h, ids):
 
 def _normaliser_and_top(h, ids):
     """(that of one block, exp(h_k - m) with 0 for the top class, the place of the top class in the block)."""
-    m = h.max(-1)
+    m = lax.stop_gradient(h.max(-1))
     m = jnp.where(jnp.isposinf(m), jnp.nan, m)  # a score of +inf has no softmax
     place = _row(jnp.arange(h.shape[-1], dtype=ids.dtype), m.ndim)
     first = jnp.min(jnp.where((h == m[..., None]) & (h > -jnp.inf), place, place.size), -1)
     top = jnp.where(first < place.size, ids.at[first].get(mode="clip"), -1)
     a = Normaliser(m, top, jnp.zeros_like(m))
-    w = jnp.where(place == first[..., None], 0, a.weights(h))
+    w = _with_value(0, place == first[..., None], a.weights(h))
     return a._replace(r=_empty(m, w.sum(-1))), w, first
 
 
@@ -295,6 +329,71 @@ def _merge_normalisers(x, y):
     x_wins = x.m >= y.m
     high, low = jax.tree.map(ft.partial(_choose, x_wins), (x, y), (y, x))
     return high._replace(r=high.r + _weight_of_lower(x, y) * (1 + low.r))
+
+
+class _Labels:
+    """The classes that the examples name, as far as they are in a block."""
+
+    def __init__(self, c, ids):
+        self.place = c.y.ids - ids[0]
+        self.here = (self.place >= 0) & (self.place < ids.size)
+        self.within = jnp.where(self.here, self.place, 0)
+        self.h = jnp.take_along_axis(c.h, self.within, -1)
+        self.possible = self.here & ~jnp.isneginf(self.h)
+
+    def put(self, values, into):
+        """`into` [..., B] with other values at the labels; a class named twice has the same value twice."""
+        if self.place.shape[-1] == 1:
+            return jnp.where(
+                _row(jnp.arange(into.shape[-1], dtype=self.place.dtype), into.ndim - 1) == self.place, values, into
+            )
+        beyond = jnp.where(self.here, self.place, into.shape[-1])
+        return jnp.put_along_axis(into, beyond, values, -1, inplace=False, mode="drop")
+
+
+def _cross_entropy(c, ids, m):
+    if c.y is None:
+        return None
+    labels = _Labels(c, ids)
+    weights = jnp.where(labels.here, c.y.of_ids, 0)
+    below = lambda h: finite(m)[..., None] - h
+    cost = (weights * jnp.where(weights == 0, 0, below(labels.h))).sum(-1)
+    if c.y.per_class is None:
+        return CrossEntropy(cost, weights.sum(-1))
+    u = _row(c.y.per_class, m.ndim)
+    cost += (u * jnp.where(jnp.isneginf(c.h) & (u == 0), 0, below(c.h))).sum(-1)
+    return CrossEntropy(cost, weights.sum(-1) + u.sum())
+
+
+def _merge_cross_entropies(x, y):
+    x_wins = x.a.m >= y.a.m
+    high, low = jax.tree.map(ft.partial(_choose, x_wins), (x.y, y.y), (y.y, x.y))
+    gap = finite(jnp.maximum(x.a.m, y.a.m)) - finite(jnp.minimum(x.a.m, y.a.m))
+    return CrossEntropy(high.sum + (low.sum + low.weight * gap), high.weight + low.weight)
+
+
+def _pull_cross_entropy(c, w, ids, q, ct):
+    """Y p_k - y_k, and A - h_k; with what the normaliser itself is owed."""
+    labels = _Labels(c, ids)
+    d = ct.y.sum[..., None]
+    dh = w * (ct.a.r + ct.y.sum * q.y.weight / q.a.s)[..., None]
+    y = c.y.of_ids
+    if y.shape[-1] > 1:
+        y = (jnp.where(c.y.ids[..., None] == c.y.ids[..., None, :], 1, 0).astype(y.dtype) * y[..., None, :]).sum(-1)
+    if c.y.per_class is not None:
+        dh -= d * _row(c.y.per_class, d.ndim - 1)
+        y += c.y.per_class[labels.within]
+    # At a label, p_k (Y - y_k) - y_k (1 - p_k): where p_k is almost 1, the rest of it has the digits.
+    weight = q.a.weights(labels.h)
+    gap = weight / q.a.s[..., None] * (q.y.weight[..., None] - y) - y * q.a.complement(labels.h)
+    dh = labels.put(jnp.where(labels.possible, weight * ct.a.r[..., None] + d * gap, 0), dh)
+
+    above = lambda h: (finite(q.a.m)[..., None] - h) + q.a.log.rest[..., None]
+    of_ids = jnp.where(labels.possible, d * above(labels.h), 0) + jnp.where(labels.here, ct.y.weight[..., None], 0)
+    if c.y.per_class is None:
+        return dh, Weights(c.y.ids, of_ids)
+    of_all = jnp.where(jnp.isneginf(c.h), 0, d * above(c.h)) + ct.y.weight[..., None]
+    return dh, Weights(c.y.ids, of_ids, of_all.sum(tuple(range(c.h.ndim - 1))))
 
 
 def _weight_of_lower(x, y):
@@ -313,6 +412,11 @@ def _tilted(h, e):
 def _with_value(value, where, x):
     """x with another value, but its own derivative, in some places."""
     return x + lax.stop_gradient(jnp.where(where, value - x, 0))
+
+
+def _tangent_of(x):
+    """0, with the derivative of x."""
+    return jnp.where(jnp.isfinite(x), x - lax.stop_gradient(x), 0)
 
 
 def _outer(p, d):

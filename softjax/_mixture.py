@@ -2,7 +2,7 @@
 
     h_k = -|z - c_k|^2 / temperature + log_prior_k        p = softmax(h)
 
-They run over blocks of classes: nothing of size [N, K] is held, forward or backward.
+Nothing of size [N, K] is held, forward or backward.
 """
 
 import dataclasses
@@ -13,35 +13,148 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from . import _arguments, _classes, losses
+from . import _arguments, _placement, losses
+from ._examples import Problem, evaluate
 from ._gibbs import dot
+from ._placement import BlockSize
 from .losses import Loss
 
 
-@ft.partial(jax.jit, static_argnames=("loss", "block_size"), inline=True)
 def of_mixture(
-    loss: Loss, z: Array, centers: Array, bias: Array, temperature: Array, example: Any, per_class: Any, block_size: int
+    loss: Loss,
+    z: ArrayLike,
+    centers: ArrayLike,
+    example: Any = None,
+    per_class: Any = None,
+    *,
+    log_prior: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
 ) -> Array:
-    """The loss [N, ...] of the scores -|z - c_k|^2 / temperature + bias_k, over `block_size` classes at a time.
+    """A loss of the scores of a mixture, which are never held all at once.
 
-    z [N, D], centers [K, D], bias [K], example a pytree of [N, ...], per_class one of [K, ...].
+    h_k = -|z - c_k|^2 / temperature + log_prior_k, up to what all classes have in common.
+
+    Args:
+        loss: a `softjax.Loss`; those of `softjax.losses` or your own.
+        z: latents [..., D].
+        centers: c [K, D].
+        example: what the loss knows of an example: a pytree of arrays [..., *].
+        per_class: what it knows of a class: a pytree of arrays [K, *].
+        log_prior: [K], added to the scores; None for 0. A class of -inf is left out.
+        temperature: what the squared distances are divided by, a scalar.
+        where: booleans [K], the classes to include; None for all.
+        weights: of the examples [...]; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is 0.
+        block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
+
+    Returns:
+        The loss [...], or a scalar, in at least float32.
+
+    Raises:
+        ValueError: if the shapes don't fit together, or `block_size` is not positive.
+        TypeError: if an array is not real, or `where` not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import softjax
+        >>> centers = jnp.array([[-1.0], [1.0]])
+        >>> print(softjax.of_mixture(softjax.losses.entropy, jnp.array([[0.0], [9.0]]), centers))
+        [6.931e-01 8.584e-15]
+
+    Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder.
     """
+    m = _Mixture(z, centers, log_prior, temperature, where, example, per_class)
+    return m.evaluate(loss, m.example, m.live_only(m.per_class), weights, reduction, block_size)
 
-    def columns(examples, block, ids):
-        (z, example), (centers, bias, per_class) = examples, block
-        return loss.columns(dot(z, centers.T) + bias[None], ids, example, per_class)
 
+class _Mixture:
+    """The checked arguments that all functions of a mixture have, in a type to compute in."""
+
+    def __init__(self, z, centers, log_prior, temperature, where, example, per_class):
+        z, centers = _arguments.floating("z", z), _arguments.floating("centers", centers)
+        if centers.ndim != 2:
+            raise ValueError(f"`centers` must have shape [K, D], got {centers.shape}.")
+        if centers.shape[0] == 0:
+            raise ValueError(f"`centers` must hold at least one class, got shape {centers.shape}.")
+        k, d = centers.shape
+        _arguments.shape("z", z, (*z.shape[:-1], d), "[..., D] for the D of `centers`")
+        self.batch, self.k = z.shape[:-1], k
+        self.n = math.prod(self.batch)
+        live, bias = jnp.ones(k, bool), None
+        if where is not None:
+            live = _arguments.booleans("where", where)
+            _arguments.shape("where", live, (k,), "[K] for the K of `centers`")
+        if log_prior is not None:
+            bias = _arguments.floating("log_prior", log_prior)
+            _arguments.shape("log_prior", bias, (k,), "[K] for the K of `centers`")
+            live &= ~jnp.isneginf(bias)
+        temperature = _arguments.scalar("temperature", temperature)
+        example = _arguments.leading("example", example, self.batch, "the leading axes of `z`")
+        per_class = _arguments.leading("per_class", per_class, (k,), "[K] for the K of `centers`")
+
+        self.given_dtype = _arguments.common_dtype(*_arguments.inexact((z, centers, bias, example, per_class)))
+        self.dtype = _arguments.wide(self.given_dtype)
+        self.live, self.temperature = live, temperature.astype(self.dtype)
+        self.z, self.centers, self.example, self.per_class = self.wide(
+            (z.reshape(self.n, d), centers, example, per_class)
+        )
+        bias = jnp.zeros(k, self.dtype) if bias is None else self.wide(bias)
+        # Only differences of the priors matter, and a common part would cost digits of them.
+        bias -= lax.stop_gradient(jnp.max(bias, initial=jnp.finfo(self.dtype).min, where=live))
+        self.bias = jnp.where(live, bias, -jnp.inf)
+
+    def wide(self, tree):
+        return jax.tree.map(lambda a: a.astype(self.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a, tree)
+
+    def live_only(self, per_class):
+        """What is known of the classes, with 0 for those that are left out."""
+        zero = lambda a: jnp.where(self.live.reshape(-1, *(1,) * (a.ndim - 1)), a, 0)
+        return jax.tree.map(lambda a: zero(a) if jnp.issubdtype(a.dtype, jnp.inexact) else a, per_class)
+
+    def evaluate(self, loss, example, per_class, weights, reduction, block_size):
+        reduction = _arguments.reduction(reduction)
+        placement = _placement.of(block_size, self.n, self.k, reduction, self.centers.shape[1])
+        weights = _arguments.weights(weights, self.batch, self.dtype)
+        centers, middle = _around_0(self.centers, self.live)
+        z = self.z - middle[None]
+        loss = losses.as_tree(loss, self.dtype)
+        out = _evaluate(
+            loss, z, centers, self.bias, self.temperature, example, per_class, weights, reduction, placement
+        )
+        return out.reshape(*self.batch, *out.shape[1:]) if reduction == "none" else out
+
+
+@ft.partial(jax.jit, static_argnums=(8, 9), inline=True)
+def _evaluate(loss, z, centers, bias, temperature, example, per_class, weights, reduction, placement):
     # |z|^2 is the same for every class and drops out. A coordinate that is 0 everywhere is added: jaxlib 0.10.2
     # crashes on CPUs in the gradient of a ragged block under vmap, in a product that it fuses without it.
     with_0 = lambda a: jnp.concatenate([a, jnp.zeros_like(a[:, :1])], -1)
-    examples = (with_0(2 / temperature * z), example)
+    examples = (with_0(2 / temperature * z), z, example)
     classes = (with_0(centers), bias - (centers**2).sum(-1) / temperature, per_class)
-    totals = _classes.totals(columns, centers.shape[0], block_size, examples, classes)
-    if loss.payoff is not None:
-        totals = _with_exact_tops(totals, loss.payoff, (z, temperature, example), (centers, bias, per_class))
-    return loss.finish(totals, example)
+    finish = Partial(_finish, loss.finish, loss.payoff, bias, temperature)
+    problem = Problem(Partial(_columns, loss.columns), finish, examples, classes)
+    return evaluate(problem, (0, 0, 0), z.shape[0], centers.shape[0], placement, weights=weights, reduction=reduction)
+
+
+def _columns(columns, examples, block, ids):
+    (z, _, example), (centers, bias, per_class) = examples, block
+    return columns(dot(z, centers.T) + bias[None], ids, example, per_class)
+
+
+def _finish(finish, payoff, bias, temperature, totals, examples, classes):
+    _, z, example = examples
+    centers, _, per_class = classes
+    if payoff is not None:
+        classes = (centers[:, :-1], bias, per_class)
+        totals = _with_exact_tops(totals, payoff, (z, temperature, example), classes)
+    return finish(totals, example)
 
 
 def _with_exact_tops(q, payoff, examples, classes):
@@ -58,62 +171,13 @@ def _with_exact_tops(q, payoff, examples, classes):
 
     h, t = at(q.a.top)
     known = q.a.top >= 0
+    exact = lambda pair: dataclasses.replace(pair, base=jnp.where(known, t, pair.base))
 
     def exponent(pair, n):
         of_n, e = at(n.top)
         return dataclasses.replace(pair, base=jnp.where(known & (n.top >= 0), (of_n - h) + e, pair.base))
 
-    return q._replace(
-        t=tuple(dataclasses.replace(pair, base=jnp.where(known, t, pair.base)) for pair in q.t),
-        e=tuple(map(exponent, q.e, q.n)),
-    )
-
-
-_NO_DATA = object()
-
-
-def _mixture(loss, z, x, centers, values, log_prior, temperature, where, block_size):
-    """The loss of checked arguments; without data, what the loss makes of z, moved back to the values."""
-    z, centers, values = (_arguments.floating(n, a) for n, a in (("z", z), ("centers", centers), ("values", values)))
-    for name, a, want in (("centers", centers, "[K, D]"), ("values", values, "[K, E]")):
-        if a.ndim != 2:
-            raise ValueError(f"`{name}` must have shape {want}, got {a.shape}.")
-    (k, d), e = centers.shape, values.shape[1]
-    if k == 0:
-        raise ValueError(f"`centers` must hold at least one class, got shape {centers.shape}.")
-    _arguments.shape("values", values, (k, e), "[K, E] for the K of `centers`")
-    _arguments.shape("z", z, (*z.shape[:-1], d), "[..., D] for the D of `centers`")
-    batch, n = z.shape[:-1], math.prod(z.shape[:-1])
-    live, bias = jnp.ones(k, bool), None
-    if where is not None:
-        live = _arguments.booleans("where", where)
-        _arguments.shape("where", live, (k,), "[K] for the K of `centers`")
-    if log_prior is not None:
-        bias = _arguments.floating("log_prior", log_prior)
-        _arguments.shape("log_prior", bias, (k,), "[K] for the K of `centers`")
-    decodes = x is _NO_DATA
-    if not decodes:
-        x = _arguments.floating("x", x)
-        _arguments.shape("x", x, (*batch, e), "the leading axes of `z`, and the E of `values`")
-    block_size = _arguments.size("block_size", block_size) or _classes.block_size(n, k)
-    temperature = _arguments.scalar("temperature", temperature)
-
-    given = [a for a in (z, x, centers, values, bias) if isinstance(a, Array)]
-    dtype = _arguments.common_dtype(*given)
-    to_wide = lambda a: a.astype(_arguments.wide(dtype))
-    bias = jnp.zeros(k, _arguments.wide(dtype)) if bias is None else to_wide(bias)
-    live &= ~jnp.isneginf(bias)
-    # Only differences of the priors matter, and a common part would cost digits of them.
-    bias = bias - lax.stop_gradient(jnp.max(bias, initial=jnp.finfo(bias.dtype).min, where=live))
-    centers, middle = _around_0(to_wide(centers), live)
-    z = to_wide(z).reshape(n, d) - middle[None]
-    values, middle = _around_0(to_wide(values), live)
-    x = None if decodes else to_wide(x).reshape(n, e) - middle[None]
-    bias = jnp.where(live, bias, -jnp.inf)
-    out = of_mixture(loss, z, centers, bias, to_wide(temperature), x, values, block_size=min(block_size, k))
-    if not decodes:
-        return out.reshape(batch)
-    return (out + jnp.where(live.any(), middle, 0)[None]).reshape(*batch, e).astype(dtype)
+    return q._replace(t=tuple(map(exact, q.t)), s=tuple(map(exact, q.s)), e=tuple(map(exponent, q.e, q.n)))
 
 
 def _around_0(a, live):
@@ -127,6 +191,27 @@ def _around_0(a, live):
     return jnp.where(live[:, None], a - middle[None], 0), middle
 
 
+def _mixture(loss, z, x, centers, values, log_prior, temperature, where, weights, reduction, block_size):
+    """The loss of the data and the values of a mixture."""
+    values, x = _values(z, centers, values), _arguments.floating("x", x)
+    wanted = (*jnp.shape(z)[:-1], values.shape[1])
+    _arguments.shape("x", x, wanted, "the leading axes of `z`, and the E of `values`")
+    m = _Mixture(z, centers, log_prior, temperature, where, x, values)
+    values, middle = _around_0(m.per_class, m.live)
+    return m.evaluate(loss, m.example - middle[None], values, weights, reduction, block_size)
+
+
+def _values(z, centers, values):
+    """The checked values [K, E] of a mixture."""
+    values = _arguments.floating("values", values)
+    if values.ndim != 2:
+        raise ValueError(f"`values` must have shape [K, E], got {values.shape}.")
+    if jnp.ndim(centers) == 2:
+        wanted = (jnp.shape(centers)[0], values.shape[1])
+        _arguments.shape("values", values, wanted, "[K, E] for the K of `centers`")
+    return values
+
+
 def mixture_autoencoder_loss(
     z: ArrayLike,
     x: ArrayLike,
@@ -136,7 +221,9 @@ def mixture_autoencoder_loss(
     log_prior: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
-    block_size: int | None = None,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
 ) -> Array:
     """L2 loss of a mixture autoencoder.
 
@@ -154,10 +241,12 @@ def mixture_autoencoder_loss(
         log_prior: [K], added to the scores; None for 0. A class of -inf is left out.
         temperature: what the squared distances are divided by, a scalar.
         where: booleans [K], the classes to include; None for all.
-        block_size: how many classes are held at a time, [N, block_size]; None for what stays in a cache.
+        weights: of the examples [...]; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is 0.
+        block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
 
     Returns:
-        The loss [...], in at least float32: a sum over e, not a mean.
+        The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
 
     Raises:
         ValueError: if the shapes don't fit together, or `block_size` is not positive.
@@ -173,7 +262,9 @@ def mixture_autoencoder_loss(
 
     Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder, there without its minus sign.
     """
-    return _mixture(losses.mixture_autoencoder, z, x, centers, values, log_prior, temperature, where, block_size)
+    return _mixture(
+        losses.mixture_autoencoder, z, x, centers, values, log_prior, temperature, where, weights, reduction, block_size
+    )
 
 
 def eol_loss(
@@ -185,7 +276,9 @@ def eol_loss(
     log_prior: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
-    block_size: int | None = None,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
 ) -> Array:
     """Expected squared error of a mixture: the negative expected log-likelihood (EOL).
 
@@ -203,10 +296,12 @@ def eol_loss(
         log_prior: [K], added to the scores; None for 0. A class of -inf is left out.
         temperature: what the squared distances are divided by, a scalar.
         where: booleans [K], the classes to include; None for all.
-        block_size: how many classes are held at a time, [N, block_size]; None for what stays in a cache.
+        weights: of the examples [...]; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is 0.
+        block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
 
     Returns:
-        The loss [...], in at least float32: a sum over e, not a mean.
+        The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
 
     Raises:
         ValueError: if the shapes don't fit together, or `block_size` is not positive.
@@ -222,7 +317,7 @@ def eol_loss(
 
     Source: CATSMILE-1012 (softargmax), EOL, there to be maximised.
     """
-    return _mixture(losses.eol, z, x, centers, values, log_prior, temperature, where, block_size)
+    return _mixture(losses.eol, z, x, centers, values, log_prior, temperature, where, weights, reduction, block_size)
 
 
 def leop_loss(
@@ -234,7 +329,9 @@ def leop_loss(
     log_prior: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
-    block_size: int | None = None,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
 ) -> Array:
     """Negative log-likelihood of a mixture (LEOP).
 
@@ -251,10 +348,12 @@ def leop_loss(
         log_prior: [K], added to the scores; None for 0. A class of -inf is left out.
         temperature: what the squared distances are divided by, a scalar.
         where: booleans [K], the classes to include; None for all.
-        block_size: how many classes are held at a time, [N, block_size]; None for what stays in a cache.
+        weights: of the examples [...]; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is 0.
+        block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
 
     Returns:
-        The loss [...], in at least float32: a sum over e, not a mean.
+        The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
 
     Raises:
         ValueError: if the shapes don't fit together, or `block_size` is not positive.
@@ -270,7 +369,7 @@ def leop_loss(
 
     Source: the log-likelihood of the mixture whose expectation CATSMILE-1012 (softargmax) calls EOL.
     """
-    return _mixture(losses.leop, z, x, centers, values, log_prior, temperature, where, block_size)
+    return _mixture(losses.leop, z, x, centers, values, log_prior, temperature, where, weights, reduction, block_size)
 
 
 def mixture_expectation(
@@ -281,7 +380,7 @@ def mixture_expectation(
     log_prior: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
-    block_size: int | None = None,
+    block_size: BlockSize = None,
 ) -> Array:
     """Expectation of the values under a mixture: the decoder of the mixture autoencoder.
 
@@ -295,7 +394,7 @@ def mixture_expectation(
         log_prior: [K], added to the scores; None for 0. A class of -inf is left out.
         temperature: what the squared distances are divided by, a scalar.
         where: booleans [K], the classes to include; None for all.
-        block_size: how many classes are held at a time, [N, block_size]; None for what stays in a cache.
+        block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
 
     Returns:
         E_p[A] [..., E], in the type that the arguments promote to; 0 where no class is left.
@@ -314,4 +413,7 @@ def mixture_expectation(
 
     Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder.
     """
-    return _mixture(losses.expectation, z, _NO_DATA, centers, values, log_prior, temperature, where, block_size)
+    m = _Mixture(z, centers, log_prior, temperature, where, None, _values(z, centers, values))
+    values, middle = _around_0(m.per_class, m.live)
+    out = m.evaluate(losses.expectation, None, values, None, "none", block_size)
+    return (out + jnp.where(m.live.any(), middle, 0)).astype(m.given_dtype)

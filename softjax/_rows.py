@@ -10,23 +10,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.tree_util import Partial
 
-from . import _classes
+from . import _classes, losses
 from . import _gibbs as g
 from ._arguments import wide
 from .losses import Loss
 
 
-@ft.partial(jax.jit, static_argnames="loss", inline=True)
 def of_logits(loss: Loss, logits: Array, example: Any = None, per_class: Any = None) -> Array:
     """The loss [N, ...] of the logits [N, K]."""
+    return _of_logits(losses.as_tree(loss, wide(logits.dtype)), logits, example, per_class)
 
-    def columns(examples, _, ids):
-        logits, example, per_class = examples
-        return loss.columns(_widen(logits), ids, example, per_class)
 
+@ft.partial(jax.jit, inline=True)
+def _of_logits(loss, logits, example, per_class):
+    columns = Partial(_columns_of_rows, loss.columns)
     count = logits.shape[-1]
-    return loss.finish(_classes.totals(columns, count, count, (logits, example, per_class), ()), example)
+    totals = _classes.totals(columns, (logits, example), (per_class,), (0,), count, count)
+    return loss.finish(totals, example)
+
+
+def _columns_of_rows(columns, examples, block, ids):
+    logits, example = examples
+    return columns(_widen(logits), ids, example, *block)
 
 
 def _widen(x):
@@ -34,8 +41,10 @@ def _widen(x):
 
 
 def _normaliser(logits):
-    columns = lambda logits, _, ids: g.Columns(_widen(logits))
-    return _classes.totals(columns, logits.shape[-1], logits.shape[-1], logits, ()).a
+    return _classes.totals(_SCORES_ALONE, logits, (), (), logits.shape[-1], logits.shape[-1]).a
+
+
+_SCORES_ALONE = Partial(lambda logits, _, ids: g.Columns(_widen(logits)))
 
 
 @jax.custom_vjp

@@ -1,65 +1,199 @@
-"""A loss is a choice of scores, payoffs and plain terms, and a finish. It cannot know where its classes live.
+"""A loss is a choice of scores, payoffs and other terms per class, and a finish. It cannot know where its classes live.
 
-A function of the public interface stands before each: the formulas, shapes and sources are there.
+Give one to `softjax.of_logits`, `of_linear` or `of_mixture`. The combinators make a loss of a loss. What of a loss
+is a number or an array, as the rate of a smoothing, has a gradient too: it is kept beside the function that uses
+it, in a `jax.tree_util.Partial`.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
-from ._gibbs import Columns, Pair, Totals, dot
+from ._gibbs import Columns, Pair, Totals, Weights, dot
 
 
 class Loss(NamedTuple):
-    """What is summed over the classes, and what is made of the sums."""
+    """What is summed over the classes, and what is made of the sums.
+
+    Both parts are functions of arrays, and close over none: the numbers that they need come by
+    `jax.tree_util.Partial`, as in the combinators of `softjax.losses`.
+    """
 
     columns: Callable[[Array, Array, Any, Any], Columns]
-    """(logits [N, B], class ids [B], example [N, ...], per class [B, ...]) -> Columns"""
+    """(logits [N, B], class ids [B], example [N, ...], per class [B, ...]) -> Columns, for B of the classes"""
     finish: Callable[[Totals, Any], Array]
     """(Totals, example) -> [N, ...]"""
     payoff: Callable[[Any, Any], Array] | None = None
     """(example [N, ...], per class [N, ...]) -> t or e [N] of one class per example, where columns lose digits of it"""
 
 
+def as_tree(loss: Loss, dtype: jnp.dtype) -> Loss:
+    """The loss as a pytree of the numbers that it is made with, in a type to compute in."""
+
+    def convert(x):
+        x = jnp.asarray(x)
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+    return jax.tree.map(convert, Loss(*(None if part is None else _partial(part) for part in loss)))
+
+
+def _partial(function):
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+# ---------------------------------------------------------------------------------------------
+# What losses are made of
+
+
 def softplus(x: Pair) -> Array:
     """log(1 + exp x). Where x is very negative, the error of rounding x would be the error of the result."""
+    positive, u = _odds(x)
+    return jnp.where(positive, x.value, 0) + jnp.log1p(u)
+
+
+def sigmoid(x: Pair) -> Array:
+    """1 / (1 + exp -x), with the same care."""
+    positive, u = _odds(x)
+    return jnp.where(positive, 1, u) / (1 + u)
+
+
+def _odds(x):
+    """(x > 0, exp -|x|), for a pair that came of a difference: its rest is small."""
     positive = x.base > 0
-    u = jnp.exp(jnp.where(positive, -x.base, x.base)) * (1 + jnp.where(positive, -x.rest, x.rest))
-    return jnp.where(positive, x.base + x.rest, 0) + jnp.log1p(u)
+    return positive, jnp.exp(jnp.where(positive, -x.base, x.base)) * (1 + jnp.where(positive, -x.rest, x.rest))
 
 
-def _others(z, k, y, _):
-    """Every class but the label; the label's logit as a plain term."""
-    is_label = k[None] == y[:, None]
-    impossible = jnp.isneginf(z)  # and so without a gradient
-    return Columns(jnp.where(is_label, -jnp.inf, z), l=(jnp.where(is_label, jnp.where(impossible, -jnp.inf, z), 0),))
+def of_labels(labels: Array | tuple[Array, Array], dtype: jnp.dtype) -> Weights:
+    """Weight 1 for integer labels [N]; or the weights [N, T] of the classes [N, T] of a pair."""
+    if isinstance(labels, tuple):
+        return Weights(labels[0], labels[1].astype(dtype))
+    return Weights(labels[:, None], jnp.ones((labels.shape[0], 1), dtype))
 
 
-def _negative_log_likelihood(q, _):
-    """-log p_y = log(1 + sum_{k != y} exp(z_k - z_y))."""
-    (label_logit,) = q.l
-    label_logit = jnp.where(jnp.isposinf(label_logit), jnp.nan, label_logit)
-    no_class_left = jnp.isneginf(label_logit) & jnp.isneginf(q.a.m)
-    loss = softplus(q.A - jnp.where(no_class_left, 0, label_logit))
-    return jnp.where(no_class_left, jnp.inf, loss)
+def _is_label(ids, labels):
+    return ids[None] == labels[:, None]
 
 
-# The label is left out of the sum, so that its loss and gradient keep all digits however sure the row is of it.
-cross_entropy = Loss(_others, _negative_log_likelihood)
+def _label_logits(z, ids, labels):
+    """The label's logit, [N, 1]: 0 in a block that does not have it."""
+    place = labels - ids[0]
+    here = (place >= 0) & (place < ids.size)
+    return jnp.where(here, jnp.take_along_axis(z, jnp.where(here, place, 0)[:, None], -1)[:, 0], 0)[:, None]
+
+
+def _others(z, ids, labels):
+    """The logits of every class but the label."""
+    return jnp.where(_is_label(ids, labels), -jnp.inf, z)
+
+
+# ---------------------------------------------------------------------------------------------
+# Losses of labels: the example is the label [N], or where it says so a pair of classes and weights [N, T]
+
+# C = -sum_k y_k log p_k
+cross_entropy = Loss(
+    lambda z, ids, y, _: Columns(z, y=of_labels(y, z.dtype)),
+    lambda q, _: q.y.sum,
+)
+
+
+def focal(gamma: ArrayLike = 2.0) -> Loss:
+    """(1 - p_y)^gamma C, the focal loss of a label (Lin et al., 2017). The example is the label [N]."""
+    return Loss(cross_entropy.columns, Partial(_focal, gamma))
+
+
+def _focal(gamma, q, _):
+    c = jnp.where(q.y.sum > 0, q.y.sum, 1)
+    return jnp.where(q.y.sum > 0, (-jnp.expm1(-c)) ** gamma * c, q.y.sum)
+
+
+def poly_1(epsilon: ArrayLike = 2.0) -> Loss:
+    """C + epsilon (1 - p_y), the poly-1 loss of a label (Leng et al., 2022). The example is the label [N]."""
+    return Loss(cross_entropy.columns, Partial(_poly_1, epsilon))
+
+
+def _poly_1(epsilon, q, _):
+    return q.y.sum - epsilon * jnp.expm1(-q.y.sum)
+
+
+def _brier_columns(z, ids, y, _):
+    others = _others(z, ids, y)
+    return Columns(others, e=(others,), l=(_label_logits(z, ids, y),))
+
+
+def _brier(q, _):
+    against = q.A - q.l[0]  # log-odds of every class but the label
+    squares = jnp.where(jnp.isneginf(q.a.m), 0, jnp.exp((q.e[0] - q.A).value))  # of the others, as if they were all
+    return sigmoid(against) ** 2 * (1 + squares)
+
+
+# sum_k (p_k - 1{k = y})^2 = (1 - p_y)^2 (1 + sum_{k != y} (p_k / (1 - p_y))^2)
+brier = Loss(_brier_columns, _brier)
+
+
+def weston_watkins(margin: ArrayLike = 1.0) -> Loss:
+    """sum_{k != y} max(0, z_k - z_y + margin), a multiclass hinge (Weston and Watkins, 1999).
+
+    The example is the label [N] and its logit [N], as every class is compared with it.
+    """
+    return Loss(Partial(_weston_watkins, margin), lambda q, _: q.l[0])
+
+
+def _weston_watkins(margin, z, ids, example, _):
+    y, label_logit = example
+    over = jnp.where(jnp.isneginf(z), -jnp.inf, z - label_logit[:, None] + margin)
+    return Columns(z, l=(jnp.where(_is_label(ids, y), 0, jnp.maximum(over, 0)),))
+
+
+def crammer_singer(margin: ArrayLike = 1.0) -> Loss:
+    """max(0, max_{k != y} z_k - z_y + margin), a multiclass hinge (Crammer and Singer, 2001).
+
+    The maximum is the expectation of z at a temperature of almost 0, and so shared where several attain it.
+    The example is the label [N].
+    """
+    return Loss(_crammer_singer_columns, Partial(_crammer_singer, margin))
+
+
+def _crammer_singer_columns(z, ids, y, _):
+    others = _others(z, ids, y)
+    return Columns(lax.stop_gradient(others) * 2.0**60, t=(others,), l=(_label_logits(z, ids, y),))
+
+
+def _crammer_singer(margin, q, _):
+    over = (q.t[0] - q.l[0]).value + margin
+    return jnp.where(jnp.isneginf(q.a.m), 0, jnp.maximum(over, 0))
+
+
+# ---------------------------------------------------------------------------------------------
+# Losses without labels
 
 # A
-logsumexp = Loss(lambda z, k, _, __: Columns(z), lambda q, _: q.A.value)
+logsumexp = Loss(lambda z, ids, _, __: Columns(z), lambda q, _: q.A.value)
 
 # H(p) = A - E_p[z], with dH = -sum_k p_k (z_k - E_p[z]) dz_k: dA and sum_k p_k dz_k cancel, and are left out of both
-entropy = Loss(lambda z, k, _, __: Columns(z, t=(z,)), lambda q, _: (lax.stop_gradient(q.A) - q.s[0]).value)
+entropy = Loss(lambda z, ids, _, __: Columns(z, t=(z,)), lambda q, _: (lax.stop_gradient(q.A) - q.s[0]).value)
 
-# E_p[v]
-expectation = Loss(lambda z, k, _, v: Columns(z, v=(v,)), lambda q, _: q.v[0].value)
+# E_p[v] for the payoffs v [K, E] of the classes
+expectation = Loss(lambda z, ids, _, v: Columns(z, v=(v,)), lambda q, _: q.v[0].value)
+
+
+def _kl_columns(z, ids, x, v):
+    teacher = x if v is None else dot(x, v.T)
+    gap = z - teacher
+    return Columns(teacher, t=(gap,), e=(gap,))
+
+
+# KL(q || p) = sum_k q_k (log q_k - log p_k) = log E_q[exp(z - s)] - E_q[z - s] for a teacher q = softmax(s), whose
+# logits s are the example [N, K]; or x . v_k for its features x [N, D] and a row v_k of its kernel [K, D] per class.
+# A class that is impossible to the teacher is left out.
+kl_divergence = Loss(_kl_columns, lambda q, _: (q.e[0] - q.t[0]).value)
 
 # |x - E_p[v]|^2
-mixture_autoencoder = Loss(lambda z, k, x, v: Columns(z, v=(v,)), lambda q, x: ((x - q.v[0]) ** 2).sum(-1))
+mixture_autoencoder = Loss(lambda z, ids, x, v: Columns(z, v=(v,)), lambda q, x: ((x - q.v[0]) ** 2).sum(-1))
 
 
 def _log_likelihood(x, v):
@@ -74,14 +208,92 @@ def _log_likelihoods(x, v):
 
 # -E_p[log p(x | k)]
 eol = Loss(
-    lambda z, k, x, v: Columns(z, t=(_log_likelihoods(x, v),)),
+    lambda z, ids, x, v: Columns(z, t=(_log_likelihoods(x, v),)),
     lambda q, _: -q.t[0].value,
     _log_likelihood,
 )
 
 # -log E_p[p(x | k)]
 leop = Loss(
-    lambda z, k, x, v: Columns(z, e=(_log_likelihoods(x, v),)),
+    lambda z, ids, x, v: Columns(z, e=(_log_likelihoods(x, v),)),
     lambda q, _: -q.e[0].value,
     _log_likelihood,
 )
+
+
+# ---------------------------------------------------------------------------------------------
+# Combinators
+
+
+def _before(loss, function, *numbers):
+    """The loss with `function(loss.columns, *numbers, logits, ids, example, per class)` in place of its columns."""
+    return loss._replace(columns=Partial(function, _partial(loss.columns), *numbers))
+
+
+def _after(loss, function, *numbers):
+    """The loss with `function(loss.finish, *numbers, totals, example)` in place of its finish."""
+    return loss._replace(finish=Partial(function, _partial(loss.finish), *numbers))
+
+
+def softcap(loss: Loss, cap: ArrayLike) -> Loss:
+    """The loss of the logits cap * tanh(z / cap), which lie within (-cap, cap) (Gemma 2)."""
+    return _before(loss, _softcap, cap)
+
+
+def _softcap(columns, cap, z, ids, example, per_class):
+    impossible = jnp.isneginf(z)
+    capped = cap * jnp.tanh(jnp.where(impossible, 0, z) / cap)
+    return columns(jnp.where(impossible, -jnp.inf, capped), ids, example, per_class)
+
+
+def temperature(loss: Loss, temperature: ArrayLike) -> Loss:
+    """The loss of the logits z / temperature."""
+    return _before(loss, _temperature, temperature)
+
+
+def _temperature(columns, temperature, z, ids, example, per_class):
+    return columns(z / temperature, ids, example, per_class)
+
+
+def margin(loss: Loss, margin: ArrayLike) -> Loss:
+    """The loss with `margin` taken from the label's logit, as in CosFace (Wang et al., 2018). The example is the label."""
+    return _before(loss, _margin, margin)
+
+
+def _margin(columns, margin, z, ids, y, per_class):
+    return columns(jnp.where(_is_label(ids, y), z - margin, z), ids, y, per_class)
+
+
+def label_smoothing(loss: Loss, rate: ArrayLike, prior: ArrayLike) -> Loss:
+    """A loss of labels with their weights y_k made (1 - rate) y_k + rate * prior_k.
+
+    The prior is that of every class [K], or 1 / K for all.
+    """
+    return _before(loss, _label_smoothing, rate, prior)
+
+
+def _label_smoothing(columns, rate, prior, z, ids, example, per_class):
+    c = columns(z, ids, example, per_class)
+    more = rate * (jnp.full(ids.shape, prior, z.dtype) if prior.ndim == 0 else prior[ids])
+    of_classes = more if c.y.per_class is None else (1 - rate) * c.y.per_class + more
+    return c._replace(y=Weights(c.y.ids, (1 - rate) * c.y.of_ids, of_classes))
+
+
+def class_weights(loss: Loss, weights: ArrayLike) -> Loss:
+    """A loss of labels with their weights y_k made weights_k y_k, for weights [K]."""
+    return _before(loss, _class_weights, weights)
+
+
+def _class_weights(columns, weights, z, ids, example, per_class):
+    c = columns(z, ids, example, per_class)
+    of_classes = None if c.y.per_class is None else weights[ids] * c.y.per_class
+    return c._replace(y=Weights(c.y.ids, weights.at[c.y.ids].get(mode="clip") * c.y.of_ids, of_classes))
+
+
+def z_loss(loss: Loss, weight: ArrayLike) -> Loss:
+    """The loss + weight * A^2, which keeps A = log sum_k exp z_k near 0 (Mesh TensorFlow; PaLM)."""
+    return _after(loss, _z_loss, weight)
+
+
+def _z_loss(finish, weight, q, example):
+    return finish(q, example) + weight * q.A.value**2

@@ -1,0 +1,217 @@
+"""Tiles of examples, and when the gradient is taken.
+
+A loss per example leaves the gradient to the backward pass, which makes the scores again: 4 matrix
+products where 3 would do. A sum of losses knows the cotangent of each beforehand. Its gradient is taken
+in the forward pass, one tile of examples after the other, while the tile's scores are at hand.
+"""
+
+import functools as ft
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.tree_util import Partial
+
+from . import _arguments, _classes
+from . import _gibbs as g
+from ._placement import Placement
+
+
+class Problem(NamedTuple):
+    """What is to be computed, apart from how."""
+
+    columns: Callable
+    """(examples, block of classes, ids) -> Columns"""
+    finish: Callable
+    """(Totals, examples, classes) -> [N, ...], where the classes have no gradient"""
+    examples: Any
+    """a pytree of [N, ...]"""
+    classes: tuple
+    """of pytrees"""
+
+
+def per_example(axes: _classes.Axes, n: int, count: int, placement: Placement, problem: Problem) -> Array:
+    """[N, ...] of N examples against `count` classes, which lie on the `axes` of the problem's classes."""
+    columns, finish, examples, classes = problem
+
+    def of_tile(examples):
+        totals = _classes.totals(columns, examples, classes, axes, count, min(placement.block, count))
+        return finish(totals, examples, lax.stop_gradient(classes))
+
+    if placement.tile >= n:
+        return of_tile(examples)
+    classes = jax.tree.map(_classes.wide, classes)  # their gradients are added up over the tiles
+    tiles, rest = _cut(examples, n, placement.tile)
+    return _join(lax.map(of_tile, tiles), None if rest is None else of_tile(rest))
+
+
+def total(axes: _classes.Axes, n: int, count: int, placement: Placement, problem: Problem) -> Array:
+    """The sum of `per_example`."""
+    if placement.gradient == "backward":
+        return per_example(axes, n, count, placement, problem).sum()
+    return _total((axes, n, count, placement), *_classes.split(problem))
+
+
+def evaluate(
+    problem: Problem,
+    axes: _classes.Axes,
+    n: int,
+    count: int,
+    placement: Placement,
+    *,
+    weights: Array | None = None,
+    kept: Array | None = None,
+    reduction: str = "none",
+) -> Array:
+    """The losses [N, ...] times their weights [N], their sum, or their mean.
+
+    An example that is not `kept` has loss and gradient 0, and is no part of the mean.
+    """
+    if reduction == "mean":
+        dtype = _arguments.common_dtype(*jax.tree.leaves(_classes.split(problem)[0]))
+        weights = jnp.ones(n, _arguments.wide(dtype)) if weights is None else weights
+        among = weights if kept is None else jnp.where(kept, weights, 0)
+        total_weight = among.sum()
+        # In the forward pass: a gradient that is scaled later has to be read and written once more.
+        weights = jnp.where(total_weight == 0, 0, weights / jnp.where(total_weight == 0, 1, total_weight))
+    problem = Problem(
+        Partial(_columns_of_weighed, problem.columns),
+        Partial(_weighed, problem.finish),
+        (problem.examples, weights, kept),
+        problem.classes,
+    )
+    return (per_example if reduction == "none" else total)(axes, n, count, placement, problem)
+
+
+def _columns_of_weighed(columns, examples, block, ids):
+    return columns(examples[0], block, ids)
+
+
+def _weighed(finish, totals, examples, classes):
+    examples, weights, kept = examples
+    loss = finish(totals, examples, classes)
+    if kept is not None:
+        loss = jnp.where(_rank_of(loss, kept), loss, 0)
+    return loss if weights is None else loss * _rank_of(loss, weights)
+
+
+def _rank_of(x, a):
+    return a.reshape(a.shape + (1,) * (x.ndim - a.ndim))
+
+
+def _cut(examples, n, tile):
+    """(whole tiles [N // tile, tile, ...], what is left or None)."""
+    whole = n - n % tile
+    tiles = jax.tree.map(lambda a: a[:whole].reshape(-1, tile, *a.shape[1:]), examples)
+    return tiles, jax.tree.map(lambda a: a[whole:], examples) if n % tile else None
+
+
+def _join(tiles, rest):
+    flat = jax.tree.map(lambda a: a.reshape(math.prod(a.shape[:2]), *a.shape[2:]), tiles)
+    return flat if rest is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b]), flat, rest)
+
+
+# ---------------------------------------------------------------------------------------------
+# The gradient in the forward pass
+
+
+def _of_tile(axes, count, size, differentiable, fixed, dclasses):
+    """((value, gradients for columns and finish), those for examples, those for classes added to `dclasses`)."""
+    columns, finish, examples, classes = _classes.join(differentiable, fixed)
+    sums, made = _classes.sums(columns, examples, classes, axes, count, size)
+    inexact, others = _classes.split(g.close(sums))
+
+    def value(totals, finish, examples):
+        totals, finish, examples = _classes.join((totals, finish, examples), (others, fixed.finish, fixed.examples))
+        return finish(totals, examples, classes).sum()
+
+    value, back = jax.vjp(value, inexact, differentiable.finish, differentiable.examples)
+    ct, dfinish, dexamples = back(jnp.ones_like(value))
+    totals, ct = (_classes.join(a, others) for a in (inexact, ct))
+
+    def step(grads, start, size, made):
+        *others, dclasses = grads
+        take = lambda classes: _classes.take(classes, axes, start, size)
+        ids = _classes.ids(start, size)
+        # The columns are made again for their derivative, from which XLA drops whatever it does not need.
+        d = _classes.pull_block(
+            (differentiable.columns, differentiable.examples, take(differentiable.classes)),
+            (fixed.columns, fixed.examples, take(fixed.classes)),
+            ids,
+            lambda _: g.pull(made, ids, totals, ct),
+        )
+        *others, dblock = jax.tree.map(jnp.add, (*others, take(dclasses)), d)
+        return (*others, _classes.put(dclasses, axes, start, dblock)), None
+
+    grads = (_zeros(differentiable.columns), dexamples, dclasses)
+    (dcolumns, dexamples, dclasses), _ = _classes.each(step, grads, count, size, made)
+    return (value, dcolumns, dfinish), dexamples, dclasses
+
+
+def _zeros(tree):
+    return jax.tree.map(lambda a: jnp.zeros_like(_classes.wide(a)), tree)
+
+
+@ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _value_and_gradients(options, differentiable, fixed):
+    axes, n, count, placement = options
+    size = min(placement.block, count)
+
+    def step(carry, tile):
+        so_far, dclasses = carry
+        of_tile = (
+            part._replace(examples=examples) for part, examples in zip((differentiable, fixed), tile, strict=True)
+        )
+        sums, dexamples, dclasses = _of_tile(axes, count, size, *of_tile, dclasses)
+        return (jax.tree.map(jnp.add, so_far, sums), dclasses), dexamples
+
+    zero = jnp.zeros((), _arguments.common_dtype(*jax.tree.leaves(differentiable)))
+    carry = (zero, _zeros(differentiable.columns), _zeros(differentiable.finish)), _zeros(differentiable.classes)
+    examples = (differentiable.examples, fixed.examples)
+    if placement.tile >= n:
+        carry, dexamples = step(carry, examples)
+    else:
+        tiles, rest = _cut(examples, n, placement.tile)
+        carry, dexamples = lax.scan(step, carry, tiles)
+        dlast = None
+        if rest is not None:
+            carry, dlast = step(carry, rest)
+        dexamples = _join(dexamples, dlast)
+    (value, dcolumns, dfinish), dclasses = carry
+    return value, Problem(dcolumns, dfinish, dexamples, dclasses)
+
+
+@_value_and_gradients.defjvp
+def _(options, primals, tangents):
+    """The derivatives of these gradients are those of the rule over blocks."""
+    differentiable, fixed = primals
+
+    def of_blocks(differentiable):
+        axes, n, count, placement = options
+        total = lambda d: per_example(axes, n, count, placement, _classes.join(d, fixed)).sum()
+        value, gradients = jax.value_and_grad(total)(differentiable)
+        return value, jax.tree.map(_classes.wide, gradients)
+
+    return jax.jvp(of_blocks, (differentiable,), (tangents[0],))
+
+
+@ft.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rule(options, differentiable, fixed):
+    return per_example(*options, _classes.join(differentiable, fixed)).sum()
+
+
+def _fwd(options, differentiable, fixed):
+    value, gradients = _value_and_gradients(options, differentiable, fixed)
+    return value, (gradients, differentiable)
+
+
+def _bwd(options, residuals, ct):
+    gradients, differentiable = residuals
+    return jax.tree.map(lambda d, a: (ct * d).astype(a.dtype), gradients, differentiable), None
+
+
+_rule.defvjp(_fwd, _bwd)
+_total = _classes.both_modes(_rule, options=1)
