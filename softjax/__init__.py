@@ -2,12 +2,22 @@
 
 from . import losses as losses
 from . import testing as testing
+from ._contrastive import contrastive_loss as contrastive_loss
+from ._gibbs import Columns as Columns
+from ._gibbs import Pair as Pair
+from ._gibbs import Totals as Totals
+from ._gibbs import Weights as Weights
 from ._hinge import multiclass_hinge_loss as multiclass_hinge_loss
 from ._hinge import multiclass_svm_loss as multiclass_svm_loss
+from ._linear import linear_expectation as linear_expectation
+from ._linear import linear_logsumexp as linear_logsumexp
+from ._linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
+from ._linear import of_linear as of_linear
 from ._logits import entropy as entropy
 from ._logits import expectation as expectation
 from ._logits import log_softmax as log_softmax
 from ._logits import logsumexp as logsumexp
+from ._logits import of_logits as of_logits
 from ._logits import softargmax as softargmax
 from ._logits import softmax as softmax
 from ._logits import softmax_cross_entropy as softmax_cross_entropy
@@ -16,6 +26,10 @@ from ._mixture import eol_loss as eol_loss
 from ._mixture import leop_loss as leop_loss
 from ._mixture import mixture_autoencoder_loss as mixture_autoencoder_loss
 from ._mixture import mixture_expectation as mixture_expectation
+from ._mixture import of_mixture as of_mixture
+from ._placement import Placement as Placement
+from ._placement import placement as placement
+from .losses import Loss as Loss
 
 __version__ = "0.1.0"
 __all__ = sorted(name for name, value in vars().items() if callable(value))

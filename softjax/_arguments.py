@@ -132,6 +132,18 @@ def weights(x: ArrayLike | None, batch: tuple[int, ...], dtype: jnp.dtype) -> Ar
     return x.reshape(-1).astype(dtype)
 
 
+def equals(name: str, labels: Array, label: int) -> Array:
+    """Which of the labels are the one that `name` gives."""
+    try:
+        label = operator.index(label)
+    except TypeError as error:
+        raise TypeError(f"`{name}` must be an integer or None, got {label!r}.") from error
+    limits = jnp.iinfo(labels.dtype)
+    if not limits.min <= label <= limits.max:
+        return jnp.zeros(labels.shape, bool)
+    return labels == jnp.asarray(label, labels.dtype)
+
+
 def reduction(x: str) -> str:
     """x, which is one of the reductions."""
     if x not in ("none", "sum", "mean"):
@@ -142,6 +154,11 @@ def reduction(x: str) -> str:
 def inexact(tree: Any) -> list[Array]:
     """The floating-point arrays of a tree."""
     return [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact)]
+
+
+def cast(tree: Any, dtype: jnp.dtype) -> Any:
+    """The tree with its floating-point arrays of another type."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a, tree)
 
 
 def common_dtype(*arrays: Array) -> jnp.dtype:
@@ -160,4 +177,4 @@ def class_ids(labels: Array, count: int) -> tuple[Array, Array]:
     """(class ids, whether they are any of `count` classes); an unknown label gets the id 0."""
     fits = count > jnp.iinfo(labels.dtype).max
     known = (labels >= 0) if fits else (labels >= 0) & (labels < count)
-    return jnp.where(known, labels, jnp.zeros_like(labels)).astype(jnp.result_type(int)), known
+    return jnp.where(known, labels, jnp.zeros_like(labels)).astype(jnp.int32), known

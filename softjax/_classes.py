@@ -1,6 +1,7 @@
 """Where the classes live: all in one array, of which some are held at a time. The custom rules, in both modes."""
 
 import functools as ft
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ def both_modes(rule: jax.custom_vjp, *, options: int = 0) -> Callable:
     @ft.partial(jax.custom_jvp, nondiff_argnums=tuple(range(options)))
     @ft.wraps(rule)
     def function(*args):
-        return rule.__wrapped__(*args)
+        return inspect.unwrap(rule)(*args)
 
     @function.defjvp
     def _(*args):
@@ -107,7 +108,7 @@ def wide(x: Array) -> Array:
 
 def ids(start: ArrayLike, size: int) -> Array:
     """Consecutive classes."""
-    return start + jnp.arange(size, dtype=jnp.int32)
+    return jnp.asarray(start, jnp.int32) + jnp.arange(size, dtype=jnp.int32)
 
 
 def each(step: Callable, carry: Any, count: int, size: int, made: Any = None) -> tuple[Any, Any]:
@@ -117,7 +118,7 @@ def each(step: Callable, carry: Any, count: int, size: int, made: Any = None) ->
     itself. What the steps of such a run make can be given to those of another.
     """
     starts = np.arange(0, count - size + 1, size, dtype=np.int32)
-    parts = [(0, size)] if carry is None or made is not None or starts.size == 1 else []
+    parts: list[tuple[Any, int]] = [(0, size)] if carry is None or made is not None or starts.size == 1 else []
     if starts.size > len(parts):
         parts.append((starts[len(parts) :], size))
     if count % size:
@@ -163,7 +164,8 @@ def pull_block(differentiable: tuple, fixed: tuple, ids: Array, pull: Callable) 
 
 @ft.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _rule(axes, count, size, differentiable, fixed):
-    return g.close(sums(*join(differentiable, fixed), axes, count, size)[0])
+    columns, examples, classes = join(differentiable, fixed)
+    return g.close(sums(columns, examples, classes, axes, count, size)[0])
 
 
 def _fwd(axes, count, size, differentiable, fixed):

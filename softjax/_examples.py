@@ -64,19 +64,18 @@ def evaluate(
     *,
     weights: Array | None = None,
     kept: Array | None = None,
+    shares: Array | None = None,
     reduction: str = "none",
 ) -> Array:
     """The losses [N, ...] times their weights [N], their sum, or their mean.
 
-    An example that is not `kept` has loss and gradient 0, and is no part of the mean.
+    The mean is sum(weights losses) / sum(weights shares). An example that is not `kept` has loss and
+    gradient 0, and is no part of it.
     """
     if reduction == "mean":
-        dtype = _arguments.common_dtype(*jax.tree.leaves(_classes.split(problem)[0]))
-        weights = jnp.ones(n, _arguments.wide(dtype)) if weights is None else weights
-        among = weights if kept is None else jnp.where(kept, weights, 0)
-        total_weight = among.sum()
+        dtype = _arguments.common_dtype(*_arguments.inexact(problem.examples))
         # In the forward pass: a gradient that is scaled later has to be read and written once more.
-        weights = jnp.where(total_weight == 0, 0, weights / jnp.where(total_weight == 0, 1, total_weight))
+        weights = of_mean(jnp.ones(n, dtype) if weights is None else weights, shares, kept)
     problem = Problem(
         Partial(_columns_of_weighed, problem.columns),
         Partial(_weighed, problem.finish),
@@ -84,6 +83,21 @@ def evaluate(
         problem.classes,
     )
     return (per_example if reduction == "none" else total)(axes, n, count, placement, problem)
+
+
+def of_mean(weights: Array, shares: Array | None = None, kept: Array | None = None) -> Array:
+    """The weights whose sum of losses is the mean."""
+    shared = weights if shares is None else weights * shares
+    total = (shared if kept is None else jnp.where(kept, shared, 0)).sum()
+    return jnp.where(total == 0, 0, weights / jnp.where(total == 0, 1, total))
+
+
+def reduce(losses: Array, weights: Array | None, reduction: str) -> Array:
+    """The losses [N] times their weights, their sum, or their mean."""
+    if reduction == "mean":
+        weights = of_mean(jnp.ones_like(losses) if weights is None else weights)
+    weighed = losses if weights is None else losses * _rank_of(losses, weights)
+    return weighed if reduction == "none" else weighed.sum()
 
 
 def _columns_of_weighed(columns, examples, block, ids):
@@ -120,15 +134,15 @@ def _join(tiles, rest):
 
 def _of_tile(axes, count, size, differentiable, fixed, dclasses):
     """((value, gradients for columns and finish), those for examples, those for classes added to `dclasses`)."""
-    columns, finish, examples, classes = _classes.join(differentiable, fixed)
+    columns, _, examples, classes = _classes.join(differentiable, fixed)
     sums, made = _classes.sums(columns, examples, classes, axes, count, size)
     inexact, others = _classes.split(g.close(sums))
 
-    def value(totals, finish, examples):
+    def of_totals(totals, finish, examples):
         totals, finish, examples = _classes.join((totals, finish, examples), (others, fixed.finish, fixed.examples))
         return finish(totals, examples, classes).sum()
 
-    value, back = jax.vjp(value, inexact, differentiable.finish, differentiable.examples)
+    value, back = jax.vjp(of_totals, inexact, differentiable.finish, differentiable.examples)
     ct, dfinish, dexamples = back(jnp.ones_like(value))
     totals, ct = (_classes.join(a, others) for a in (inexact, ct))
 
@@ -165,7 +179,7 @@ def _value_and_gradients(options, differentiable, fixed):
         of_tile = (
             part._replace(examples=examples) for part, examples in zip((differentiable, fixed), tile, strict=True)
         )
-        sums, dexamples, dclasses = _of_tile(axes, count, size, *of_tile, dclasses)
+        sums, dexamples, dclasses = _of_tile(axes, count, size, next(of_tile), next(of_tile), dclasses)
         return (jax.tree.map(jnp.add, so_far, sums), dclasses), dexamples
 
     zero = jnp.zeros((), _arguments.common_dtype(*jax.tree.leaves(differentiable)))
@@ -200,7 +214,8 @@ def _(options, primals, tangents):
 
 @ft.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rule(options, differentiable, fixed):
-    return per_example(*options, _classes.join(differentiable, fixed)).sum()
+    axes, n, count, placement = options
+    return per_example(axes, n, count, placement, _classes.join(differentiable, fixed)).sum()
 
 
 def _fwd(options, differentiable, fixed):
@@ -208,7 +223,7 @@ def _fwd(options, differentiable, fixed):
     return value, (gradients, differentiable)
 
 
-def _bwd(options, residuals, ct):
+def _bwd(_, residuals, ct):
     gradients, differentiable = residuals
     return jax.tree.map(lambda d, a: (ct * d).astype(a.dtype), gradients, differentiable), None
 

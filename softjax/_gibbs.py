@@ -29,8 +29,8 @@ No digit is lost for a row that is sure of its class. Let o be the class with th
 All that makes the row unsure is in r, which is summed without the 1 beside which it would vanish,
 and every payoff is taken relative to the top class. A, E and D stay such pairs, base + rest, until a
 loss has subtracted what it compares them with. The base is a constant of the derivative: dA, dE and
-dD above are the derivatives of the rest, by `pull` and, should JAX drop that rule, by JAX's own. C is a sum of what is not negative, y_k (m - h_k) and
-Y log(1 + r).
+dD above are the derivatives of the rest, by `pull` and, should JAX drop that rule, by JAX's own. C is
+a sum of what is not negative, y_k (m - h_k) and Y log(1 + r).
 """
 
 import dataclasses
@@ -126,10 +126,11 @@ class Normaliser(NamedTuple):
 
 
 class CrossEntropy(NamedTuple):
-    """sum_k y_k (A - h_k) for weights y; while classes are still to come, m stands for A."""
+    """Of weights y and p."""
 
-    sum: Array  # [...]
+    sum: Array  # [...] sum_k y_k (A - h_k); with m for A while classes are still to come
     weight: Array  # [...] sum_k y_k
+    of_ids: Array  # [..., T] the labels' scores
 
 
 class Sums(NamedTuple):
@@ -160,6 +161,13 @@ class Totals(NamedTuple):
     def A(self) -> Pair:  # noqa: N802 (the formula's letter)
         """Log sum_k exp h_k."""
         return self.a.log
+
+    @property
+    def C(self) -> Array:  # noqa: N802
+        """sum_k y_k (A - h_k), the cross entropy of the weights y."""
+        if self.y is None:
+            raise ValueError("`C` needs `Columns` with weights `y`, got none.")
+        return self.y.sum
 
 
 def fold(c: Columns, ids: Array) -> Sums:
@@ -299,11 +307,13 @@ def _normaliser(h, ids):
     r = a.weights(h).sum(-1) - 1
 
     def without_the_1():
-        # The largest weight is exactly 1, and w - floor(w) drops it. Where there is more than one of
-        # them, nothing was to be lost.
+        # The largest weight is exactly 1, and w - floor(w) drops it. Where it drops more than one, nothing
+        # was to be lost. Where it drops none, a score was computed twice and not rounded alike, as by a
+        # product that is fused into the difference h - m.
         w = a.weights(h)  # made again, so as not to be kept for this
         others = (w - jnp.floor(w)).sum(-1)
-        return jnp.where(r + 1 - others < 1.5, others, r)
+        dropped = r + 1 - others
+        return jnp.where((dropped > 0.5) & (dropped < 1.5), others, r)
 
     # Below 1/4, r would have an error of more than 4 eps by the rounding of 1 + r.
     return a._replace(r=_empty(m, lax.cond((r < 0.25).any(), without_the_1, lambda: r)))
@@ -318,7 +328,8 @@ def _normaliser_and_top(h, ids):
     top = jnp.where(first < place.size, ids.at[first].get(mode="clip"), -1)
     a = Normaliser(m, top, jnp.zeros_like(m))
     w = _with_value(0, place == first[..., None], a.weights(h))
-    return a._replace(r=_empty(m, w.sum(-1))), w, first
+    unknown = jnp.where(first < place.size, 0, 1).astype(h.dtype)  # its 1 is still among the weights
+    return a._replace(r=_empty(m, w.sum(-1) - unknown)), w, first
 
 
 def _empty(m, r):
@@ -334,62 +345,74 @@ def _merge_normalisers(x, y):
 class _Labels:
     """The classes that the examples name, as far as they are in a block."""
 
-    def __init__(self, c, ids):
-        self.place = c.y.ids - ids[0]
+    def __init__(self, y, ids):
+        self.place = y.ids - ids[0]
         self.here = (self.place >= 0) & (self.place < ids.size)
         self.within = jnp.where(self.here, self.place, 0)
-        self.h = jnp.take_along_axis(c.h, self.within, -1)
-        self.possible = self.here & ~jnp.isneginf(self.h)
+
+    def of(self, a):
+        """What [..., B] has for the labels, 0 for those elsewhere."""
+        return jnp.where(self.here, jnp.take_along_axis(a, self.within, -1), 0)
 
     def put(self, values, into):
-        """`into` [..., B] with other values at the labels; a class named twice has the same value twice."""
+        """`into` [N, B] with other values at the labels; for a class named twice, their mean."""
         if self.place.shape[-1] == 1:
-            return jnp.where(
-                _row(jnp.arange(into.shape[-1], dtype=self.place.dtype), into.ndim - 1) == self.place, values, into
-            )
+            return jnp.where(_row(jnp.arange(into.shape[-1], dtype=self.place.dtype), 1) == self.place, values, into)
+        rows = jnp.arange(into.shape[0])[:, None]
         beyond = jnp.where(self.here, self.place, into.shape[-1])
-        return jnp.put_along_axis(into, beyond, values, -1, inplace=False, mode="drop")
+        is_label = jnp.zeros(into.shape, bool).at[rows, beyond].set(True, mode="drop")
+        times = _sum_over_same(self.place, jnp.ones_like(values))
+        return jnp.where(is_label, 0, into).at[rows, beyond].add(values / times, mode="drop")
+
+
+def _sum_over_same(ids, a):
+    """For each of [..., T] labels, the sum of `a` over those of the same class."""
+    if ids.shape[-1] == 1:
+        return a
+    return ((ids[..., None] == ids[..., None, :]).astype(a.dtype) * a[..., None, :]).sum(-1)
 
 
 def _cross_entropy(c, ids, m):
     if c.y is None:
         return None
-    labels = _Labels(c, ids)
-    weights = jnp.where(labels.here, c.y.of_ids, 0)
+    labels = _Labels(c.y, ids)
+    weights, of_ids = jnp.where(labels.here, c.y.of_ids, 0), labels.of(c.h)
     below = lambda h: finite(m)[..., None] - h
-    cost = (weights * jnp.where(weights == 0, 0, below(labels.h))).sum(-1)
-    if c.y.per_class is None:
-        return CrossEntropy(cost, weights.sum(-1))
-    u = _row(c.y.per_class, m.ndim)
-    cost += (u * jnp.where(jnp.isneginf(c.h) & (u == 0), 0, below(c.h))).sum(-1)
-    return CrossEntropy(cost, weights.sum(-1) + u.sum())
+    cost, weight = (weights * jnp.where(weights == 0, 0, below(of_ids))).sum(-1), weights.sum(-1)
+    if c.y.per_class is not None:
+        u = _row(c.y.per_class, m.ndim)
+        cost += (u * jnp.where(jnp.isneginf(c.h) & (u == 0), 0, below(c.h))).sum(-1)
+        weight += u.sum()
+    return CrossEntropy(cost, weight, of_ids)
 
 
 def _merge_cross_entropies(x, y):
     x_wins = x.a.m >= y.a.m
     high, low = jax.tree.map(ft.partial(_choose, x_wins), (x.y, y.y), (y.y, x.y))
     gap = finite(jnp.maximum(x.a.m, y.a.m)) - finite(jnp.minimum(x.a.m, y.a.m))
-    return CrossEntropy(high.sum + (low.sum + low.weight * gap), high.weight + low.weight)
+    return CrossEntropy(high.sum + (low.sum + low.weight * gap), high.weight + low.weight, high.of_ids + low.of_ids)
 
 
 def _pull_cross_entropy(c, w, ids, q, ct):
     """Y p_k - y_k, and A - h_k; with what the normaliser itself is owed."""
-    labels = _Labels(c, ids)
+    labels = _Labels(c.y, ids)
     d = ct.y.sum[..., None]
     dh = w * (ct.a.r + ct.y.sum * q.y.weight / q.a.s)[..., None]
-    y = c.y.of_ids
-    if y.shape[-1] > 1:
-        y = (jnp.where(c.y.ids[..., None] == c.y.ids[..., None, :], 1, 0).astype(y.dtype) * y[..., None, :]).sum(-1)
+    y = _sum_over_same(c.y.ids, c.y.of_ids)
     if c.y.per_class is not None:
         dh -= d * _row(c.y.per_class, d.ndim - 1)
         y += c.y.per_class[labels.within]
-    # At a label, p_k (Y - y_k) - y_k (1 - p_k): where p_k is almost 1, the rest of it has the digits.
-    weight = q.a.weights(labels.h)
-    gap = weight / q.a.s[..., None] * (q.y.weight[..., None] - y) - y * q.a.complement(labels.h)
-    dh = labels.put(jnp.where(labels.possible, weight * ct.a.r[..., None] + d * gap, 0), dh)
+    # At a label, p_k (Y - y_k) - y_k (1 - p_k): where p_k is almost 1, the rest of it has the digits. They are in
+    # the score as it was when the maximum was taken; made again, it may be rounded in another way.
+    possible = ~jnp.isneginf(q.y.of_ids)
+    weight = q.a.weights(q.y.of_ids)
+    gap = weight / q.a.s[..., None] * (q.y.weight[..., None] - y) - y * q.a.complement(q.y.of_ids)
+    at_labels = weight * ct.a.r[..., None] + d * gap + _sum_over_same(c.y.ids, ct.y.of_ids)
+    dh = labels.put(jnp.where(possible, at_labels, 0), dh)
 
     above = lambda h: (finite(q.a.m)[..., None] - h) + q.a.log.rest[..., None]
-    of_ids = jnp.where(labels.possible, d * above(labels.h), 0) + jnp.where(labels.here, ct.y.weight[..., None], 0)
+    of_ids = jnp.where(possible, d * above(q.y.of_ids), 0) + ct.y.weight[..., None]
+    of_ids = jnp.where(labels.here, of_ids, 0)
     if c.y.per_class is None:
         return dh, Weights(c.y.ids, of_ids)
     of_all = jnp.where(jnp.isneginf(c.h), 0, d * above(c.h)) + ct.y.weight[..., None]

@@ -1,13 +1,15 @@
 """Functions of logits that are in hand, over any axis or axes."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _rows, losses
+from . import _arguments, _examples, _rows, losses
 from ._arguments import Axis
+from .losses import Loss
 
 # ---------------------------------------------------------------------------------------------
 # Axes, masks and types
@@ -63,6 +65,56 @@ def _example_mask(where: ArrayLike | None, logits: Array, axes: tuple[int, ...])
 
 # ---------------------------------------------------------------------------------------------
 # The public functions
+
+
+def of_logits(
+    loss: Loss,
+    logits: ArrayLike,
+    example: Any = None,
+    per_class: Any = None,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+) -> Array:
+    """A loss of logits that are in hand.
+
+    Args:
+        loss: a `softjax.Loss`; those of `softjax.losses` or your own.
+        logits: z [..., K].
+        example: what the loss knows of an example: a pytree of arrays [..., *].
+        per_class: what it knows of a class: a pytree of arrays [K, *].
+        where: booleans broadcastable to the logits: the classes to include; None for all.
+        weights: of the examples [...]; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is 0.
+
+    Returns:
+        The loss [...], or a scalar, in at least float32.
+
+    Raises:
+        ValueError: if the shapes don't fit together, or the reduction is none of those above.
+        TypeError: if an array is not real, or `where` not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import softjax
+        >>> sure = jnp.array([[20.0, 0.0, 0.0]])
+        >>> print(softjax.of_logits(softjax.losses.brier, sure, jnp.array([0])))  # (1 - p_0)^2 + p_1^2 + p_2^2
+        [2.549e-17]
+
+    Source: CATSMILE-1012 (softargmax), expectations under p.
+    """
+    z = _arguments.floating("logits", logits)
+    if z.ndim == 0:
+        raise ValueError("`logits` must have shape [..., K], got a single number.")
+    z, rows = _as_rows("logits", z, -1, where)
+    example = _arguments.leading("example", example, rows.batch, "the leading axes of `logits`")
+    per_class = _arguments.leading("per_class", per_class, rows.size[1:], "[K] for the K of `logits`")
+    dtype = _arguments.wide(_arguments.common_dtype(z, *_arguments.inexact((example, per_class))))
+    example, per_class = _arguments.cast((example, per_class), dtype)
+    out = _rows.of_logits(loss, z if z.dtype.itemsize < 4 else z.astype(dtype), example, per_class)
+    out = _examples.reduce(out, _arguments.weights(weights, rows.batch, out.dtype), _arguments.reduction(reduction))
+    return out.reshape(*rows.batch, *out.shape[1:]) if reduction == "none" else out
 
 
 def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:

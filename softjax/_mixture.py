@@ -66,7 +66,7 @@ def of_mixture(
         >>> import softjax
         >>> centers = jnp.array([[-1.0], [1.0]])
         >>> print(softjax.of_mixture(softjax.losses.entropy, jnp.array([[0.0], [9.0]]), centers))
-        [6.931e-01 8.584e-15]
+        [6.931e-01 8.582e-15]
 
     Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder.
     """
@@ -87,14 +87,15 @@ class _Mixture:
         _arguments.shape("z", z, (*z.shape[:-1], d), "[..., D] for the D of `centers`")
         self.batch, self.k = z.shape[:-1], k
         self.n = math.prod(self.batch)
-        live, bias = jnp.ones(k, bool), None
+        live, bias = None, None
         if where is not None:
             live = _arguments.booleans("where", where)
             _arguments.shape("where", live, (k,), "[K] for the K of `centers`")
         if log_prior is not None:
             bias = _arguments.floating("log_prior", log_prior)
             _arguments.shape("log_prior", bias, (k,), "[K] for the K of `centers`")
-            live &= ~jnp.isneginf(bias)
+            possible = ~jnp.isneginf(bias)
+            live = possible if live is None else live & possible
         temperature = _arguments.scalar("temperature", temperature)
         example = _arguments.leading("example", example, self.batch, "the leading axes of `z`")
         per_class = _arguments.leading("per_class", per_class, (k,), "[K] for the K of `centers`")
@@ -107,20 +108,24 @@ class _Mixture:
         )
         bias = jnp.zeros(k, self.dtype) if bias is None else self.wide(bias)
         # Only differences of the priors matter, and a common part would cost digits of them.
-        bias -= lax.stop_gradient(jnp.max(bias, initial=jnp.finfo(self.dtype).min, where=live))
-        self.bias = jnp.where(live, bias, -jnp.inf)
+        if live is not None:
+            bias -= lax.stop_gradient(jnp.max(bias, initial=jnp.finfo(self.dtype).min, where=live))
+            bias = jnp.where(live, bias, -jnp.inf)
+        self.bias = bias
 
     def wide(self, tree):
-        return jax.tree.map(lambda a: a.astype(self.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a, tree)
+        return _arguments.cast(tree, self.dtype)
 
     def live_only(self, per_class):
         """What is known of the classes, with 0 for those that are left out."""
+        if self.live is None:
+            return per_class
         zero = lambda a: jnp.where(self.live.reshape(-1, *(1,) * (a.ndim - 1)), a, 0)
         return jax.tree.map(lambda a: zero(a) if jnp.issubdtype(a.dtype, jnp.inexact) else a, per_class)
 
     def evaluate(self, loss, example, per_class, weights, reduction, block_size):
         reduction = _arguments.reduction(reduction)
-        placement = _placement.of(block_size, self.n, self.k, reduction, self.centers.shape[1])
+        placement = _placement.of(block_size, self.n, self.k, self.centers.shape[1], reduction, self.dtype)
         weights = _arguments.weights(weights, self.batch, self.dtype)
         centers, middle = _around_0(self.centers, self.live)
         z = self.z - middle[None]
@@ -186,14 +191,16 @@ def _around_0(a, live):
     Scores and losses do not depend on where 0 is, but the digits of |c_k|^2 and of z c_k do. The middle
     is the median of some live classes, which one far away does not move.
     """
-    some = jnp.where(live[:, None], a, jnp.nan)[:: max(1, a.shape[0] // 32)]
-    middle = lax.stop_gradient(jnp.nan_to_num(jnp.nanmedian(some, 0), posinf=0.0, neginf=0.0))
-    return jnp.where(live[:, None], a - middle[None], 0), middle
+    some = slice(None, None, max(1, a.shape[0] // 32))
+    of_some = a[some] if live is None else jnp.where(live[some, None], a[some], jnp.nan)
+    middle = lax.stop_gradient(jnp.nan_to_num(jnp.nanmedian(of_some, 0), posinf=0.0, neginf=0.0))
+    moved = a - middle[None]
+    return moved if live is None else jnp.where(live[:, None], moved, 0), middle
 
 
 def _mixture(loss, z, x, centers, values, log_prior, temperature, where, weights, reduction, block_size):
     """The loss of the data and the values of a mixture."""
-    values, x = _values(z, centers, values), _arguments.floating("x", x)
+    values, x = _values(centers, values), _arguments.floating("x", x)
     wanted = (*jnp.shape(z)[:-1], values.shape[1])
     _arguments.shape("x", x, wanted, "the leading axes of `z`, and the E of `values`")
     m = _Mixture(z, centers, log_prior, temperature, where, x, values)
@@ -201,7 +208,7 @@ def _mixture(loss, z, x, centers, values, log_prior, temperature, where, weights
     return m.evaluate(loss, m.example - middle[None], values, weights, reduction, block_size)
 
 
-def _values(z, centers, values):
+def _values(centers, values):
     """The checked values [K, E] of a mixture."""
     values = _arguments.floating("values", values)
     if values.ndim != 2:
@@ -413,7 +420,8 @@ def mixture_expectation(
 
     Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder.
     """
-    m = _Mixture(z, centers, log_prior, temperature, where, None, _values(z, centers, values))
+    m = _Mixture(z, centers, log_prior, temperature, where, None, _values(centers, values))
     values, middle = _around_0(m.per_class, m.live)
     out = m.evaluate(losses.expectation, None, values, None, "none", block_size)
-    return (out + jnp.where(m.live.any(), middle, 0)).astype(m.given_dtype)
+    any_class = True if m.live is None else m.live.any()
+    return (out + jnp.where(any_class, middle, 0)).astype(m.given_dtype)

@@ -1,41 +1,112 @@
-"""How much is held at a time, and when the gradient is taken."""
+"""How much is held at a time, and when the gradient is taken.
+
+Measured on 2 CPU cores, float32, value and all gradients (`python -m softjax bench --placements` measures again):
+
+- Linear cross entropy, mean, N=4096 D=512 K=32768, against optax on the whole logits: the gradient taken
+  in the forward pass, 3 matrix products, ran in 0.71 of its time with tiles of 512 examples and blocks of
+  1024 classes, 0.69 with blocks of 2048, 0.77 with tiles of 256. In the backward pass, 4 products, 0.85.
+  Tiles of 256 against all classes at once took 0.78, and 101 MB in place of 75: what a tile adds to the
+  gradient of the kernel is then an array of the kernel's size. Every tile reads and writes that gradient,
+  which is why tiles can't be small.
+- N=2048 D=256 K=8192, "none": 0.71 of optax with blocks of 1024, 0.74 with 512.
+- Mixture autoencoder, N=K=4096 D=16 E=64: here a score costs less to make again than to keep. Backward with
+  blocks of 2^19 scores (2 MB, which stay in a cache between the passes over them) 92 ms, forward 122 ms.
+- On GPUs tiles of examples against all classes ran 2 to 2.3 times faster than blocks of 2048 classes, and
+  within 1.23 of holding all scores (an H100, N=32768 D=2560 K=128256, tiles of 4096, as levanter's authors
+  report). Not measured here.
+"""
 
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from . import _arguments
 
 
 class Placement(NamedTuple):
-    """How N examples meet K classes."""
+    """How N examples meet K classes: `tile` of them meet `block` at a time.
+
+    The gradient of a sum of losses is taken in the forward pass, where the scores of a whole tile are
+    kept until all its classes were seen, or in the backward pass, where they are made again.
+    """
 
     tile: int
-    """examples at a time"""
     block: int
-    """classes at a time"""
-    gradient: Literal["forward", "backward"]
-    """the pass in which the gradient of a sum of losses is taken"""
+    gradient: Literal["forward", "backward"] = "backward"
 
 
 BlockSize = int | Placement | None
 
 
-def of(block_size: BlockSize, n: int, k: int, reduction: str, width: int) -> Placement:
+def placement(
+    examples: int,
+    classes: int,
+    features: int,
+    *,
+    reduction: str = "none",
+    dtype: DTypeLike = "float32",
+    platform: str | None = None,
+) -> Placement:
+    """What `block_size=None` stands for.
+
+    Args:
+        examples: N, the number of examples.
+        classes: K, the number of classes.
+        features: D, the size of the features or latents.
+        reduction: "none", "sum" or "mean".
+        dtype: in which the scores are computed; never less than float32.
+        platform: "cpu", "gpu" or "tpu"; None for JAX's default.
+
+    Returns:
+        The placement.
+
+    Raises:
+        ValueError: if a size is not positive, or the reduction none of those above.
+        TypeError: if a size is not an integer.
+
+    Example:
+        >>> import softjax
+        >>> print(softjax.placement(4096, 32768, 512, reduction="mean", platform="cpu"))
+        Placement(tile=512, block=1024, gradient='forward')
+    """
+    for name, size in (("examples", examples), ("classes", classes), ("features", features)):
+        _arguments.size(name, size)
+    reduction = _arguments.reduction(reduction)
+    itemsize = max(4, jnp.dtype(dtype).itemsize)
+    return _choose(examples, classes, features, reduction, itemsize, platform or jax.default_backend())
+
+
+def of(block_size: BlockSize, n: int, k: int, d: int, reduction: str, dtype: jnp.dtype) -> Placement:
     """The placement that the argument `block_size` stands for."""
     if block_size is None:
-        return choose(n, k, reduction, width, jax.default_backend())
-    if isinstance(block_size, Placement):
-        tile, block = (_arguments.size("block_size", size) for size in block_size[:2])
-        return Placement(tile, block, block_size.gradient)
-    return Placement(n, _arguments.size("block_size", block_size), "backward")
+        return _choose(n, k, d, reduction, dtype.itemsize, jax.default_backend())
+    if not isinstance(block_size, Placement):
+        return Placement(n, _positive(block_size))
+    if block_size.gradient not in ("forward", "backward"):
+        raise ValueError(f"`block_size` must take the gradient 'forward' or 'backward', got {block_size.gradient!r}.")
+    return Placement(_positive(block_size.tile), _positive(block_size.block), block_size.gradient)
 
 
-def choose(n: int, k: int, reduction: str, width: int, platform: str) -> Placement:
+def _positive(size):
+    return _arguments.size("block_size", size)
+
+
+def _choose(n, k, d, reduction, itemsize, platform):
     if not isinstance(n, int):  # a symbolic size, in an export for any
-        return Placement(n, min(k, 1024), "backward")
-    if n * k <= 2**18:
-        return Placement(n, k, "backward")
-    if reduction == "none":
-        return Placement(n, min(k, 512 if n == 1 else max(128, min(2**20 // max(n, 1), 4096))), "backward")
-    return Placement(256, k, "forward")
+        return Placement(n, min(k, 1024))
+    scalar, scores = reduction != "none", lambda megabytes: megabytes * 2**20 // itemsize
+    n = max(n, 1)
+    if n * k <= scores(1):
+        return Placement(n, k)
+    if platform != "cpu":
+        tile = max(min(n, scores(2048) // k), min(n, 256))
+        return Placement(tile, min(k, max(scores(2048) // tile, 1024)), "forward" if scalar else "backward")
+    wide = d >= 128
+    if scalar and wide and min(n, 256) * k <= scores(256):
+        tile = min(n, max(256, min(512, scores(64) // k)))
+        return Placement(tile, min(k, 1024), "forward")
+    # A single example is taken for one of a batch under vmap, unseen from here.
+    block = 512 if n == 1 else max(128, min(scores(8 if wide else 2) // n, 4096))
+    return Placement(n, min(k, block))

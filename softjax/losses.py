@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
+from . import _arguments
 from ._gibbs import Columns, Pair, Totals, Weights, dot
 
 
@@ -34,12 +35,9 @@ class Loss(NamedTuple):
 
 def as_tree(loss: Loss, dtype: jnp.dtype) -> Loss:
     """The loss as a pytree of the numbers that it is made with, in a type to compute in."""
-
-    def convert(x):
-        x = jnp.asarray(x)
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else x
-
-    return jax.tree.map(convert, Loss(*(None if part is None else _partial(part) for part in loss)))
+    payoff = None if loss.payoff is None else _partial(loss.payoff)
+    parts = Loss(_partial(loss.columns), _partial(loss.finish), payoff)
+    return _arguments.cast(jax.tree.map(jnp.asarray, parts), dtype)
 
 
 def _partial(function):
@@ -97,7 +95,7 @@ def _others(z, ids, labels):
 # C = -sum_k y_k log p_k
 cross_entropy = Loss(
     lambda z, ids, y, _: Columns(z, y=of_labels(y, z.dtype)),
-    lambda q, _: q.y.sum,
+    lambda q, _: q.C,
 )
 
 
@@ -107,8 +105,8 @@ def focal(gamma: ArrayLike = 2.0) -> Loss:
 
 
 def _focal(gamma, q, _):
-    c = jnp.where(q.y.sum > 0, q.y.sum, 1)
-    return jnp.where(q.y.sum > 0, (-jnp.expm1(-c)) ** gamma * c, q.y.sum)
+    c = jnp.where(q.C > 0, q.C, 1)  # the power may have no derivative at 0
+    return jnp.where(q.C > 0, (-jnp.expm1(-c)) ** gamma * c, q.C)
 
 
 def poly_1(epsilon: ArrayLike = 2.0) -> Loss:
@@ -117,7 +115,7 @@ def poly_1(epsilon: ArrayLike = 2.0) -> Loss:
 
 
 def _poly_1(epsilon, q, _):
-    return q.y.sum - epsilon * jnp.expm1(-q.y.sum)
+    return q.C - epsilon * jnp.expm1(-q.C)
 
 
 def _brier_columns(z, ids, y, _):
@@ -181,7 +179,7 @@ entropy = Loss(lambda z, ids, _, __: Columns(z, t=(z,)), lambda q, _: (lax.stop_
 expectation = Loss(lambda z, ids, _, v: Columns(z, v=(v,)), lambda q, _: q.v[0].value)
 
 
-def _kl_columns(z, ids, x, v):
+def _kl_columns(z, _, x, v):
     teacher = x if v is None else dot(x, v.T)
     gap = z - teacher
     return Columns(teacher, t=(gap,), e=(gap,))
@@ -252,11 +250,14 @@ def temperature(loss: Loss, temperature: ArrayLike) -> Loss:
 
 
 def _temperature(columns, temperature, z, ids, example, per_class):
-    return columns(z / temperature, ids, example, per_class)
+    return columns(jnp.where(jnp.isneginf(z), -jnp.inf, z / temperature), ids, example, per_class)
 
 
 def margin(loss: Loss, margin: ArrayLike) -> Loss:
-    """The loss with `margin` taken from the label's logit, as in CosFace (Wang et al., 2018). The example is the label."""
+    """The loss with `margin` taken from the label's logit, as in CosFace (Wang et al., 2018).
+
+    The example is the label [N].
+    """
     return _before(loss, _margin, margin)
 
 

@@ -1,0 +1,73 @@
+"""Contrastive losses: the classes of an example are the other view's examples."""
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from . import _arguments
+from ._linear import linear_softmax_cross_entropy
+from ._placement import BlockSize
+
+
+def contrastive_loss(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    symmetric: bool = True,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
+) -> Array:
+    """Contrastive loss of two views of N examples, without ever holding their similarities [N, N].
+
+    InfoNCE, with `symmetric=False`:  L_i = -log softmax_j(x_i . y_j / temperature)_i
+    CLIP, with `symmetric=True`:      the mean of that and the same with x and y exchanged
+
+    It is the cross entropy of a linear layer whose kernel is the other view. The features are taken as
+    they are: make them of length 1 first, as CLIP does, if the similarity shall be a cosine.
+
+    Args:
+        x: features of one view [N, D].
+        y: features of the other [N, D], in the same order.
+        temperature: what the similarities are divided by, a scalar: CLIP's exp(-logit_scale).
+        symmetric: whether each view is also told apart given the other.
+        weights: of the examples [N]; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w L) / sum(w), and 0 if sum(w) is 0.
+        block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
+
+    Returns:
+        L in nats [N], or a scalar, in at least float32. All arguments have gradients.
+
+    Raises:
+        ValueError: if the shapes don't fit together, or an option is none of those above.
+        TypeError: if an array is not real.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softjax import contrastive_loss
+        >>> x = y = jnp.eye(3)
+        >>> print(contrastive_loss(x, y, temperature=0.5, reduction="mean"))
+        0.2395
+
+    Source: van den Oord et al., 2018 (InfoNCE); Radford et al., 2021 (CLIP); the gradient is that of
+    Notes on gradients, 1 (softmax loss).
+    """
+    x, y = _arguments.floating("x", x), _arguments.floating("y", y)
+    if x.ndim != 2 or x.shape[0] == 0:
+        raise ValueError(f"`x` must have shape [N, D] with at least one example, got {x.shape}.")
+    _arguments.shape("y", y, x.shape, "that of `x`")
+
+    def one_way(x, y):
+        return linear_softmax_cross_entropy(
+            x,
+            y,
+            jnp.arange(x.shape[0], dtype=jnp.int32),
+            class_axis=0,
+            weights=weights,
+            temperature=temperature,
+            reduction=reduction,
+            block_size=block_size,
+        )
+
+    return (one_way(x, y) + one_way(y, x)) / 2 if symmetric else one_way(x, y)

@@ -1,0 +1,367 @@
+"""Every loss on every placement, against its definition as a function of all the logits."""
+
+import functools as ft
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import softjax
+from softjax import losses
+from softjax.testing import MODES, assert_matches_autodiff
+
+from . import cases
+from .cases import D, E, K, N
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+DERIVATIVES = MODES[:4]
+
+
+class Case(NamedTuple):
+    name: str
+    loss: softjax.Loss
+    definition: Callable  # (logits [N, K], example, per class) -> [N, ...]
+    example: Callable = lambda r: None
+    per_class: Callable = lambda r: None
+
+
+# --- definitions ----------------------------------------------------------------------------------
+
+
+def at(z, y):
+    return jnp.take_along_axis(z, y[:, None], -1)[:, 0]
+
+
+def one_hot(y, dtype=jnp.float64):
+    return (y[:, None] == jnp.arange(K, dtype=y.dtype)[None]).astype(dtype)
+
+
+def log_p_y(z, y):
+    return at(cases.log_softmax(z), y)
+
+
+def dense(pair):
+    """Labels [N, K] from indices [N, T] and their probabilities."""
+    indices, probabilities = pair
+    hot = (indices[..., None] == jnp.arange(K, dtype=indices.dtype)).astype(probabilities.dtype)
+    return (hot * probabilities[..., None]).sum(-2)
+
+
+def kl(z, s):
+    q = cases.softmax(s)
+    return (q * (cases.log_softmax(s) - cases.log_softmax(z))).sum(-1)
+
+
+def smoothed(y, rate, prior):
+    return (1 - rate) * one_hot(y) + rate * prior
+
+
+def pair(r):
+    """Three classes of which one is named twice."""
+    indices = jnp.stack([r.integers(K, N), r.integers(K, N)], -1)
+    return jnp.concatenate([indices, indices[:, :1]], -1), jnp.abs(r.normal(N, 3))
+
+
+PRIOR = jnp.asarray(np.random.default_rng(8).dirichlet(np.ones(K)), jnp.float32)
+CLASS_WEIGHTS = jnp.asarray(np.random.default_rng(9).uniform(0.5, 2, K), jnp.float32)
+wide = lambda a: a.astype(jnp.float64)
+
+LABELLED = [
+    Case("cross_entropy", losses.cross_entropy, cases.softmax_loss, cases.labels),
+    Case("cross_entropy_of_pairs", losses.cross_entropy, lambda z, p: cases.cross_entropy(z, dense(p)), pair),
+    Case(
+        "focal",
+        losses.focal(1.5),
+        lambda z, y: -((1 - jnp.exp(log_p_y(z, y))) ** 1.5) * log_p_y(z, y),
+        cases.labels,
+    ),
+    Case(
+        "poly_1",
+        losses.poly_1(0.7),
+        lambda z, y: -log_p_y(z, y) + 0.7 * (1 - jnp.exp(log_p_y(z, y))),
+        cases.labels,
+    ),
+    Case("brier", losses.brier, lambda z, y: ((cases.softmax(z) - one_hot(y)) ** 2).sum(-1), cases.labels),
+    Case("weston_watkins", losses.weston_watkins(0.7), lambda z, y: cases.svm(z, y, 0.7), cases.labels),
+    Case("crammer_singer", losses.crammer_singer(0.7), lambda z, y: cases.hinge(z, y, 0.7), cases.labels),
+]
+UNLABELLED = [
+    Case("logsumexp", losses.logsumexp, lambda z, _: cases.log_sum_exp(z)),
+    Case("entropy", losses.entropy, lambda z, _: cases.entropy(z)),
+    Case("expectation", losses.expectation, lambda z, _, v: cases.softmax(z) @ v, per_class=lambda r: r.normal(K, E)),
+    Case(
+        "mixture_autoencoder",
+        losses.mixture_autoencoder,
+        lambda z, x, v: ((x - cases.softmax(z) @ v) ** 2).sum(-1),
+        lambda r: r.normal(N, E),
+        lambda r: r.normal(K, E),
+    ),
+    Case(
+        "eol",
+        losses.eol,
+        lambda z, x, v: -(cases.softmax(z) * cases.log_likelihood(x, v)).sum(-1),
+        lambda r: r.normal(N, E),
+        lambda r: r.normal(K, E),
+    ),
+    Case(
+        "leop",
+        losses.leop,
+        lambda z, x, v: cases.log_sum_exp(z) - cases.log_sum_exp(z + cases.log_likelihood(x, v)),
+        lambda r: r.normal(N, E),
+        lambda r: r.normal(K, E),
+    ),
+    Case(
+        "kl_divergence",
+        losses.kl_divergence,
+        lambda z, x, v: kl(z, x @ v.T),
+        lambda r: r.normal(N, 2),
+        lambda r: r.normal(K, 2),
+    ),
+    Case(  # a user's: its payoff depends on the logits
+        "mean_square",
+        softjax.Loss(lambda z, ids, _, __: softjax.Columns(z, t=(z**2,)), lambda q, _: q.t[0].value),
+        lambda z, _: (cases.softmax(z) * z**2).sum(-1),
+    ),
+]
+COMBINED = [
+    Case(
+        "softcap",
+        losses.softcap(losses.cross_entropy, 3.0),
+        lambda z, y: cases.softmax_loss(3 * jnp.tanh(z / 3), y),
+        cases.labels,
+    ),
+    Case(
+        "temperature",
+        losses.temperature(losses.entropy, 0.6),
+        lambda z, _: cases.entropy(z / 0.6),
+    ),
+    Case(
+        "margin",
+        losses.margin(losses.cross_entropy, 0.4),
+        lambda z, y: cases.softmax_loss(z - 0.4 * one_hot(y), y),
+        cases.labels,
+    ),
+    Case(
+        "label_smoothing",
+        losses.label_smoothing(losses.cross_entropy, 0.2, 1 / K),
+        lambda z, y: cases.cross_entropy(z, smoothed(y, 0.2, 1 / K)),
+        cases.labels,
+    ),
+    Case(
+        "smoothed_pairs_to_a_prior",
+        losses.label_smoothing(losses.cross_entropy, 0.2, PRIOR),
+        lambda z, p: cases.cross_entropy(z, 0.8 * dense(p) + 0.2 * wide(PRIOR)),
+        pair,
+    ),
+    Case(
+        "class_weights_of_smoothed",
+        losses.class_weights(losses.label_smoothing(losses.cross_entropy, 0.2, 1 / K), CLASS_WEIGHTS),
+        lambda z, y: cases.cross_entropy(z, wide(CLASS_WEIGHTS) * smoothed(y, 0.2, 1 / K)),
+        cases.labels,
+    ),
+    Case(
+        "z_loss_of_softcap_of_temperature",
+        losses.softcap(losses.temperature(losses.z_loss(losses.cross_entropy, 0.1), 0.6), 3.0),
+        lambda z, y: (
+            cases.softmax_loss(3 * jnp.tanh(z / 3) / 0.6, y) + 0.1 * cases.log_sum_exp(3 * jnp.tanh(z / 3) / 0.6) ** 2
+        ),
+        cases.labels,
+    ),
+]
+EVERY = LABELLED + UNLABELLED + COMBINED
+
+
+# --- placements -----------------------------------------------------------------------------------
+
+
+def linear_arguments(r, scale):
+    """features, kernel, bias: logits of about this size; about -20 for 0, where a class that is none would show."""
+    return (
+        r.normal(N, D, scale=scale or 0.1),
+        r.normal(D, K),
+        r.normal(K, scale=scale or 0.1, offset=0 if scale else -20),
+    )
+
+
+def known_example(case, example, z):
+    """What the loss wants to know of an example; one of them compares with the label's logit."""
+    return (example, at(z, example)) if case.name == "weston_watkins" else example
+
+
+def definition(case, scores):
+    def of(arguments, example, per_class):
+        known = [example] if per_class is None else [example, per_class]
+        return case.definition(scores(*arguments), *known)
+
+    return of
+
+
+def on_logits(case):
+    return lambda z, example, per_class: softjax.of_logits(case.loss, *z, known_example(case, example, *z), per_class)
+
+
+def linear(x, w, b):
+    return x @ w + b
+
+
+def on_linear(case, class_axis=-1, **options):
+    def function(arguments, example, per_class):
+        x, w, b = arguments
+        example = known_example(case, example, linear(*arguments))
+        w = w if class_axis else w.T
+        return softjax.of_linear(case.loss, x, w, example, per_class, bias=b, class_axis=class_axis, **options)
+
+    return function
+
+
+def distances(z, c, b):
+    return -((z[:, None] - c) ** 2).sum(-1) + b
+
+
+def on_mixture(case, **options):
+    def function(arguments, example, per_class):
+        z, c, b = arguments
+        example = known_example(case, example, distances(*arguments))
+        return softjax.of_mixture(case.loss, z, c, example, per_class, log_prior=b, **options)
+
+    return function
+
+
+def check(case, function, scores, arguments, modes=DERIVATIVES, reduce=lambda x: x, rtol=None):
+    random = cases.Random(jnp.float64, seed=2)
+    given = (arguments, case.example(random), case.per_class(random))
+    reference = definition(case, scores)
+    assert_matches_autodiff(function, lambda *args: reduce(reference(*args)), *given, modes=modes, rtol=rtol)
+
+
+by_name = {"argvalues": EVERY, "ids": lambda case: case.name}
+TILES = softjax.Placement(3, 5, "backward")
+FORWARD = softjax.Placement(3, 5, "forward")
+WEIGHTS = jnp.asarray([0.5, 2.0, 0.0, 1.5], jnp.float32)
+
+
+def weighed_mean(x):
+    w = wide(WEIGHTS).reshape(-1, *(1,) * (x.ndim - 1))
+    return (w * x).sum() / w.sum()
+
+
+@pytest.mark.parametrize("case", **by_name)
+def test_losses_of_logits(case):
+    check(case, on_logits(case), lambda z: z, (cases.logits(cases.Random(jnp.float64), 1.0),), MODES)
+
+
+@pytest.mark.parametrize("case", **by_name)
+def test_losses_in_ragged_tiles_and_blocks_with_the_gradient_in_the_backward_pass(case):
+    check(case, on_linear(case, block_size=TILES), linear, linear_arguments(cases.Random(jnp.float64), 1.0))
+
+
+@pytest.mark.parametrize("case", **by_name)
+def test_losses_in_ragged_tiles_and_blocks_with_the_gradient_in_the_forward_pass(case):
+    function = on_linear(case, reduction="mean", weights=WEIGHTS, block_size=FORWARD)
+    arguments = linear_arguments(cases.Random(jnp.float64), 1.0)
+    modes = MODES if case.name in ("cross_entropy", "eol") else DERIVATIVES
+    check(case, function, linear, arguments, modes, weighed_mean)
+
+
+# What all scores of an example have in common is left open by a mixture.
+SHIFTED = ("logsumexp", "mean_square", "softcap", "z_loss_of_softcap_of_temperature", "weston_watkins")
+OF_MIXTURES = [case for case in EVERY if case.name not in SHIFTED]
+
+
+@pytest.mark.parametrize("case", OF_MIXTURES, ids=lambda case: case.name)
+def test_losses_of_mixtures_in_ragged_blocks(case):
+    random = cases.Random(jnp.float64)
+    arguments = (random.normal(N, D), random.normal(K, D), random.normal(K))
+    check(case, on_mixture(case, block_size=5), distances, arguments, ("value", "vjp"))
+
+
+SOME = [case for case in EVERY if case.name in ("cross_entropy", "class_weights_of_smoothed", "expectation", "entropy")]
+
+
+@pytest.mark.parametrize("class_axis", [0, -1])
+@pytest.mark.parametrize("size", [None, 1, 5, softjax.Placement(4, 13, "forward"), softjax.Placement(1, 1, "forward")])
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+def test_placements_and_axes_of_the_kernel(case, size, class_axis):
+    function = on_linear(case, class_axis, reduction="sum", block_size=size)
+    check(case, function, linear, linear_arguments(cases.Random(jnp.float64), 1.0), ("value", "vjp"), jnp.sum)
+
+
+@pytest.mark.parametrize("size", [5, softjax.Placement(3, 5, "forward")], ids=["backward", "forward"])
+@pytest.mark.parametrize("scale", [0.0, 30.0])
+@pytest.mark.parametrize("case", **by_name)
+def test_losses_of_small_and_of_large_logits(case, scale, size):
+    function = on_linear(case, reduction="sum", block_size=size)
+    arguments = linear_arguments(cases.Random(jnp.float64), scale)
+    # Where every row is sure, a sum over the rows may be of what the definition rounds away.
+    rtol = 1e-7 if scale else None
+    check(case, function, linear, arguments, ("value", "vjp"), jnp.sum, rtol)
+
+
+@pytest.mark.parametrize("placement", [5, TILES, FORWARD], ids=["blocks", "tiles", "forward"])
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+def test_a_hessian_vector_product_through_a_scan(case, placement):
+    """JAX 0.10 drops a custom_jvp there, and differentiates what it wraps."""
+    random = cases.Random(jnp.float64)
+    (x, w, b), example, per_class = linear_arguments(random, 1.0), case.example(random), case.per_class(random)
+
+    def product(function):
+        def step(carry, x):
+            return carry + (function((x, w, b), example, per_class) ** 2).sum(), None
+
+        total = lambda x: jax.lax.scan(step, jnp.zeros(()), jnp.stack([x, 2 * x]))[0]
+        return jax.jit(lambda x: jax.jvp(jax.value_and_grad(total), (x,), (jnp.cos(x),)))(x)
+
+    reduction = "sum" if placement is FORWARD else "none"
+    reference = definition(case, linear)
+    if reduction == "sum":
+        reference = lambda *args: definition(case, linear)(*args).sum()
+    got = product(on_linear(case, reduction=reduction, block_size=placement))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(product(reference)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_numbers_of_a_loss_have_gradients():
+    random = cases.Random(jnp.float64)
+    (x, w, b), y = linear_arguments(random, 1.0), cases.labels(random)
+
+    def function(numbers, **options):
+        gamma, cap, t, class_weights = numbers
+        loss = losses.class_weights(losses.cross_entropy, class_weights)
+        loss = losses.softcap(losses.temperature(loss, t), cap)
+        some = softjax.of_linear(loss, x, w, y, bias=b, **options)
+        return some + softjax.of_linear(losses.focal(gamma), x, w, y, bias=b, **options)
+
+    def reference(numbers):
+        gamma, cap, t, class_weights = numbers
+        z = linear(x, w, b)
+        log_p = log_p_y(z, y)
+        weighed = class_weights[y] * cases.softmax_loss(cap * jnp.tanh(z / cap) / t, y)
+        return weighed - (1 - jnp.exp(log_p)) ** gamma * log_p
+
+    numbers = (jnp.float64(1.5), jnp.float64(3.0), jnp.float64(0.6), wide(CLASS_WEIGHTS))
+    assert_matches_autodiff(ft.partial(function, block_size=TILES), reference, numbers)
+    summed = ft.partial(function, block_size=FORWARD, reduction="sum")
+    assert_matches_autodiff(summed, lambda numbers: reference(numbers).sum(), numbers)
+
+
+def test_results_do_not_depend_on_blocks_or_tiles():
+    with jax.enable_x64(False):
+        random = cases.Random(jnp.float32)
+        x, w, y = random.normal(50, 8), random.normal(8, 301), random.integers(301, 50)
+        z = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
+        exact = (np.log(np.exp(z).sum(-1)) - z[np.arange(50), y]).mean()
+        sizes, reference = [None, 1, 7, 301, 1000], None
+        sizes += [
+            softjax.Placement(t, b, g) for t, b in ((7, 16), (50, 301), (99, 64)) for g in ("forward", "backward")
+        ]
+        for size in sizes:
+            loss = ft.partial(softjax.of_linear, losses.cross_entropy, reduction="mean", block_size=size)
+            value, gradients = jax.value_and_grad(lambda x, w, f=loss: f(x, w, y), (0, 1))(x, w)
+            reference = reference or (value, *gradients)
+            np.testing.assert_allclose(value, exact, rtol=1e-6)
+            for a, b in zip((value, *gradients), reference, strict=True):
+                assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max()
