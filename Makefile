@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test clean
+.PHONY: help demo test bench clean
 
 help:
 	@echo "make demo   trains on real images and draws what it learned"
 	@echo "make test   runs every check"
+	@echo "make bench  time and memory beside what people use"
 
 demo: .venv/.installed
 	$(BIN)/python -m softjax demo
@@ -16,6 +17,9 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+bench: .venv/.installed
+	$(BIN)/python -m softjax bench --json bench.json --output bench.png
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,6 +1,7 @@
-"""The command line: `python -m softjax demo`."""
+"""The command line: `python -m softjax demo`, `python -m softjax bench`."""
 
 import argparse
+import functools as ft
 import sys
 from pathlib import Path
 
@@ -20,11 +21,14 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _picture(text: str) -> Path:
+def _file(suffix: str, text: str) -> Path:
     path = Path(text)
-    if path.suffix != ".png" or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"must be a .png file in a folder that exists, got {text!r}")
+    if path.suffix != suffix or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a {suffix} file in a folder that exists, got {text!r}")
     return path
+
+
+_picture, _report = ft.partial(_file, ".png"), ft.partial(_file, ".json")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,14 +49,24 @@ def main(argv: list[str] | None = None) -> int:
     demo.add_argument(
         "-o", "--output", type=_picture, default=Path("digits.png"), help="the PNG file to write (default: %(default)s)"
     )
+    bench = commands.add_parser("bench", help="time and memory beside optax, PyTorch, KeOps and the plain formulas")
+    bench.add_argument("--rounds", type=_positive, default=7, help="runs of each contestant (default: %(default)s)")
+    bench.add_argument("--small", action="store_true", help="sizes that only show that it runs")
+    bench.add_argument("-o", "--output", type=_picture, help="a PNG file to write")
+    bench.add_argument("--json", type=_report, help="a JSON file to write")
     options = parser.parse_args(argv)
     try:
-        from . import _demo
+        if options.command == "demo":
+            from . import _demo
+        else:
+            from . import _bench
     except ModuleNotFoundError as error:
-        print(f"The demo needs {error.name}: pip install 'softjax-losses[demo]'", file=sys.stderr)
+        print(f"The {options.command} needs {error.name}: pip install 'softjax-losses[demo]'", file=sys.stderr)
         return 1
     try:
-        return _demo.run(options.steps, options.classes, options.latents, options.seed, options.output)
+        if options.command == "demo":
+            return _demo.run(options.steps, options.classes, options.latents, options.seed, options.output)
+        return _bench.run(options.rounds, options.small, options.output, options.json)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130

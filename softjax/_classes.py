@@ -129,9 +129,14 @@ def each(step: Callable, carry: Any, count: int, size: int, made: Any = None) ->
         if isinstance(start, int):
             carry, y = step(carry, start, n, m)
         else:
-            carry, y = lax.scan(lambda c, x, n=n: step(c, x[0], n, x[1]), carry, (start, m))
+            carry, y = lax.scan(ft.partial(_scanned, step, n), carry, (start, m))
         out.append(y)
     return carry, out
+
+
+def _scanned(step, size, carry, x):
+    start, made = x
+    return step(carry, start, size, made)
 
 
 def sums(columns: Callable, examples: Any, classes: tuple, axes: Axes, count: int, size: int) -> tuple[g.Sums, Any]:

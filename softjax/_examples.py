@@ -176,10 +176,10 @@ def _value_and_gradients(options, differentiable, fixed):
 
     def step(carry, tile):
         so_far, dclasses = carry
-        of_tile = (
+        moving, still = (
             part._replace(examples=examples) for part, examples in zip((differentiable, fixed), tile, strict=True)
         )
-        sums, dexamples, dclasses = _of_tile(axes, count, size, next(of_tile), next(of_tile), dclasses)
+        sums, dexamples, dclasses = _of_tile(axes, count, size, moving, still, dclasses)
         return (jax.tree.map(jnp.add, so_far, sums), dclasses), dexamples
 
     zero = jnp.zeros((), _arguments.common_dtype(*jax.tree.leaves(differentiable)))

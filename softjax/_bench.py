@@ -1,0 +1,463 @@
+"""Side by side with what people use: time and temporaries of value and all gradients, in one run.
+
+The contestants of a row take turns, so that a busy machine is as busy for each. Ratios are of medians.
+"""
+
+import functools as ft
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from rich.console import Console
+from rich.table import Table
+
+from . import _logits, _mixture
+from ._linear import linear_softmax_cross_entropy
+
+OURS = "softjax"
+
+
+class Limit(NamedTuple):
+    """How much of a contestant's time or temporaries ours may take."""
+
+    contestant: str
+    what: str
+    most: float
+
+
+class Row(NamedTuple):
+    """A piece of work, and those who do it."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    contestants: dict[str, Callable]
+    limits: tuple[Limit, ...] = ()
+    rounds: int | None = None
+
+
+class Result(NamedTuple):
+    """What one contestant took."""
+
+    seconds: float
+    temporaries: int | None
+    runs: int
+
+
+# ---------------------------------------------------------------------------------------------
+# The work
+
+
+def _normal(key: int, *shapes: tuple[int, ...]) -> tuple[Array, ...]:
+    keys = jax.random.split(jax.random.key(key), len(shapes))
+    return tuple(jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True))
+
+
+def _with_gradients(loss: Callable, moving: int) -> Callable:
+    """Value and gradients of the sum of a loss, weighed if it is per example."""
+
+    def total(*args):
+        out = loss(*args)
+        return (out * jnp.linspace(0.5, 1.5, out.size).reshape(out.shape)).sum()
+
+    return jax.value_and_grad(total, tuple(range(moving)))
+
+
+def _linear(sizes: tuple[int, int, int], reduction: str, limits: tuple[Limit, ...]) -> Row:
+    n, d, k = sizes
+    x, w = _normal(0, (n, d), (d, k))
+    labels = jax.random.randint(jax.random.key(1), (n,), 0, k)
+    mean = (lambda loss: loss.mean()) if reduction == "mean" else lambda loss: loss
+
+    def formula(x, w, y):
+        z = x @ w
+        p = jnp.exp(z - z.max(-1, keepdims=True))
+        p = p / p.sum(-1, keepdims=True)
+        return mean(-jnp.log(jnp.take_along_axis(p, y[:, None], -1)[:, 0]))
+
+    def products(x, w, _):
+        z = x @ w
+        return z @ w.T, x.T @ z
+
+    ours = lambda x, w, y: linear_softmax_cross_entropy(x, w, y, reduction=reduction)
+    theirs = lambda x, w, y: mean(optax.softmax_cross_entropy_with_integer_labels(x @ w, y))
+    contestants = {
+        OURS: _with_gradients(ours, 2),
+        "optax": _with_gradients(theirs, 2),
+        "formula": _with_gradients(formula, 2),
+        "3 products": products,
+    }
+    name = f"linear cross entropy, {reduction}, N={n} D={d} K={k}"
+    return Row(name, (x, w / d**0.5, labels), contestants | _torch_linear(reduction), limits)
+
+
+def _torch_linear(reduction: str) -> dict[str, Callable]:
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
+    from torch.nn import functional
+
+    def tensors(x, w, y):
+        x, w = (torch.tensor(jax.device_get(a), requires_grad=True) for a in (x, w.T))
+        return x, w, torch.tensor(jax.device_get(y), dtype=torch.int64)
+
+    def run(loss):
+        def prepare(*arguments):
+            x, w, y = tensors(*arguments)
+            weights = torch.linspace(0.5, 1.5, len(y)) if reduction == "none" else torch.tensor(1.0)
+
+            def step():
+                x.grad = w.grad = None
+                (loss(x, w, y) * weights).sum().backward()
+
+            return step
+
+        prepare.eager = True  # type: ignore[attr-defined]
+        return prepare
+
+    peers = {"torch": run(lambda x, w, y: functional.cross_entropy(x @ w.T, y, reduction=reduction))}
+    if hasattr(functional, "linear_cross_entropy"):
+        peers["torch fused"] = run(lambda x, w, y: functional.linear_cross_entropy(x, w, y, reduction=reduction))
+    return peers
+
+
+def _formulas() -> dict[str, Callable]:
+    """The mixtures as the texts have them, each distance a sum of squared differences."""
+
+    def h(z, c):
+        return -((z[:, None] - c[None]) ** 2).sum(-1)
+
+    def log_likelihood(x, v):
+        return -((x[:, None] - v[None]) ** 2).sum(-1)
+
+    return {
+        "autoencoder": lambda z, x, c, v: ((x - jax.nn.softmax(h(z, c)) @ v) ** 2).sum(-1).mean(),
+        "EOL": lambda z, x, c, v: -(jax.nn.softmax(h(z, c)) * log_likelihood(x, v)).sum(-1).mean(),
+        "LEOP": lambda z, x, c, v: (
+            jax.nn.logsumexp(h(z, c), -1) - jax.nn.logsumexp(h(z, c) + log_likelihood(x, v), -1)
+        ).mean(),
+    }
+
+
+def _matrix_forms() -> dict[str, Callable]:
+    """The same as an expert writes them: the distances by matrix products."""
+
+    def h(z, c):
+        return 2 * z @ c.T - (c**2).sum(-1)
+
+    def log_likelihood(x, v):
+        return 2 * x @ v.T - (v**2).sum(-1) - (x**2).sum(-1, keepdims=True)
+
+    return {
+        "autoencoder": lambda z, x, c, v: ((x - jax.nn.softmax(h(z, c)) @ v) ** 2).sum(-1).mean(),
+        "EOL": lambda z, x, c, v: -(jax.nn.softmax(h(z, c)) * log_likelihood(x, v)).sum(-1).mean(),
+        "LEOP": lambda z, x, c, v: (
+            jax.nn.logsumexp(h(z, c), -1) - jax.nn.logsumexp(h(z, c) + log_likelihood(x, v), -1)
+        ).mean(),
+    }
+
+
+MIXTURES = {
+    "autoencoder": _mixture.mixture_autoencoder_loss,
+    "EOL": _mixture.eol_loss,
+    "LEOP": _mixture.leop_loss,
+}
+
+
+def _mixture_row(kind: str, sizes: tuple[int, int, int, int], limits: tuple[Limit, ...]) -> Row:
+    n, k, d, e = sizes
+    contestants: dict[str, Callable] = {
+        OURS: ft.partial(MIXTURES[kind], reduction="mean"),
+        "matrix form": _matrix_forms()[kind],
+        "formula": _formulas()[kind],
+    }
+    with_gradients = {name: jax.value_and_grad(f, (0, 1, 2, 3)) for name, f in contestants.items()}
+    arguments = _normal(2, (n, d), (n, e), (k, d), (k, e))
+    peers = _keops(kind) if importlib.util.find_spec("pykeops") else {}
+    return Row(f"mixture {kind}, N={n} K={k} D={d} E={e}", arguments, with_gradients | peers, limits)
+
+
+def _keops(kind: str) -> dict[str, Callable]:
+    """The matrix form with KeOps's lazy tensors, which hold no [N, K] either."""
+    import torch
+    from pykeops.torch import LazyTensor
+
+    def loss(z, x, c, v):
+        h = -((LazyTensor(z[:, None]) - LazyTensor(c[None])) ** 2).sum(-1)
+        if kind == "autoencoder":
+            return ((x - h.sumsoftmaxweight(LazyTensor(v[None]), axis=1)) ** 2).sum(-1).mean()
+        log_likelihood = -((LazyTensor(x[:, None]) - LazyTensor(v[None])) ** 2).sum(-1)
+        if kind == "EOL":
+            return -h.sumsoftmaxweight(log_likelihood, axis=1).mean()
+        return (h.logsumexp(1) - (h + log_likelihood).logsumexp(1)).mean()
+
+    def prepare(*arguments):
+        tensors = [torch.tensor(jax.device_get(a), requires_grad=True) for a in arguments]
+
+        def step():
+            for t in tensors:
+                t.grad = None
+            loss(*tensors).backward()
+
+        return step
+
+    prepare.eager = True  # type: ignore[attr-defined]
+    return {"KeOps": prepare}
+
+
+def _dense(n: int, k: int) -> Iterator[Row]:
+    (z, ct) = _normal(3, (n, k), (n, k))
+    y = jax.nn.softmax(ct)
+    labels = jax.random.randint(jax.random.key(4), (n,), 0, k)
+    at_most = lambda peer: (Limit(peer, "time", 1.02), Limit(peer, "temporaries", 1.0))
+
+    def gradient(f):
+        def function(z, ct):
+            out, back = jax.vjp(f, z)
+            return out, back(ct)
+
+        return function
+
+    size = f"N={n} K={k}"
+    contestants = {OURS: gradient(_logits.softmax), "jax.nn": gradient(jax.nn.softmax)}
+    yield Row(f"softmax, {size}", (z, ct), contestants, at_most("jax.nn"))
+    contestants = {
+        OURS: _with_gradients(_logits.softmax_cross_entropy_with_integer_labels, 1),
+        "optax": _with_gradients(optax.softmax_cross_entropy_with_integer_labels, 1),
+    }
+    yield Row(f"cross entropy, integer labels, {size}", (z, labels), contestants, at_most("optax"))
+    contestants = {
+        OURS: _with_gradients(_logits.softmax_cross_entropy, 1),
+        "optax": _with_gradients(optax.softmax_cross_entropy, 1),
+    }
+    yield Row(f"cross entropy, soft labels, {size}", (z, y), contestants, at_most("optax"))
+
+
+def _step(n: int, k: int, d: int, e: int) -> Row:
+    """A training step that no machine could take with the scores in memory."""
+    z, x, c, v = _normal(5, (n, d), (n, e), (k, d), (k, e))
+    optimizer = optax.sgd(0.1)
+
+    def step(z, x, c, v):
+        def loss(params):
+            return _mixture.mixture_autoencoder_loss(z, x, *params, reduction="mean")
+
+        value, gradients = jax.value_and_grad(loss)((c, v))
+        updates, _ = optimizer.update(gradients, optimizer.init((c, v)))
+        return value, optax.apply_updates((c, v), updates)
+
+    return Row(f"a training step, N={n} K={k} D={d} E={e}", (z, x, c, v), {OURS: step}, rounds=1)
+
+
+def rows(small: bool) -> Iterator[Row]:
+    """The table of targets; with `small`, the same at sizes that only show that it runs."""
+    size = lambda n: max(8, n // 64) if small else n
+
+    def limits(peer, seconds, share, *more):
+        return (Limit(peer, "time", seconds), Limit(peer, "temporaries", share), *more)
+
+    of_products = Limit("3 products", "time", 1 / 0.80)
+    large, middling = (size(4096), size(512), size(32768)), (size(2048), size(256), size(8192))
+    yield _linear(large, "mean", limits("optax", 0.90, 0.10, of_products))
+    yield _linear(middling, "mean", limits("optax", 0.80, 0.15))
+    yield _linear(middling, "none", limits("optax", 1.05, 0.10))
+    mixture = (size(4096), size(4096), size(16), size(64))
+    yield _mixture_row("autoencoder", mixture, limits("matrix form", 0.45, 0.05, Limit("formula", "time", 1 / 40)))
+    yield _mixture_row("EOL", mixture, limits("matrix form", 0.50, 0.05, Limit("formula", "time", 1 / 100)))
+    yield _mixture_row("LEOP", mixture, limits("matrix form", 0.70, 0.05))
+    yield from _dense(size(4096), size(4096))
+    yield _step(256, 10_000 if small else 10_000_000, 8, 8)
+
+
+def growth(small: bool) -> Iterator[tuple[str, Row, Row]]:
+    """(name, a row, the same with 4 times the classes)."""
+    n, d, k = (64, 8, 512) if small else (4096, 256, 4096)
+    ours = lambda row: row._replace(contestants={OURS: row.contestants[OURS]})
+    for kind in MIXTURES:
+        one, four = (ours(_mixture_row(kind, (n, count, 16, 64), ())) for count in (k, 4 * k))
+        yield f"mixture {kind}, K from {k} to {4 * k}", one, four
+    for reduction in ("mean", "none"):
+        one, four = (ours(_linear((n // 2, d, count), reduction, ())) for count in (2 * k, 8 * k))
+        yield f"linear cross entropy, {reduction}, K from {2 * k} to {8 * k}", one, four
+
+
+# ---------------------------------------------------------------------------------------------
+# The measurement
+
+
+def measure(row: Row, rounds: int) -> dict[str, Result]:
+    """Runs the contestants in turns."""
+    ready = {name: _prepare(f, row.arguments) for name, f in row.contestants.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ready}
+    for step, _ in ready.values():
+        step()
+    slow: dict[str, bool] = {}
+    for turn in range(row.rounds or rounds):
+        for name, (step, _) in ready.items():
+            if turn >= 2 and slow[name]:  # what takes seconds needs no more turns to be told from what does not
+                continue
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+            slow[name] = seconds[name][-1] > 3 and name != OURS
+    return {name: Result(statistics.median(seconds[name]), ready[name][1], len(seconds[name])) for name in ready}
+
+
+def _prepare(f: Callable, arguments: tuple[Any, ...]) -> tuple[Callable[[], Any], int | None]:
+    if hasattr(f, "eager"):
+        return f(*arguments), None
+    compiled = jax.jit(f).lower(*arguments).compile()
+    analysis = compiled.memory_analysis()
+    return lambda: jax.block_until_ready(compiled(*arguments)), analysis and analysis.temp_size_in_bytes
+
+
+def _ratio(results: dict[str, Result], limit: Limit) -> float | None:
+    if limit.contestant not in results:
+        return None
+    ours, theirs = results[OURS], results[limit.contestant]
+    if limit.what == "time":
+        return ours.seconds / theirs.seconds
+    if ours.temporaries is None or theirs.temporaries is None:
+        return None
+    return ours.temporaries / max(theirs.temporaries, 1) if ours.temporaries != theirs.temporaries else 1.0
+
+
+def machine() -> dict[str, Any]:
+    """Where this ran."""
+    versions = {}
+    for package in ("jax", "jaxlib", "optax", "torch", "pykeops"):
+        if importlib.util.find_spec(package) is not None:
+            versions[package] = importlib.metadata.version(package)
+    device = jax.devices()[0]
+    return {
+        "device": f"{device.platform} {device.device_kind}",
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# ---------------------------------------------------------------------------------------------
+# The report
+
+
+def run(rounds: int, small: bool, picture: Path | None, report: Path | None) -> int:
+    """Measures, prints and draws; returns 0, whatever the figures are."""
+    console = Console(width=None if Console().is_terminal else 140)
+    where = machine()
+    console.print(f"{where['device']}, {where['processor']}, {where['cores']} cores, {where['versions']}")
+    console.print("Value and all gradients, float32; medians of runs in turns; temporaries as compiled.\n")
+    entries = []
+    for row in rows(small):
+        row = row._replace(limits=()) if small else row
+        with console.status(row.name):
+            results = measure(row, rounds)
+        entries.append(_entry(row, results))
+        console.print(_table(row, results))
+    for name, one, four in growth(small):
+        with console.status(name):
+            entries.append(_growth_entry(name, measure(one, rounds)[OURS], measure(four, rounds)[OURS], one, four))
+        console.print(_growth_line(entries[-1]))
+    if report is not None:
+        report.write_text(json.dumps({"machine": where, "small": small, "rows": entries}, indent=1) + "\n")
+        console.print(f"Figures: {report}")
+    if picture is not None:
+        _draw(entries, where, picture)
+        console.print(f"Picture: {picture}")
+    return 0
+
+
+def _entry(row, results):
+    limits = [limit._asdict() | {"ratio": _ratio(results, limit)} for limit in row.limits]
+    return {"name": row.name, "results": {k: r._asdict() for k, r in results.items()}, "limits": limits}
+
+
+def _growth_entry(name, one, four, row, larger):
+    parameters = lambda row: sum(a.nbytes for a in row.arguments)
+    return {
+        "name": name,
+        "time": four.seconds / one.seconds,
+        "temporaries": [one.temporaries, four.temporaries],
+        "parameters": [parameters(row), parameters(larger)],
+    }
+
+
+def _growth_line(entry):
+    small, large = (t / 1e6 if t is not None else float("nan") for t in entry["temporaries"])
+    more = (entry["parameters"][1] - entry["parameters"][0]) / 1e6
+    verdict = _verdict(entry["time"], 4.4)
+    return (
+        f"{entry['name']}: time x {entry['time']:.2f} {verdict}, temporaries {small:.1f} -> {large:.1f} MB "
+        f"(the classes themselves grow by {more:.1f} MB)"
+    )
+
+
+def _verdict(ratio, most):
+    return f"[green](at most {most:.3g})[/green]" if ratio <= most else f"[red](more than {most:.3g})[/red]"
+
+
+def _table(row: Row, results: dict[str, Result]) -> Table:
+    table = Table(
+        "", "ms", "time, ours / theirs", "temporaries, MB", "ours / theirs", title=row.name, title_justify="left"
+    )
+    for name, result in results.items():
+        cells = []
+        for what in ("time", "temporaries"):
+            ratio = _ratio(results, Limit(name, what, 0))
+            limit = next((l.most for l in row.limits if (l.contestant, l.what) == (name, what)), None)
+            text = "" if ratio is None or name == OURS else f"{ratio:.3f}"
+            cells.append(text if limit is None or not text else f"{text} {_verdict(ratio, limit)}")
+        memory = "" if result.temporaries is None else f"{result.temporaries / 1e6:.1f}"
+        table.add_row(name, f"{result.seconds * 1e3:.1f}", cells[0], memory, cells[1])
+    return table
+
+
+def _draw(entries, where, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    bars = [
+        (f"{entry['name']}\nagainst {limit['contestant']}", limit["ratio"], limit["most"])
+        for entry in entries
+        for limit in entry.get("limits", ())
+        if limit["what"] == "time" and limit["ratio"] is not None
+    ]
+    figure, axes = plt.subplots(figsize=(9, 0.55 * len(bars) + 1.2), layout="constrained")
+    places = range(len(bars))
+    axes.barh(
+        places, [ratio for _, ratio, _ in bars], color=["#4c78a8" if r <= most else "#e45756" for _, r, most in bars]
+    )
+    for place, (_, ratio, most) in zip(places, bars, strict=True):
+        axes.plot([most, most], [place - 0.4, place + 0.4], color="black")
+        axes.text(max(ratio, most) * 1.06, place, f"{ratio:.3f}", va="center", fontsize=8)
+    axes.set_yticks(list(places), [name for name, _, _ in bars], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlim(right=2.5)
+    axes.set_xlabel("time of softjax / time of the other (the line: what was aimed at)")
+    axes.set_title(f"Value and all gradients, float32, {where['processor']}, {where['cores']} cores", fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

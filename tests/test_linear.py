@@ -1,0 +1,504 @@
+"""The fused functions: their options, labels, types, memory, and the peers that have the same."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import softjax
+from softjax.testing import MODES, assert_matches_autodiff
+
+from . import cases
+from .cases import D, E, K, N
+
+INF, NAN = float("inf"), float("nan")
+FORWARD = softjax.Placement(3, 5, "forward")
+PLACEMENTS = {"whole": None, "blocks": 5, "tiles": softjax.Placement(3, 5, "backward"), "forward": FORWARD}
+ce = softjax.linear_softmax_cross_entropy
+
+
+def reduced(loss, reduction, weights, shares):
+    """sum(w l) / sum(w v) of losses that are not yet weighed."""
+    loss = loss * weights
+    return {"none": lambda: loss, "sum": loss.sum, "mean": lambda: loss.sum() / (weights * shares).sum()}[reduction]()
+
+
+def definition(x, w, y, **options):
+    """-sum_k y_k log p_k + z_loss A^2 with all the options of the docstring, from the logits [N, K]."""
+    get = lambda name, default: options.get(name, default)
+    z = x @ (w if get("class_axis", -1) else w.T) + get("bias", 0)
+    cap = get("softcap", None)
+    z = (z if cap is None else cap * jnp.tanh(z / cap)) / get("temperature", 1)
+    live = get("where", np.ones(K, bool))
+    a = cases.log_sum_exp(z, where=live)
+    log_p = jnp.where(live, z - a[:, None], 0)
+    hot = jnp.arange(K, dtype=jnp.int32)
+    if isinstance(y, tuple):
+        labels, shares = ((y[0][..., None] == hot).astype(z.dtype) * y[1][..., None]).sum(-2), 1
+    else:
+        labels, shares = (y[:, None] == hot).astype(z.dtype), get("class_weights", jnp.ones(K, z.dtype))[y]
+    rate = get("label_smoothing", 0)
+    labels = get("class_weights", 1) * ((1 - rate) * labels + rate * live / live.sum())
+    loss = -(labels * log_p).sum(-1) + get("z_loss", 0) * a**2
+    kept = jnp.ones(N, z.dtype) if "ignore_index" not in options else (y != options["ignore_index"]).astype(z.dtype)
+    weights = get("weights", 1) * kept
+    return reduced(loss, get("reduction", "none"), weights, shares * jnp.ones(N, z.dtype))
+
+
+def arguments(dtype, class_axis=-1):
+    r = cases.Random(dtype, seed=6)
+    x, w = r.normal(N, D), r.normal(D, K)
+    return (x, w if class_axis else w.T), cases.labels(r), r
+
+
+def option_sets(r):
+    """Every option alone, and all together."""
+    weights, class_weights = jnp.abs(r.normal(N)), jnp.abs(r.normal(K))
+    single = {
+        "bias": r.normal(K),
+        "where": np.arange(K) % 5 != 2,
+        "weights": weights,
+        "class_weights": class_weights,
+        "ignore_index": 0,
+        "label_smoothing": 0.2,
+        "z_loss": 0.1,
+        "softcap": 2.0,
+        "temperature": 0.6,
+    }
+    return [{name: value} for name, value in single.items()] + [single]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("number", range(10))
+def test_options_of_the_linear_cross_entropy(number, reduction):
+    (x, w), y, r = arguments(jnp.float64)
+    options = option_sets(r)[number] | {"reduction": reduction}
+    moving = {k: v for k, v in options.items() if isinstance(v, jax.Array)}
+    fixed = {k: v for k, v in options.items() if k not in moving}
+    size = FORWARD if reduction == "mean" else 5
+    y = y.at[1].set(5)  # on no masked class
+    assert_matches_autodiff(
+        lambda x, w, moving: ce(x, w, y, **fixed, **moving, block_size=size),
+        lambda x, w, moving: definition(x, w, y, **fixed, **moving),
+        x,
+        w,
+        moving,
+        modes=MODES[:4] if number == 9 else ("value", "vjp"),
+    )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_pairs_of_classes_and_probabilities(reduction):
+    (x, w), _, r = arguments(jnp.float64)
+    indices, probabilities = r.integers(K, N, 4).at[:, 3].set(2).at[0, 0].set(2), jnp.abs(r.normal(N, 4))
+    options = {"label_smoothing": 0.2, "class_weights": jnp.abs(r.normal(K)), "reduction": reduction}
+    assert_matches_autodiff(
+        lambda x, w, p: ce(x, w, (indices, p), **options, block_size=5),
+        lambda x, w, p: definition(x, w, (indices, p), **options),
+        x,
+        w,
+        probabilities,
+    )
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("class_weights", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("soft", [False, True], ids=["integers", "pairs"])
+def test_the_semantics_are_those_of_pytorch(soft, smoothing, class_weights, reduction):
+    torch = pytest.importorskip("torch")
+    (x, w), y, r = arguments(jnp.float32)
+    weights = jnp.abs(r.normal(K)) if class_weights else None
+    tensor = lambda a: torch.tensor(np.array(a))
+    if soft:
+        labels = (jnp.tile(jnp.arange(K, dtype=jnp.int32), (N, 1)), jax.nn.softmax(r.normal(N, K)))
+        target, ignore = tensor(labels[1]), {}
+    else:
+        labels, ignore = y.at[2].set(-100), {"ignore_index": -100}
+        target = tensor(labels).long()
+    x_, w_ = tensor(x).requires_grad_(), tensor(w).requires_grad_()
+    loss = torch.nn.functional.cross_entropy(
+        x_ @ w_,
+        target,
+        weight=None if weights is None else tensor(weights),
+        reduction=reduction,
+        label_smoothing=smoothing,
+    )
+    ct = cases.Random(jnp.float32, seed=7).normal(*loss.shape)
+    loss.backward(tensor(ct))
+    got, back = jax.vjp(
+        lambda x, w: ce(
+            x, w, labels, class_weights=weights, label_smoothing=smoothing, reduction=reduction, block_size=5, **ignore
+        ),
+        x,
+        w,
+    )
+    np.testing.assert_allclose(got, loss.detach().numpy(), rtol=1e-5)
+    for a, b in zip(back(ct), (x_.grad, w_.grad), strict=True):
+        np.testing.assert_allclose(a, b.numpy(), rtol=1e-5, atol=1e-6)
+
+
+# --- labels, masks, infinities --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("label", [-1, -100, K, K + 1, 2**31 - 1])
+def test_a_label_out_of_range_gives_nan_in_loss_and_gradient(label, placement):
+    (x, w), y, _ = arguments(jnp.float32)
+    y = y.at[1].set(label)
+    options = {"block_size": PLACEMENTS[placement]}
+    loss, back = jax.vjp(lambda x, w: ce(x, w, y, **options), x, w)
+    dx, dw = back(jnp.ones(N))
+    assert np.isnan(loss[1])
+    assert np.isfinite(np.delete(loss, 1)).all()
+    assert np.isnan(dx[1]).all()
+    assert np.isfinite(np.delete(dx, 1, 0)).all()
+    assert np.isnan(dw).any()
+    value, (dx, _) = jax.value_and_grad(lambda x, w: ce(x, w, y, reduction="mean", **options), (0, 1))(x, w)
+    assert np.isnan(value)
+    assert np.isnan(dx[1]).all()
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("ignored", [-100, 3])
+def test_ignored_labels_are_as_if_they_were_not_there(ignored, placement):
+    (x, w), y, _ = arguments(jnp.float32)
+    y = y.at[2].set(ignored)
+    others = np.asarray(y) != ignored
+    bad = x.at[2].set(NAN)
+    for reduction in ("none", "sum", "mean"):
+        f = lambda x, w, y=y: ce(x, w, y, ignore_index=ignored, reduction=reduction, block_size=PLACEMENTS[placement])
+        g = lambda x, w: ce(x, w, y[others], reduction=reduction)
+        (got, back), (want, back_of_others) = jax.vjp(f, bad, w), jax.vjp(g, x[others], w)
+        np.testing.assert_allclose(got[others] if reduction == "none" else got, want, rtol=1e-6)
+        (dx, dw), (dx_, dw_) = back(jnp.ones_like(got)), back_of_others(jnp.ones_like(want))
+        np.testing.assert_allclose(dx[others], dx_, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(dw, dw_, rtol=1e-5, atol=1e-7)
+        assert (dx[2] == 0).all()
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_all_examples_ignored_cost_nothing(reduction):
+    (x, w), y, _ = arguments(jnp.float32)
+    f = lambda x, w: ce(x, w, jnp.full_like(y, -1), ignore_index=-1, reduction=reduction, block_size=FORWARD)
+    loss, back = jax.vjp(f, x, w)
+    assert (loss == 0).all()
+    assert all((g == 0).all() for g in back(jnp.ones_like(loss)))
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_masked_classes_are_as_if_they_were_not_there(placement):
+    (x, w), _, r = arguments(jnp.float32)
+    live = np.ones(K, bool)
+    live[5:10] = live[1] = False  # the whole of a block, and one more
+    y = jnp.asarray([0, 2, 12, 11], jnp.int32)
+    among = jnp.asarray(np.cumsum(live)[np.asarray(y)] - 1, jnp.int32)
+    bad, bias = jnp.where(live, w, NAN), r.normal(K)
+    options = {"label_smoothing": 0.1, "block_size": PLACEMENTS[placement]}
+    for reduction in ("none", "mean"):
+        f = lambda x, w, b: ce(x, w, y, bias=b, where=live, reduction=reduction, **options)
+        g = lambda x, w, b: ce(x, w, among, bias=b, reduction=reduction, label_smoothing=0.1)
+        got, back = jax.vjp(f, x, bad, bias)
+        want, back_of_live = jax.vjp(g, x, w[:, live], bias[live])
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+        for a, b in zip(back(jnp.ones_like(got)), back_of_live(jnp.ones_like(want)), strict=True):
+            inside = a if a.shape == b.shape else a[..., live]
+            np.testing.assert_allclose(inside, b, rtol=1e-5, atol=1e-7)
+            if a.shape != b.shape:
+                assert (a[..., ~live] == 0).all()
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_label_on_a_masked_class_costs_infinity_with_a_finite_gradient(placement):
+    (x, w), y, _ = arguments(jnp.float32)
+    live = np.arange(K) != int(y[0])
+    f = lambda x, w: ce(x, w, y, where=live, block_size=PLACEMENTS[placement])
+    loss, back = jax.vjp(f, x, w)
+    assert loss[0] == INF
+    assert np.isfinite(loss[1:][np.asarray(y[1:]) != int(y[0])]).all()
+    assert all(np.isfinite(g).all() for g in back(jnp.ones(N)))
+
+
+def test_a_single_class_costs_nothing_and_no_example_is_an_empty_batch():
+    x, w = jnp.ones((3, 2)), jnp.ones((2, 1))
+    value, gradients = jax.value_and_grad(lambda x, w: ce(x, w, jnp.zeros(3, int), reduction="mean"), (0, 1))(x, w)
+    assert value == 0
+    assert all((g == 0).all() for g in gradients)
+    for reduction, size in itertools.product(("none", "sum", "mean"), (None, 2, FORWARD)):
+        none = ce(x[:0], jnp.ones((2, 7)), jnp.zeros(0, int), reduction=reduction, block_size=size)
+        assert none.shape == ((0,) if reduction == "none" else ())
+        assert (none == 0).all()
+
+
+def test_rows_without_classes():
+    x, w = jnp.ones((3, 2)), jnp.ones((2, 7))
+    nothing = np.zeros(7, bool)
+    assert (softjax.linear_logsumexp(x, w, where=nothing, block_size=3) == -INF).all()
+    assert (softjax.linear_expectation(x, w, jnp.ones((7, 4)), where=nothing, block_size=3) == 0).all()
+    gradients = jax.grad(lambda x, w: softjax.linear_expectation(x, w, jnp.ones((7, 4)), where=nothing).sum(), (0, 1))
+    assert all((g == 0).all() for g in gradients(x, w))
+
+
+def test_payoffs_of_masked_classes_contribute_nothing():
+    (x, w), _, r = arguments(jnp.float32)
+    live = np.arange(K) % 3 != 0
+    values = r.normal(K, E)
+    for junk in (INF, -INF, NAN):
+        f = lambda v: softjax.linear_expectation(x, w, v, where=live, block_size=5)
+        got, back = jax.vjp(f, jnp.where(live[:, None], values, junk))
+        np.testing.assert_allclose(got, cases.softmax(x @ w, where=live) @ values, rtol=1e-5, atol=1e-6)
+        assert np.isfinite(back(jnp.ones_like(got))[0]).all()
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("margin", [-80.0, -17.3, 0.0, 6.0, 17.3, 40.0, 80.0])
+def test_sure_rows_keep_their_digits(margin, placement):
+    """Features along one axis, so that the logits are what they should be: (margin, 0, 0, ...)."""
+    w = jnp.zeros((2, K)).at[0, 3].set(1.0)
+    x = jnp.asarray([[margin, 1.0]])
+    value_and_grad = jax.value_and_grad(
+        lambda x, w: ce(x, w, jnp.array([3]), reduction="sum", block_size=PLACEMENTS[placement]), (0, 1)
+    )
+    loss, (dx, dw) = value_and_grad(x, w)
+    others = (K - 1) * np.exp(-np.float64(margin))
+    p = 1 / (1 + others)
+    np.testing.assert_allclose(loss, np.log1p(others), rtol=2e-6)
+    np.testing.assert_allclose(dx[0, 0], -others * p, rtol=2e-6)
+    np.testing.assert_allclose(dw[1, 3], -others * p, rtol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_half_precision_is_rounded_once(placement, kind):
+    """The results are those of the rounded inputs, and each gradient has its input's type."""
+    r = cases.Random(jnp.float32, seed=3)
+    n, d, k = 64, 8, 40
+    x, w, y = r.normal(n, d).astype(kind), r.normal(d, k).astype(kind), r.integers(k, n)
+    half_a_step = float(jnp.finfo(kind).eps) / 2 + 1e-5
+    for reduction in ("none", "mean"):
+        f = lambda x, w: ce(x, w, y, reduction=reduction, block_size=PLACEMENTS[placement])
+        g = lambda x, w: cases.softmax_loss(x @ w, y).mean() * (1 if reduction == "mean" else n)
+        loss, back = jax.vjp(f, x, w)
+        assert loss.dtype == jnp.float32
+        want = jax.grad(g, (0, 1))(x.astype(jnp.float32), w.astype(jnp.float32))
+        for a, b in zip(back(jnp.ones_like(loss)), want, strict=True):
+            assert a.dtype == jnp.dtype(kind)
+            error = np.abs(np.asarray(a, np.float32) - b)
+            assert (error <= half_a_step * np.abs(b) + 1e-6 * np.abs(b).max()).all()
+
+
+def test_the_expectation_has_the_type_of_its_arguments():
+    x, w, v = jnp.ones((3, 2), jnp.bfloat16), jnp.ones((2, 5), jnp.bfloat16), jnp.ones((5, 4), jnp.bfloat16)
+    assert softjax.linear_expectation(x, w, v).dtype == jnp.bfloat16
+    assert softjax.linear_expectation(x, w, v.astype(jnp.float32)).dtype == jnp.float32
+    assert softjax.linear_logsumexp(x, w).dtype == jnp.float32
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("placement", ["whole", "blocks"])
+def test_expectation_and_logsumexp(placement):
+    (x, w), _, r = arguments(jnp.float64)
+    v, b = r.normal(K, E), r.normal(K)
+    size = {"block_size": PLACEMENTS[placement]}
+    live = np.arange(K) % 4 != 1
+    assert_matches_autodiff(
+        lambda x, w, v, b: softjax.linear_expectation(x, w, v, bias=b, where=live, temperature=0.7, **size),
+        lambda x, w, v, b: cases.softmax((x @ w + b) / 0.7, where=live) @ v,
+        *(x, w, v, b),
+        modes=MODES[:4],
+    )
+    assert_matches_autodiff(
+        lambda x, w, b: softjax.linear_logsumexp(x, w.T, bias=b, class_axis=0, softcap=2.0, temperature=0.7, **size),
+        lambda x, w, b: cases.log_sum_exp(2 * jnp.tanh((x @ w + b) / 2) / 0.7),
+        *(x, w, b),
+        modes=MODES[:4],
+    )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_contrastive_loss(symmetric):
+    r = cases.Random(jnp.float64)
+    x, y, weights = r.normal(7, D), r.normal(7, D), jnp.abs(r.normal(7))
+
+    def one_way(x, y, t):
+        return -jnp.diagonal(cases.log_softmax(x @ y.T / t))
+
+    def reference(x, y, t):
+        return (one_way(x, y, t) + one_way(y, x, t)) / 2 if symmetric else one_way(x, y, t)
+
+    loss = lambda x, y, t, **options: softjax.contrastive_loss(x, y, temperature=t, symmetric=symmetric, **options)
+    assert_matches_autodiff(lambda *args: loss(*args, block_size=3), reference, x, y, jnp.float64(0.3))
+    weighed = lambda x, y, t: (reference(x, y, t) * weights).sum() / weights.sum()
+    options = {"weights": weights, "reduction": "mean", "block_size": FORWARD}
+    assert_matches_autodiff(lambda *args: loss(*args, **options), weighed, x, y, jnp.float64(0.3), modes=MODES[:4])
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", cases.MIXTURES[:3], ids=lambda case: case.name)
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_weights_and_reductions_of_mixtures(reduction, case):
+    given = case.arguments(cases.Random(jnp.float64), 1.0)
+    weights = jnp.asarray([0.5, 0.0, 2.0, 1.0])
+    size = 5 if reduction == "none" else FORWARD
+    assert_matches_autodiff(
+        lambda w, *args: case.function(*args, weights=w, reduction=reduction, block_size=size),
+        lambda w, *args: reduced(case.definition(*args), reduction, w, jnp.ones(N)),
+        weights,
+        *given,
+        modes=MODES[:4],
+    )
+    assert case.function(*given, weights=jnp.zeros(N), reduction="mean") == 0
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+MEMORY_MODES = {
+    "value": lambda f: f,
+    "reverse mode": lambda f: jax.grad(f, (0, 1)),
+    "forward mode": lambda f: lambda *args: jax.jvp(f, args, args),
+    "forward over reverse": lambda f: lambda *args: jax.jvp(jax.grad(f, (0, 1)), args, args),
+    "reverse over reverse": lambda f: jax.grad(
+        lambda *args: sum((g**2).sum() for g in jax.grad(f, (0, 1))(*args)), (0, 1)
+    ),
+    "reverse over forward": lambda f: jax.grad(lambda *args: jax.jvp(f, args, args)[1], (0, 1)),
+    "linearize": lambda f: lambda *args: jax.linearize(f, *args)[1](*args),
+    "vmap": lambda f: lambda x, w: jax.vmap(f, (0, None))(x.reshape(4, -1, x.shape[1]), w),
+}
+
+
+def temporaries(program, n, d, k, class_axis=-1):
+    shapes = (n, d), ((d, k) if class_axis else (k, d))
+    compiled = jax.jit(program).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("size", [128, softjax.Placement(64, 128, "forward"), softjax.Placement(64, 128, "backward")])
+@pytest.mark.parametrize("mode", MEMORY_MODES)
+def test_the_logits_are_never_held(mode, size):
+    n, d, k = 1024, 4, 16384
+    scores, kernel = 4 * n * k, 4 * d * k
+    reduction = "mean" if mode != "vmap" else "sum"
+    program = MEMORY_MODES[mode](lambda x, w: ce(x, w, jnp.arange(x.shape[0]), reduction=reduction, block_size=size))
+    assert temporaries(program, n, d, k) < scores / 8 + 16 * kernel
+
+
+@pytest.mark.parametrize("class_axis", [0, -1])
+def test_the_kernel_is_neither_transposed_nor_padded(class_axis):
+    n, d, k = 64, 512, 32768 + 17
+    for reduction, size in (("none", 512), ("mean", softjax.Placement(64, 512, "forward"))):
+        loss = lambda x, w: ce(
+            x, w, jnp.zeros(n, int), class_axis=class_axis, reduction=reduction, block_size=size
+        ).sum()
+        assert temporaries(loss, n, d, k, class_axis) < 4 * d * k / 4
+        # The gradient of the kernel may be there once more than as a result, and the kernel may not.
+        assert temporaries(jax.grad(loss, (0, 1)), n, d, k, class_axis) < 1.5 * 4 * d * k
+
+
+def test_memory_does_not_grow_with_the_classes_but_for_their_gradients():
+    n, d = 512, 8
+    gradient = jax.grad(lambda x, w: ce(x, w, jnp.zeros(n, int), block_size=256).sum(), (0, 1))
+    small, large = temporaries(gradient, n, d, 8192), temporaries(gradient, n, d, 32768)
+    assert large - small <= 2 * 4 * d * (32768 - 8192)
+
+
+# --- placement ------------------------------------------------------------------------------------
+
+
+def test_the_placement_that_is_printed_is_the_one_that_is_used(monkeypatch):
+    from softjax import _examples, _linear
+
+    used = []
+    evaluate = _examples.evaluate
+    spy = lambda problem, axes, n, count, placement, **options: (
+        used.append(placement) or evaluate(problem, axes, n, count, placement, **options)
+    )
+    monkeypatch.setattr(_linear, "evaluate", spy)
+    for n, d, k, reduction in (
+        (4, 3, 13, "mean"),
+        (512, 256, 4096, "mean"),
+        (512, 8, 4096, "mean"),
+        (512, 256, 4096, "none"),
+    ):
+        shapes = jax.ShapeDtypeStruct((n, d), jnp.float32), jax.ShapeDtypeStruct((d, k), jnp.float32)
+        jax.eval_shape(lambda x, w, r=reduction: ce(x, w, jnp.zeros(x.shape[0], int), reduction=r), *shapes)
+        assert used.pop() == softjax.placement(n, k, d, reduction=reduction)
+        assert not used
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_placements_hold_a_bounded_part_of_the_scores(platform, reduction):
+    for n, k, d in itertools.product((1, 100, 4096, 10**6), (1, 100, 32768, 10**7), (8, 4096)):
+        tile, block, gradient = softjax.placement(n, k, d, reduction=reduction, platform=platform)
+        assert 1 <= tile <= n
+        assert 1 <= block <= k
+        held = tile * (k if gradient == "forward" else block) * 4
+        assert held <= {"cpu": 2**29, "gpu": 2**34, "tpu": 2**34}[platform], (n, k, d)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+x, w, y = jnp.ones((4, 3)), jnp.ones((3, 7)), jnp.zeros(4, int)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ce(x, w.T, y), ValueError, r"`features` must have shape \\(4, 7\\) .* got \\(4, 3\\)"),
+        (lambda: ce(x, w[0], y), ValueError, r"`kernel` must have shape \\[D, K\\]"),
+        (lambda: ce(x, w[:, :0], y), ValueError, r"`kernel` must have shape .* at least one class"),
+        (lambda: ce(x, w, y, class_axis=2), ValueError, r"`class_axis` must be 0 or -1, got 2"),
+        (lambda: ce(x, w, y[:3]), ValueError, r"`labels` must have shape \\(4,\\)"),
+        (lambda: ce(x, w, y.astype(float)), TypeError, r"`labels` must be integers, got dtype float32"),
+        (lambda: ce(x, w, (y, y, y)), ValueError, r"`labels` must be integers or a pair"),
+        (lambda: ce(x, w, (y[:, None], jnp.ones((4, 2)))), ValueError, r"`labels` must have shape \\(4, 1\\)"),
+        (lambda: ce(x, w, (y, jnp.ones(4))), ValueError, r"`labels` must have shape"),
+        (lambda: ce(x, w, y, bias=jnp.ones(3)), ValueError, r"`bias` must have shape \\(7,\\)"),
+        (lambda: ce(x, w, y, where=jnp.ones(7)), TypeError, r"`where` must be booleans, got dtype float32"),
+        (lambda: ce(x, w, y, where=jnp.ones(3, bool)), ValueError, r"`where` must have shape \\(7,\\)"),
+        (lambda: ce(x, w, y, weights=jnp.ones(7)), ValueError, r"`weights` must have shape \\(4,\\)"),
+        (lambda: ce(x, w, y, class_weights=jnp.ones(4)), ValueError, r"`class_weights` must have shape \\(7,\\)"),
+        (lambda: ce(x, w, y, ignore_index=0.5), TypeError, r"`ignore_index` must be an integer or None, got 0.5"),
+        (lambda: ce(x, w, y, label_smoothing=jnp.ones(2)), ValueError, r"`label_smoothing` must be a scalar"),
+        (lambda: ce(x, w, y, z_loss="a"), TypeError, r"`z_loss` must be an array or a number"),
+        (lambda: ce(x, w, y, softcap=jnp.ones(2)), ValueError, r"`softcap` must be a scalar"),
+        (lambda: ce(x, w, y, temperature=jnp.ones(2)), ValueError, r"`temperature` must be a scalar"),
+        (lambda: ce(x, w, y, reduction="avg"), ValueError, r"`reduction` must be 'none', 'sum' or 'mean', got 'avg'"),
+        (lambda: ce(x, w, y, block_size=0), ValueError, r"`block_size` must be positive, got 0"),
+        (lambda: ce(x, w, y, block_size=1.5), TypeError, r"`block_size` must be a positive integer or None, got 1.5"),
+        (lambda: ce(x, w, y, block_size=softjax.Placement(0, 1)), ValueError, r"`block_size` must be positive, got 0"),
+        (
+            lambda: ce(x, w, y, block_size=softjax.Placement(1, 1, "never")),
+            ValueError,
+            r"`block_size` must take the gradient 'forward' or 'backward', got 'never'",
+        ),
+        (lambda: softjax.linear_expectation(x, w, y), ValueError, r"`values` must have shape \\[K, E\\]"),
+        (lambda: softjax.linear_expectation(x, w, x), ValueError, r"`values` must have shape \\(7, 3\\)"),
+        (lambda: softjax.contrastive_loss(x, w), ValueError, r"`y` must have shape \\(4, 3\\)"),
+        (lambda: softjax.contrastive_loss(y, y), ValueError, r"`x` must have shape \\[N, D\\]"),
+        (
+            lambda: softjax.of_linear(softjax.losses.cross_entropy, x, w, y[:3]),
+            ValueError,
+            r"`example` must hold arrays whose shapes begin with \\(4,\\)",
+        ),
+        (
+            lambda: softjax.of_linear(softjax.losses.expectation, x, w, None, x),
+            ValueError,
+            r"`per_class` must hold arrays whose shapes begin with \\(7,\\)",
+        ),
+        (lambda: softjax.of_logits(softjax.losses.entropy, 1.0), ValueError, r"`logits` must have shape \\[..., K\\]"),
+        (lambda: softjax.of_mixture(softjax.losses.entropy, x, w), ValueError, r"`z` must have shape"),
+        (lambda: softjax.placement(0, 1, 1), ValueError, r"`examples` must be positive, got 0"),
+    ],
+)
+def test_refusals_name_the_argument(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
