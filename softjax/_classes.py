@@ -3,7 +3,7 @@
 import functools as ft
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,15 +67,43 @@ def join(inexact: Any, others: Any) -> Any:
 Axes = tuple[int, ...]
 
 
-def totals(columns: Callable, examples: Any, classes: tuple, axes: Axes, count: int, block: int) -> g.Totals:
-    """Totals over classes 0..count-1 of `columns(examples, block, ids) -> Columns`.
+class Sizes(NamedTuple):
+    """How many there are, and how many of them are held at a time."""
+
+    examples: int
+    classes: int
+    tile: int
+    block: int
+
+
+def totals(columns: Callable, examples: Any, classes: tuple, axes: Axes, sizes: Sizes) -> g.Totals:
+    """Totals over all classes of `columns(examples, block, ids) -> Columns`.
 
     `columns` is a `jax.tree_util.Partial`, whose arrays have gradients too. `examples` is any pytree and
     `classes` a tuple of pytrees of arrays, each with its classes on one of the `axes`; of these `columns`
-    sees `block` classes at a time, with their ids, in at least float32. The backward pass makes each
-    block's columns again, and nothing of the size of all of them is held in any mode of differentiation.
+    sees a tile of examples and a block of classes at a time, with the ids of these, in at least float32.
+    The backward pass makes each block's columns again, and nothing of the size of all of them is held in
+    any mode of differentiation.
     """
-    return _totals(axes, count, block, *split((columns, examples, classes)))
+    return _totals(axes, sizes, *split((columns, examples, classes)))
+
+
+# ---------------------------------------------------------------------------------------------
+# Tiles of examples
+
+
+def over_tiles(step: Callable, carry: Any, examples: Any, n: int, tile: int) -> tuple[Any, Any]:
+    """Runs `step(carry, examples) -> (carry, made)` for `tile` of N examples at a time; the last may be fewer."""
+    if tile >= n:
+        return step(carry, examples)
+    whole = n - n % tile
+    tiles = jax.tree.map(lambda a: a[:whole].reshape(-1, tile, *a.shape[1:]), examples)
+    carry, made = lax.scan(step, carry, tiles)
+    made = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), made)
+    if n % tile:
+        carry, last = step(carry, jax.tree.map(lambda a: a[whole:], examples))
+        made = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), made, last)
+    return carry, made
 
 
 # ---------------------------------------------------------------------------------------------
@@ -167,20 +195,24 @@ def pull_block(differentiable: tuple, fixed: tuple, ids: Array, pull: Callable) 
 # The rule
 
 
-@ft.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _rule(axes, count, size, differentiable, fixed):
+@ft.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rule(axes, sizes, differentiable, fixed):
     columns, examples, classes = join(differentiable, fixed)
-    return g.close(sums(columns, examples, classes, axes, count, size)[0])
+
+    def step(_, examples):
+        return None, g.close(sums(columns, examples, classes, axes, sizes.classes, sizes.block)[0])
+
+    return over_tiles(step, None, examples, sizes.examples, sizes.tile)[1]
 
 
-def _fwd(axes, count, size, differentiable, fixed):
-    out = _totals(axes, count, size, differentiable, fixed)
+def _fwd(axes, sizes, differentiable, fixed):
+    out = _totals(axes, sizes, differentiable, fixed)
     return out, (differentiable, fixed, out)
 
 
-# Without `checkpoint` a derivative of the loop below would keep what this computes for every block.
+# Without `checkpoint` a derivative of the loops below would keep what this computes for every block.
 @ft.partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1))
-def _pull(axes, size, start, residuals, ct):
+def _pull_block(axes, size, start, residuals, ct):
     (*others, classes), (*fixed_others, fixed_classes), out = residuals
     differentiable = (*others, take(classes, axes, start, size))
     fixed = (*fixed_others, take(fixed_classes, axes, start, size))
@@ -188,16 +220,44 @@ def _pull(axes, size, start, residuals, ct):
     return pull_block(differentiable, fixed, of_block, lambda made: g.pull(made, of_block, out, ct))
 
 
-def _bwd(axes, count, size, residuals, ct):
+def _pull_tile(axes, sizes, dclasses, residuals, ct):
+    """(the gradients for columns and examples, those for classes with others added to them)."""
+    alone = sizes.tile >= sizes.examples
+
     def step(grads, start, size, _):
         grads, dclasses = grads
-        *d, dblock = _pull(axes, size, start, residuals, ct)
+        *d, dblock = _pull_block(axes, size, start, residuals, ct)
+        if not alone:
+            dblock = jax.tree.map(jnp.add, dblock, take(dclasses, axes, start, size))
         return (jax.tree.map(jnp.add, grads, d), put(dclasses, axes, start, dblock)), None
 
-    *others, classes = jax.tree.map(jnp.zeros_like, residuals[0])
-    (grads, dclasses), _ = each(step, (others, classes), count, size)
-    return (*grads, dclasses), None
+    columns, examples, _ = residuals[0]
+    zeros = jax.tree.map(jnp.zeros_like, [columns, examples])
+    (grads, dclasses), _ = each(step, (zeros, dclasses), sizes.classes, sizes.block)
+    return grads, dclasses
+
+
+def _bwd(axes, sizes, residuals, ct):
+    (columns, examples, classes), (fixed_columns, fixed_examples, fixed_classes), out = residuals
+    if sizes.tile >= sizes.examples:
+        grads, dclasses = _pull_tile(axes, sizes, jax.tree.map(jnp.zeros_like, classes), residuals, ct)
+        return (*grads, dclasses), None
+
+    @ft.partial(jax.checkpoint, prevent_cse=False)
+    def step(carry, tile):
+        dcolumns, dclasses = carry
+        examples, fixed_examples, out, ct = tile
+        residuals = (columns, examples, classes), (fixed_columns, fixed_examples, fixed_classes), out
+        (d, dexamples), dclasses = _pull_tile(axes, sizes, dclasses, residuals, ct)
+        return (jax.tree.map(jnp.add, dcolumns, d), dclasses), dexamples
+
+    # What is added up over the tiles is wide, and rounded once.
+    zeros = jax.tree.map(lambda a: jnp.zeros_like(wide(a)), (columns, classes))
+    tiles = (examples, fixed_examples, out, ct)
+    (dcolumns, dclasses), dexamples = over_tiles(step, zeros, tiles, sizes.examples, sizes.tile)
+    as_given = lambda d, a: d.astype(a.dtype)
+    return (*jax.tree.map(as_given, (dcolumns, dexamples, dclasses), (columns, examples, classes)),), None
 
 
 _rule.defvjp(_fwd, _bwd)
-_totals = both_modes(_rule, options=3)
+_totals = both_modes(_rule, options=2)

@@ -6,7 +6,6 @@ in the forward pass, one tile of examples after the other, while the tile's scor
 """
 
 import functools as ft
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from jax.tree_util import Partial
 
 from . import _arguments, _classes
 from . import _gibbs as g
+from ._classes import Sizes
 from ._placement import Placement
 
 
@@ -33,26 +33,11 @@ class Problem(NamedTuple):
     """of pytrees"""
 
 
-def per_example(axes: _classes.Axes, n: int, count: int, placement: Placement, problem: Problem) -> Array:
-    """[N, ...] of N examples against `count` classes, which lie on the `axes` of the problem's classes."""
+def per_example(axes: _classes.Axes, sizes: Sizes, problem: Problem) -> Array:
+    """The losses [N, ...] of a problem whose classes lie on the `axes`."""
     columns, finish, examples, classes = problem
-
-    def of_tile(examples):
-        totals = _classes.totals(columns, examples, classes, axes, count, min(placement.block, count))
-        return finish(totals, examples, lax.stop_gradient(classes))
-
-    if placement.tile >= n:
-        return of_tile(examples)
-    classes = jax.tree.map(_classes.wide, classes)  # their gradients are added up over the tiles
-    tiles, rest = _cut(examples, n, placement.tile)
-    return _join(lax.map(of_tile, tiles), None if rest is None else of_tile(rest))
-
-
-def total(axes: _classes.Axes, n: int, count: int, placement: Placement, problem: Problem) -> Array:
-    """The sum of `per_example`."""
-    if placement.gradient == "backward":
-        return per_example(axes, n, count, placement, problem).sum()
-    return _total((axes, n, count, placement), *_classes.split(problem))
+    totals = _classes.totals(columns, examples, classes, axes, sizes)
+    return finish(totals, examples, lax.stop_gradient(classes))
 
 
 def evaluate(
@@ -82,7 +67,12 @@ def evaluate(
         (problem.examples, weights, kept),
         problem.classes,
     )
-    return (per_example if reduction == "none" else total)(axes, n, count, placement, problem)
+    sizes = Sizes(n, count, placement.tile, min(placement.block, count))
+    if reduction == "none":
+        return per_example(axes, sizes, problem)
+    if placement.gradient == "backward":
+        return per_example(axes, sizes, problem).sum()
+    return _total(axes, sizes, *_classes.split(problem))
 
 
 def of_mean(weights: Array, shares: Array | None = None, kept: Array | None = None) -> Array:
@@ -116,26 +106,14 @@ def _rank_of(x, a):
     return a.reshape(a.shape + (1,) * (x.ndim - a.ndim))
 
 
-def _cut(examples, n, tile):
-    """(whole tiles [N // tile, tile, ...], what is left or None)."""
-    whole = n - n % tile
-    tiles = jax.tree.map(lambda a: a[:whole].reshape(-1, tile, *a.shape[1:]), examples)
-    return tiles, jax.tree.map(lambda a: a[whole:], examples) if n % tile else None
-
-
-def _join(tiles, rest):
-    flat = jax.tree.map(lambda a: a.reshape(math.prod(a.shape[:2]), *a.shape[2:]), tiles)
-    return flat if rest is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b]), flat, rest)
-
-
 # ---------------------------------------------------------------------------------------------
 # The gradient in the forward pass
 
 
-def _of_tile(axes, count, size, differentiable, fixed, dclasses):
+def _of_tile(axes, sizes, differentiable, fixed, dclasses):
     """((value, gradients for columns and finish), those for examples, those for classes added to `dclasses`)."""
     columns, _, examples, classes = _classes.join(differentiable, fixed)
-    sums, made = _classes.sums(columns, examples, classes, axes, count, size)
+    sums, made = _classes.sums(columns, examples, classes, axes, sizes.classes, sizes.block)
     inexact, others = _classes.split(g.close(sums))
 
     def of_totals(totals, finish, examples):
@@ -161,7 +139,7 @@ def _of_tile(axes, count, size, differentiable, fixed, dclasses):
         return (*others, _classes.put(dclasses, axes, start, dblock)), None
 
     grads = (_zeros(differentiable.columns), dexamples, dclasses)
-    (dcolumns, dexamples, dclasses), _ = _classes.each(step, grads, count, size, made)
+    (dcolumns, dexamples, dclasses), _ = _classes.each(step, grads, sizes.classes, sizes.block, made)
     return (value, dcolumns, dfinish), dexamples, dclasses
 
 
@@ -169,64 +147,51 @@ def _zeros(tree):
     return jax.tree.map(lambda a: jnp.zeros_like(_classes.wide(a)), tree)
 
 
-@ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _value_and_gradients(options, differentiable, fixed):
-    axes, n, count, placement = options
-    size = min(placement.block, count)
-
+@ft.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _value_and_gradients(axes, sizes, differentiable, fixed):
     def step(carry, tile):
         so_far, dclasses = carry
         moving, still = (
             part._replace(examples=examples) for part, examples in zip((differentiable, fixed), tile, strict=True)
         )
-        sums, dexamples, dclasses = _of_tile(axes, count, size, moving, still, dclasses)
+        sums, dexamples, dclasses = _of_tile(axes, sizes, moving, still, dclasses)
         return (jax.tree.map(jnp.add, so_far, sums), dclasses), dexamples
 
-    zero = jnp.zeros((), _arguments.common_dtype(*jax.tree.leaves(differentiable)))
+    zero = jnp.zeros((), _arguments.common_dtype(*jax.tree.leaves(differentiable.examples)))
     carry = (zero, _zeros(differentiable.columns), _zeros(differentiable.finish)), _zeros(differentiable.classes)
     examples = (differentiable.examples, fixed.examples)
-    if placement.tile >= n:
-        carry, dexamples = step(carry, examples)
-    else:
-        tiles, rest = _cut(examples, n, placement.tile)
-        carry, dexamples = lax.scan(step, carry, tiles)
-        dlast = None
-        if rest is not None:
-            carry, dlast = step(carry, rest)
-        dexamples = _join(dexamples, dlast)
+    carry, dexamples = _classes.over_tiles(step, carry, examples, sizes.examples, sizes.tile)
     (value, dcolumns, dfinish), dclasses = carry
     return value, Problem(dcolumns, dfinish, dexamples, dclasses)
 
 
 @_value_and_gradients.defjvp
-def _(options, primals, tangents):
-    """The derivatives of these gradients are those of the rule over blocks."""
+def _(axes, sizes, primals, tangents):
+    """The derivatives of these gradients are those of the rule in `_classes`."""
     differentiable, fixed = primals
 
     def of_blocks(differentiable):
-        axes, n, count, placement = options
-        total = lambda d: per_example(axes, n, count, placement, _classes.join(d, fixed)).sum()
+        total = lambda d: per_example(axes, sizes, _classes.join(d, fixed)).sum()
         value, gradients = jax.value_and_grad(total)(differentiable)
         return value, jax.tree.map(_classes.wide, gradients)
 
     return jax.jvp(of_blocks, (differentiable,), (tangents[0],))
 
 
-@ft.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rule(options, differentiable, fixed):
-    axes, n, count, placement = options
-    return per_example(axes, n, count, placement, _classes.join(differentiable, fixed)).sum()
+@ft.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rule(axes, sizes, differentiable, fixed):
+    return per_example(axes, sizes, _classes.join(differentiable, fixed)).sum()
 
 
-def _fwd(options, differentiable, fixed):
-    value, gradients = _value_and_gradients(options, differentiable, fixed)
+def _fwd(axes, sizes, differentiable, fixed):
+    value, gradients = _value_and_gradients(axes, sizes, differentiable, fixed)
     return value, (gradients, differentiable)
 
 
-def _bwd(_, residuals, ct):
+def _bwd(axes, sizes, residuals, ct):  # noqa: ARG001
     gradients, differentiable = residuals
     return jax.tree.map(lambda d, a: (ct * d).astype(a.dtype), gradients, differentiable), None
 
 
 _rule.defvjp(_fwd, _bwd)
-_total = _classes.both_modes(_rule, options=1)
+_total = _classes.both_modes(_rule, options=2)

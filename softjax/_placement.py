@@ -105,7 +105,7 @@ def _choose(n, k, d, reduction, itemsize, platform):
         return Placement(tile, min(k, max(scores(2048) // tile, 1024)), "forward" if scalar else "backward")
     wide = d >= 128
     if scalar and wide and min(n, 256) * k <= scores(256):
-        tile = min(n, max(256, min(512, scores(64) // k)))
+        tile = min(n, max(256, min(512, n // 8)))  # at most an eighth of the scores, where that is enough
         return Placement(tile, min(k, 1024), "forward")
     # A single example is taken for one of a batch under vmap, unseen from here.
     block = 512 if n == 1 else max(128, min(scores(8 if wide else 2) // n, 4096))

@@ -26,8 +26,7 @@ def of_logits(loss: Loss, logits: Array, example: Any = None, per_class: Any = N
 @ft.partial(jax.jit, inline=True)
 def _of_logits(loss, logits, example, per_class):
     columns = Partial(_columns_of_rows, loss.columns)
-    count = logits.shape[-1]
-    totals = _classes.totals(columns, (logits, example), (per_class,), (0,), count, count)
+    totals = _classes.totals(columns, (logits, example), (per_class,), (0,), _at_once(logits))
     return loss.finish(totals, example)
 
 
@@ -41,7 +40,12 @@ def _widen(x):
 
 
 def _normaliser(logits):
-    return _classes.totals(_SCORES_ALONE, logits, (), (), logits.shape[-1], logits.shape[-1]).a
+    return _classes.totals(_SCORES_ALONE, logits, (), (), _at_once(logits)).a
+
+
+def _at_once(logits):
+    n, k = logits.shape
+    return _classes.Sizes(n, k, n, k)
 
 
 _SCORES_ALONE = Partial(lambda logits, _, ids: g.Columns(_widen(logits)))
