@@ -410,12 +410,15 @@ def _pull_cross_entropy(c, w, ids, q, ct):
     at_labels = weight * ct.a.r[..., None] + d * gap + _sum_over_same(c.y.ids, ct.y.of_ids)
     dh = labels.put(jnp.where(possible, at_labels, 0), dh)
 
-    above = lambda h: (finite(q.a.m)[..., None] - h) + q.a.log.rest[..., None]
-    of_ids = jnp.where(possible, d * above(q.y.of_ids), 0) + ct.y.weight[..., None]
-    of_ids = jnp.where(labels.here, of_ids, 0)
+    def cost(h):  # A - h_k, or 0 for no class
+        is_class = ~jnp.isneginf(h)
+        above = (finite(q.a.m)[..., None] - jnp.where(is_class, h, 0)) + q.a.log.rest[..., None]
+        return jnp.where(is_class, above, 0)
+
+    of_ids = jnp.where(labels.here, d * cost(q.y.of_ids) + ct.y.weight[..., None], 0)
     if c.y.per_class is None:
         return dh, Weights(c.y.ids, of_ids)
-    of_all = jnp.where(jnp.isneginf(c.h), 0, d * above(c.h)) + ct.y.weight[..., None]
+    of_all = d * cost(c.h) + ct.y.weight[..., None]
     return dh, Weights(c.y.ids, of_ids, of_all.sum(tuple(range(c.h.ndim - 1))))
 
 

@@ -81,5 +81,5 @@ def _over_the_label(scores, labels, margin):
     y, known = (a[..., None] for a in _arguments.class_ids(labels, s.shape[-1]))
     s = s * jnp.where(known, 1, jnp.nan).astype(s.dtype)
     over = jnp.where(jnp.isneginf(s), -jnp.inf, s - jnp.take_along_axis(s, y, -1) + margin)
-    is_label = jnp.expand_dims(jnp.arange(s.shape[-1]), range(s.ndim - 1)) == y
+    is_label = jnp.expand_dims(jnp.arange(s.shape[-1], dtype=y.dtype), range(s.ndim - 1)) == y
     return jnp.where(is_label & known, 0, over)

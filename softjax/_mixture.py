@@ -423,5 +423,6 @@ def mixture_expectation(
     m = _Mixture(z, centers, log_prior, temperature, where, None, _values(centers, values))
     values, middle = _around_0(m.per_class, m.live)
     out = m.evaluate(losses.expectation, None, values, None, "none", block_size)
+    middle = middle.reshape((1,) * len(m.batch) + middle.shape)
     any_class = True if m.live is None else m.live.any()
     return (out + jnp.where(any_class, middle, 0)).astype(m.given_dtype)

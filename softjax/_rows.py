@@ -148,19 +148,29 @@ expectation = _rule(softmax, _expectation, _expectation_pull)
 
 # -sum_k y_k log p_k for labels [N, K]: p_k sum_j y_j - y_k
 def _cross_entropy(a, z, y):
-    costs = lambda z: (a.m[..., None] - z) + a.log.rest[..., None]
+    costs = lambda a, z: (a.m[..., None] - z) + a.log.rest[..., None]
 
-    def careful():
+    def of_rows(_, rows):
+        a, z, y = rows
         impossible = _impossible(z)
-        loss = (y * jnp.where(impossible, 0, costs(jnp.where(impossible, 0, z)))).sum(-1)
-        return jnp.where((impossible & (y != 0)).any(-1) & ~jnp.isnan(loss), jnp.inf, loss)
+        loss = (y * jnp.where(impossible, 0, costs(a, jnp.where(impossible, 0, z)))).sum(-1)
+        return None, jnp.where((impossible & (y != 0)).any(-1) & ~jnp.isnan(loss), jnp.inf, loss)
 
-    return _if_impossible(z, careful, lambda: (y * costs(z)).sum(-1))
+    def careful():  # some rows at a time: what it selects from would be as large as the logits
+        return _classes.over_tiles(of_rows, None, (a, z, y), z.shape[0], max(1, z.shape[0] // 16))[1]
+
+    return _if_impossible(z, careful, lambda: (y * costs(a, z)).sum(-1))
 
 
 def _cross_entropy_pull(a, ct, z, y):
     impossible = _impossible(z)
-    dz = jnp.where(impossible, 0, -g.log_softmax_cotangent(a.probabilities(z), y))
+    total = y.sum(-1, keepdims=True)
+    # p_k sum_j y_j - y_k adds up to 0 over the classes. What rounding makes of the sum matters where a row is
+    # nearly sure, and is taken off its likely classes.
+    slip = lambda: (y - a.probabilities(z) * total).sum(-1, keepdims=True)
+    slip = lax.cond((a.r < 0.25).any(), slip, lambda: jnp.zeros_like(total))
+    p = a.probabilities(z)
+    dz = jnp.where(impossible, 0, (p * total - y) + p * slip)
     dy = jnp.where(impossible, 0, -_log_softmax(a, jnp.where(impossible, 0, z)))
     return ct[..., None] * dz, ct[..., None] * dy
 
@@ -178,7 +188,7 @@ def _label_cross_entropy(a, z, y):
 def _label_cross_entropy_pull(a, ct, z, y):
     z_y = jnp.take_along_axis(z, y[..., None], -1)
     others = jnp.where(_impossible(z_y), 0, a.complement(z_y))
-    is_label = jnp.arange(z.shape[-1])[None] == y[:, None]
+    is_label = jnp.arange(z.shape[-1], dtype=y.dtype)[None] == y[:, None]
     return ct[..., None] * jnp.where(is_label, -others, a.probabilities(z)), None
 
 

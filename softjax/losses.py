@@ -250,7 +250,9 @@ def temperature(loss: Loss, temperature: ArrayLike) -> Loss:
 
 
 def _temperature(columns, temperature, z, ids, example, per_class):
-    return columns(jnp.where(jnp.isneginf(z), -jnp.inf, z / temperature), ids, example, per_class)
+    impossible = jnp.isneginf(z)
+    divided = jnp.where(impossible, 0, z) / temperature
+    return columns(jnp.where(impossible, -jnp.inf, divided), ids, example, per_class)
 
 
 def margin(loss: Loss, margin: ArrayLike) -> Loss:

@@ -404,7 +404,7 @@ def primitives(jaxpr):
 def test_the_custom_rule_is_in_use(case):
     """Its gradient is close to that of the definition, and not made by differentiating the sums."""
     arguments = case.arguments(cases.Random(jnp.float32), 1.0)
-    assert {"custom_jvp_call", "custom_vjp_call"} <= set(primitives(jax.make_jaxpr(case.function)(*arguments).jaxpr))
+    assert "custom_jvp_call" in set(primitives(jax.make_jaxpr(case.function)(*arguments).jaxpr))
     sure = jnp.asarray([[40.0, 0.0, 0.0]])
     if case.name == "softmax":
         # autodiff of the definition says 0, the rule p_0 (1 - p_0)
