@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     bench = commands.add_parser("bench", help="time and memory beside optax, PyTorch, KeOps and the plain formulas")
     bench.add_argument("--rounds", type=_positive, default=7, help="runs of each contestant (default: %(default)s)")
     bench.add_argument("--small", action="store_true", help="sizes that only show that it runs")
+    bench.add_argument("--placements", action="store_true", help="what the library chooses beside other choices")
     bench.add_argument("-o", "--output", type=_picture, help="a PNG file to write")
     bench.add_argument("--json", type=_report, help="a JSON file to write")
     options = parser.parse_args(argv)
@@ -66,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.command == "demo":
             return _demo.run(options.steps, options.classes, options.latents, options.seed, options.output)
+        if options.placements:
+            return _bench.run_placements(options.rounds, options.small)
         return _bench.run(options.rounds, options.small, options.output, options.json)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from . import _logits, _mixture
 from ._linear import linear_softmax_cross_entropy
+from ._placement import Placement
 
 OURS = "softjax"
 
@@ -291,6 +292,34 @@ def growth(small: bool) -> Iterator[tuple[str, Row, Row]]:
         yield f"linear cross entropy, {reduction}, K from {2 * k} to {8 * k}", one, four
 
 
+def placements(small: bool) -> Iterator[Row]:
+    """The placement that is chosen, beside others."""
+    n, d, k = (64, 128, 4096) if small else (2048, 256, 8192)
+    x, w = _normal(0, (n, d), (d, k))
+    labels = jax.random.randint(jax.random.key(1), (n,), 0, k)
+    forward = [Placement(tile, block, "forward") for tile in (n // 8, n // 4) for block in (k // 8, k // 4, k)]
+    backward = [Placement(n, block) for block in (k // 16, k // 8, k // 4)]
+    backward += [Placement(n // 4, k // 8), Placement(n // 4, k)]
+    for reduction, others in (("mean", forward + backward), ("none", backward)):
+        linear = ft.partial(linear_softmax_cross_entropy, reduction=reduction)
+        contestants = {
+            _named(size): _with_gradients(ft.partial(linear, block_size=size), 2) for size in (None, *others)
+        }
+        yield Row(f"linear cross entropy, {reduction}, N={n} D={d} K={k}", (x, w / d**0.5, labels), contestants)
+    n, k, d, e = (64, 4096, 16, 64) if small else (4096, 4096, 16, 64)
+    arguments = _normal(2, (n, d), (n, e), (k, d), (k, e))
+    others = [Placement(n, k // size) for size in (64, 32, 16)]
+    others += [Placement(n // 4, k // 16), Placement(n // 4, k // 16, "forward"), Placement(n // 16, k, "forward")]
+    for kind, loss in MIXTURES.items():
+        of = lambda size, loss=loss: ft.partial(loss, reduction="mean", block_size=size)
+        contestants = {_named(size): jax.value_and_grad(of(size), (0, 1, 2, 3)) for size in (None, *others)}
+        yield Row(f"mixture {kind}, N={n} K={k} D={d} E={e}", arguments, contestants)
+
+
+def _named(size: Placement | None) -> str:
+    return OURS if size is None else f"tile {size.tile}, block {size.block}, {size.gradient}"
+
+
 # ---------------------------------------------------------------------------------------------
 # The measurement
 
@@ -360,6 +389,14 @@ def _processor() -> str:
 
 # ---------------------------------------------------------------------------------------------
 # The report
+
+
+def run_placements(rounds: int, small: bool) -> int:
+    """Measures what `_placement.py` chooses beside what it does not."""
+    console = Console(width=None if Console().is_terminal else 140)
+    for row in placements(small):
+        console.print(_table(row, measure(row, rounds)))
+    return 0
 
 
 def run(rounds: int, small: bool, picture: Path | None, report: Path | None) -> int:

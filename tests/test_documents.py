@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import json
 import re
 import signal
 import subprocess
@@ -96,6 +97,26 @@ def test_ctrl_c_ends_the_demo_cleanly(tmp_path):
     assert demo.returncode == 130
     assert "Traceback" not in err
     assert re.search(r"Stopped after \d+ of 10000000 steps", out)
+
+
+def test_the_benchmark_measures_reports_and_draws(tmp_path):
+    picture, report = tmp_path / "bench.png", tmp_path / "bench.json"
+    done = run("bench", "--small", "--rounds", "1", "--json", str(report), "-o", str(picture))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(report.read_text())
+    assert figures["machine"]["versions"]["jax"] == jax.__version__
+    assert len(figures["rows"]) == 15
+    for row in figures["rows"]:
+        assert row["name"] in done.stdout
+        for result in row.get("results", {}).values():
+            assert result["seconds"] > 0
+    assert picture.read_bytes().startswith(base64.b64decode("iVBORw0KGgo="))
+
+
+def test_the_benchmark_compares_placements():
+    done = run("bench", "--small", "--rounds", "1", "--placements")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("softjax") == 5
 
 
 def test_bad_options_are_refused_in_words():
