@@ -146,7 +146,7 @@ def equals(name: str, labels: Array, label: int) -> Array:
 
 def reduction(x: str) -> str:
     """x, which is one of the reductions."""
-    if x not in ("none", "sum", "mean"):
+    if not isinstance(x, str) or x not in ("none", "sum", "mean"):
         raise ValueError(f"`reduction` must be 'none', 'sum' or 'mean', got {x!r}.")
     return x
 

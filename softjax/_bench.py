@@ -132,42 +132,28 @@ def _torch_linear(reduction: str) -> dict[str, Callable]:
     return peers
 
 
-def _formulas() -> dict[str, Callable]:
-    """The mixtures as the texts have them, each distance a sum of squared differences."""
-
-    def h(z, c):
-        return -((z[:, None] - c[None]) ** 2).sum(-1)
-
-    def log_likelihood(x, v):
-        return -((x[:, None] - v[None]) ** 2).sum(-1)
-
+def _mixture_losses(h: Callable, log_likelihood: Callable) -> dict[str, Callable]:
+    """The losses of the scores h(z, c) [N, K] and the log-likelihoods [N, K] of x given v."""
+    p = lambda z, c: jax.nn.softmax(h(z, c))
+    a = jax.nn.logsumexp
     return {
-        "autoencoder": lambda z, x, c, v: ((x - jax.nn.softmax(h(z, c)) @ v) ** 2).sum(-1).mean(),
-        "EOL": lambda z, x, c, v: -(jax.nn.softmax(h(z, c)) * log_likelihood(x, v)).sum(-1).mean(),
-        "LEOP": lambda z, x, c, v: (
-            jax.nn.logsumexp(h(z, c), -1) - jax.nn.logsumexp(h(z, c) + log_likelihood(x, v), -1)
-        ).mean(),
+        "autoencoder": lambda z, x, c, v: ((x - p(z, c) @ v) ** 2).sum(-1).mean(),
+        "EOL": lambda z, x, c, v: -(p(z, c) * log_likelihood(x, v)).sum(-1).mean(),
+        "LEOP": lambda z, x, c, v: (a(h(z, c), -1) - a(h(z, c) + log_likelihood(x, v), -1)).mean(),
     }
 
 
-def _matrix_forms() -> dict[str, Callable]:
-    """The same as an expert writes them: the distances by matrix products."""
-
-    def h(z, c):
-        return 2 * z @ c.T - (c**2).sum(-1)
-
-    def log_likelihood(x, v):
-        return 2 * x @ v.T - (v**2).sum(-1) - (x**2).sum(-1, keepdims=True)
-
-    return {
-        "autoencoder": lambda z, x, c, v: ((x - jax.nn.softmax(h(z, c)) @ v) ** 2).sum(-1).mean(),
-        "EOL": lambda z, x, c, v: -(jax.nn.softmax(h(z, c)) * log_likelihood(x, v)).sum(-1).mean(),
-        "LEOP": lambda z, x, c, v: (
-            jax.nn.logsumexp(h(z, c), -1) - jax.nn.logsumexp(h(z, c) + log_likelihood(x, v), -1)
-        ).mean(),
-    }
+def _minus_distances(a, b):
+    return -((a[:, None] - b[None]) ** 2).sum(-1)
 
 
+# As the texts have them, each distance a sum of squared differences; and as an expert writes them, by matrix
+# products, without what is the same for every class.
+FORMULAS = _mixture_losses(_minus_distances, _minus_distances)
+MATRIX_FORMS = _mixture_losses(
+    lambda z, c: 2 * z @ c.T - (c**2).sum(-1),
+    lambda x, v: 2 * x @ v.T - (v**2).sum(-1) - (x**2).sum(-1, keepdims=True),
+)
 MIXTURES = {
     "autoencoder": _mixture.mixture_autoencoder_loss,
     "EOL": _mixture.eol_loss,
@@ -179,8 +165,8 @@ def _mixture_row(kind: str, sizes: tuple[int, int, int, int], limits: tuple[Limi
     n, k, d, e = sizes
     contestants: dict[str, Callable] = {
         OURS: ft.partial(MIXTURES[kind], reduction="mean"),
-        "matrix form": _matrix_forms()[kind],
-        "formula": _formulas()[kind],
+        "matrix form": MATRIX_FORMS[kind],
+        "formula": FORMULAS[kind],
     }
     with_gradients = {name: jax.value_and_grad(f, (0, 1, 2, 3)) for name, f in contestants.items()}
     arguments = _normal(2, (n, d), (n, e), (k, d), (k, e))

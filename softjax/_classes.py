@@ -97,7 +97,7 @@ def over_tiles(step: Callable, carry: Any, examples: Any, n: int, tile: int) -> 
     if tile >= n:
         return step(carry, examples)
     whole = n - n % tile
-    tiles = jax.tree.map(lambda a: a[:whole].reshape(-1, tile, *a.shape[1:]), examples)
+    tiles = jax.tree.map(lambda a: a[:whole].reshape(whole // tile, tile, *a.shape[1:]), examples)
     carry, made = lax.scan(step, carry, tiles)
     made = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), made)
     if n % tile:

@@ -86,7 +86,7 @@ def reduce(losses: Array, weights: Array | None, reduction: str) -> Array:
     """The losses [N] times their weights, their sum, or their mean."""
     if reduction == "mean":
         weights = of_mean(jnp.ones_like(losses) if weights is None else weights)
-    weighed = losses if weights is None else losses * _rank_of(losses, weights)
+    weighed = losses if weights is None else _times(losses, weights)
     return weighed if reduction == "none" else weighed.sum()
 
 
@@ -99,7 +99,13 @@ def _weighed(finish, totals, examples, classes):
     loss = finish(totals, examples, classes)
     if kept is not None:
         loss = jnp.where(_rank_of(loss, kept), loss, 0)
-    return loss if weights is None else loss * _rank_of(loss, weights)
+    return loss if weights is None else _times(loss, weights)
+
+
+def _times(loss, weights):
+    """Their product; a weight of 0 rules out a loss of infinity."""
+    weights = _rank_of(loss, weights)
+    return jnp.where((weights == 0) & jnp.isinf(loss), 0, loss) * weights
 
 
 def _rank_of(x, a):

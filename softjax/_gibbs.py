@@ -131,6 +131,7 @@ class CrossEntropy(NamedTuple):
     sum: Array  # [...] sum_k y_k (A - h_k); with m for A while classes are still to come
     weight: Array  # [...] sum_k y_k
     of_ids: Array  # [..., T] the labels' scores
+    seen: Array  # [..., T] 1 where the label was among the classes, else 0
 
 
 class Sums(NamedTuple):
@@ -223,7 +224,7 @@ def close(x: Sums) -> Totals:
     mean = lambda a: Pair(a.base, a.rest / _like(x.a.s, a.rest))
     t, s, v = (tuple(map(mean, pairs)) for pairs in (x.t, x.s, x.v))
     log_mean = lambda n: Pair(jnp.where(jnp.isneginf(n.m), -jnp.inf, n.m - x.a.m), n.log.rest - x.a.log.rest)
-    y = None if x.y is None else x.y._replace(sum=x.y.sum + x.y.weight * x.a.log.rest)
+    y = None if x.y is None else x.y._replace(sum=_unless_unknown(x.y, x.y.sum + x.y.weight * x.a.log.rest))
     return Totals(x.a, t, s, v, tuple(map(log_mean, x.e)), x.e, y, x.l)
 
 
@@ -355,21 +356,20 @@ class _Labels:
         return jnp.where(self.here, jnp.take_along_axis(a, self.within, -1), 0)
 
     def put(self, values, into):
-        """`into` [N, B] with other values at the labels; for a class named twice, their mean."""
+        """`into` [N, B] with other values at the labels, which are the same for a class named twice."""
         if self.place.shape[-1] == 1:
             return jnp.where(_row(jnp.arange(into.shape[-1], dtype=self.place.dtype), 1) == self.place, values, into)
-        rows = jnp.arange(into.shape[0])[:, None]
-        beyond = jnp.where(self.here, self.place, into.shape[-1])
-        is_label = jnp.zeros(into.shape, bool).at[rows, beyond].set(True, mode="drop")
-        times = _sum_over_same(self.place, jnp.ones_like(values))
-        return jnp.where(is_label, 0, into).at[rows, beyond].add(values / times, mode="drop")
+        times = self.summed(jnp.ones_like(values), into.shape[-1])
+        is_label = self._scattered(jnp.ones_like(values), into.shape[-1]) > 0
+        return jnp.where(is_label, 0, into) + self._scattered(values / jnp.maximum(times, 1), into.shape[-1])
 
+    def summed(self, a, size):
+        """For each label, the sum of `a` [N, T] over those of the same class."""
+        return a if self.place.shape[-1] == 1 else self.of(self._scattered(a, size))
 
-def _sum_over_same(ids, a):
-    """For each of [..., T] labels, the sum of `a` over those of the same class."""
-    if ids.shape[-1] == 1:
-        return a
-    return ((ids[..., None] == ids[..., None, :]).astype(a.dtype) * a[..., None, :]).sum(-1)
+    def _scattered(self, a, size):
+        rows, beyond = jnp.arange(a.shape[0])[:, None], jnp.where(self.here, self.place, size)
+        return jnp.zeros((a.shape[0], size), a.dtype).at[rows, beyond].add(a, mode="drop")
 
 
 def _cross_entropy(c, ids, m):
@@ -383,31 +383,41 @@ def _cross_entropy(c, ids, m):
         u = _row(c.y.per_class, m.ndim)
         cost += (u * jnp.where(jnp.isneginf(c.h) & (u == 0), 0, below(c.h))).sum(-1)
         weight += u.sum()
-    return CrossEntropy(cost, weight, of_ids)
+    return CrossEntropy(cost, weight, of_ids, labels.here.astype(cost.dtype))
 
 
 def _merge_cross_entropies(x, y):
     x_wins = x.a.m >= y.a.m
     high, low = jax.tree.map(ft.partial(_choose, x_wins), (x.y, y.y), (y.y, x.y))
     gap = finite(jnp.maximum(x.a.m, y.a.m)) - finite(jnp.minimum(x.a.m, y.a.m))
-    return CrossEntropy(high.sum + (low.sum + low.weight * gap), high.weight + low.weight, high.of_ids + low.of_ids)
+    return CrossEntropy(
+        high.sum + (low.sum + low.weight * gap),
+        high.weight + low.weight,
+        high.of_ids + low.of_ids,
+        high.seen + low.seen,
+    )
+
+
+def _unless_unknown(y, x):
+    """x, or NaN for value and derivative where a label was none of the classes."""
+    return x * jnp.where((y.seen == 1).all(-1), 1, jnp.nan).astype(x.dtype)
 
 
 def _pull_cross_entropy(c, w, ids, q, ct):
     """Y p_k - y_k, and A - h_k; with what the normaliser itself is owed."""
     labels = _Labels(c.y, ids)
-    d = ct.y.sum[..., None]
-    dh = w * (ct.a.r + ct.y.sum * q.y.weight / q.a.s)[..., None]
-    y = _sum_over_same(c.y.ids, c.y.of_ids)
+    d = _unless_unknown(q.y, ct.y.sum)[..., None]
+    dh = w * (ct.a.r[..., None] + d * (q.y.weight / q.a.s)[..., None])
+    y = labels.summed(c.y.of_ids, ids.size)
     if c.y.per_class is not None:
-        dh -= d * _row(c.y.per_class, d.ndim - 1)
+        dh -= d * jnp.where(jnp.isneginf(c.h), 0, _row(c.y.per_class, d.ndim - 1))
         y += c.y.per_class[labels.within]
     # At a label, p_k (Y - y_k) - y_k (1 - p_k): where p_k is almost 1, the rest of it has the digits. They are in
     # the score as it was when the maximum was taken; made again, it may be rounded in another way.
     possible = ~jnp.isneginf(q.y.of_ids)
     weight = q.a.weights(q.y.of_ids)
     gap = weight / q.a.s[..., None] * (q.y.weight[..., None] - y) - y * q.a.complement(q.y.of_ids)
-    at_labels = weight * ct.a.r[..., None] + d * gap + _sum_over_same(c.y.ids, ct.y.of_ids)
+    at_labels = weight * ct.a.r[..., None] + d * gap + labels.summed(ct.y.of_ids, ids.size)
     dh = labels.put(jnp.where(possible, at_labels, 0), dh)
 
     def cost(h):  # A - h_k, or 0 for no class

@@ -79,7 +79,7 @@ class _Linear:
 
     def __init__(self, features, kernel, bias, class_axis, where, example, per_class):
         features, kernel = _arguments.floating("features", features), _arguments.floating("kernel", kernel)
-        if class_axis not in (0, 1, -1):
+        if not isinstance(class_axis, int) or class_axis not in (0, 1, -1):
             raise ValueError(f"`class_axis` must be 0 or -1, got {class_axis!r}.")
         self.axis = class_axis % 2
         if kernel.ndim != 2 or kernel.shape[self.axis] == 0:
@@ -96,6 +96,8 @@ class _Linear:
         if bias is not None:
             bias = _arguments.floating("bias", bias)
             _arguments.shape("bias", bias, (self.k,), "[K] for the K of `kernel`")
+            possible = ~jnp.isneginf(bias)
+            live = possible if live is None else live & possible
         example = _arguments.leading("example", example, self.batch, "the leading axes of `features`")
         per_class = _arguments.leading("per_class", per_class, (self.k,), "[K] for the K of `kernel`")
 
@@ -114,9 +116,7 @@ class _Linear:
 
     def uniform(self):
         """1 / K, or of each class [K] where some are left out."""
-        _, bias, live, _ = self.classes
-        if bias is not None:
-            live = ~jnp.isneginf(bias) if live is None else live & ~jnp.isneginf(bias)
+        live = self.classes[2]
         return 1 / self.k if live is None else live.astype(self.dtype) / jnp.maximum(live.sum(), 1).astype(self.dtype)
 
     def evaluate(self, loss, weights, reduction, block_size, kept=None, shares=None):
@@ -256,7 +256,9 @@ def _labels(labels, ignore_index, batch, k):
     if len(labels) != 2:
         raise ValueError(f"`labels` must be integers or a pair (indices, probabilities), got {len(labels)} arrays.")
     labels, probabilities = _arguments.integers("labels", labels[0]), _arguments.floating("labels", labels[1])
-    _arguments.shape("labels", labels, (*batch, *labels.shape[-1:]), "[..., T] for the leading axes of `features`")
+    if labels.ndim == 0:
+        raise ValueError("`labels` must be a pair of arrays [..., T], got a single number.")
+    _arguments.shape("labels", labels, (*batch, labels.shape[-1]), "[..., T] for the leading axes of `features`")
     _arguments.shape("labels", probabilities, labels.shape, "probabilities as indices")
     labels, probabilities = (a.reshape(math.prod(batch), a.shape[-1]) for a in (labels, probabilities))
     ids, known = _arguments.class_ids(labels, k)
@@ -269,7 +271,7 @@ def _labels(labels, ignore_index, batch, k):
 
 def _is(x, number):
     """Whether an option was left at what does nothing."""
-    return isinstance(x, int | float) and x == number
+    return isinstance(x, int | float) and not isinstance(x, bool) and x == number
 
 
 def _of_logits_made(loss, softcap, temperature):

@@ -71,8 +71,9 @@ def placement(
         >>> print(softjax.placement(4096, 32768, 512, reduction="mean", platform="cpu"))
         Placement(tile=512, block=1024, gradient='forward')
     """
-    for name, size in (("examples", examples), ("classes", classes), ("features", features)):
-        _arguments.size(name, size)
+    examples, classes, features = (
+        _positive(name, size) for name, size in (("examples", examples), ("classes", classes), ("features", features))
+    )
     reduction = _arguments.reduction(reduction)
     itemsize = max(4, jnp.dtype(dtype).itemsize)
     return _choose(examples, classes, features, reduction, itemsize, platform or jax.default_backend())
@@ -83,14 +84,18 @@ def of(block_size: BlockSize, n: int, k: int, d: int, reduction: str, dtype: jnp
     if block_size is None:
         return _choose(n, k, d, reduction, dtype.itemsize, jax.default_backend())
     if not isinstance(block_size, Placement):
-        return Placement(n, _positive(block_size))
+        return Placement(n, _positive("block_size", block_size))
     if block_size.gradient not in ("forward", "backward"):
         raise ValueError(f"`block_size` must take the gradient 'forward' or 'backward', got {block_size.gradient!r}.")
-    return Placement(_positive(block_size.tile), _positive(block_size.block), block_size.gradient)
+    tile, block = (_positive("block_size", size) for size in block_size[:2])
+    return Placement(tile, block, block_size.gradient)
 
 
-def _positive(size):
-    return _arguments.size("block_size", size)
+def _positive(name, size):
+    n = _arguments.size(name, size)
+    if n is None:
+        raise TypeError(f"`{name}` must be a positive integer, got None.")
+    return n
 
 
 def _choose(n, k, d, reduction, itemsize, platform):
@@ -98,6 +103,8 @@ def _choose(n, k, d, reduction, itemsize, platform):
         return Placement(n, min(k, 1024))
     scalar, scores = reduction != "none", lambda megabytes: megabytes * 2**20 // itemsize
     n = max(n, 1)
+    if n == 1:  # taken for one of a batch under vmap, which is unseen from here
+        return Placement(1, min(k, 512))
     if n * k <= scores(1):
         return Placement(n, k)
     if platform != "cpu":
@@ -107,6 +114,4 @@ def _choose(n, k, d, reduction, itemsize, platform):
     if scalar and wide and min(n, 256) * k <= scores(256):
         tile = min(n, max(256, min(512, n // 8)))  # at most an eighth of the scores, where that is enough
         return Placement(tile, min(k, 1024), "forward")
-    # A single example is taken for one of a batch under vmap, unseen from here.
-    block = 512 if n == 1 else max(128, min(scores(8 if wide else 2) // n, 4096))
-    return Placement(n, min(k, block))
+    return Placement(n, min(k, max(128, min(scores(8 if wide else 2) // n, 4096))))

@@ -35,6 +35,8 @@ class Loss(NamedTuple):
 
 def as_tree(loss: Loss, dtype: jnp.dtype) -> Loss:
     """The loss as a pytree of the numbers that it is made with, in a type to compute in."""
+    if not isinstance(loss, Loss):
+        raise TypeError(f"`loss` must be a `softjax.Loss`, got {getattr(loss, '__name__', type(loss).__name__)}.")
     payoff = None if loss.payoff is None else _partial(loss.payoff)
     parts = Loss(_partial(loss.columns), _partial(loss.finish), payoff)
     return _arguments.cast(jax.tree.map(jnp.asarray, parts), dtype)
@@ -78,10 +80,20 @@ def _is_label(ids, labels):
 
 
 def _label_logits(z, ids, labels):
-    """The label's logit, [N, 1]: 0 in a block that does not have it."""
-    place = labels - ids[0]
+    """Plain terms: the label's logit [N, 1], or 0 in a block that does not have it; and whether it has."""
+    place = (labels - ids[0])[:, None]
     here = (place >= 0) & (place < ids.size)
-    return jnp.where(here, jnp.take_along_axis(z, jnp.where(here, place, 0)[:, None], -1)[:, 0], 0)[:, None]
+    logits = jnp.take_along_axis(z, jnp.where(here, place, 0), -1)
+    logits = jnp.where(jnp.isposinf(logits), jnp.nan, logits)
+    logits = jnp.where(jnp.isneginf(logits), -jnp.inf, logits)  # impossible, and without a gradient
+    return jnp.where(here, logits, 0), here.astype(z.dtype)
+
+
+def _of_label(q):
+    """(the label's logit from these terms, 0 where no class is left; 1, or NaN for a label that is no class)."""
+    logit, known = q.l
+    nothing = jnp.isneginf(q.a.m) & jnp.isneginf(logit)
+    return jnp.where(nothing, 0, logit), jnp.where(known == 1, 1, jnp.nan).astype(logit.dtype)
 
 
 def _others(z, ids, labels):
@@ -105,8 +117,9 @@ def focal(gamma: ArrayLike = 2.0) -> Loss:
 
 
 def _focal(gamma, q, _):
-    c = jnp.where(q.C > 0, q.C, 1)  # the power may have no derivative at 0
-    return jnp.where(q.C > 0, (-jnp.expm1(-c)) ** gamma * c, q.C)
+    inside = (q.C > 0) & (jnp.inf > q.C)  # the power may have no derivative at 0
+    c = jnp.where(inside, q.C, 1)
+    return jnp.where(inside, (-jnp.expm1(-c)) ** gamma * c, q.C)
 
 
 def poly_1(epsilon: ArrayLike = 2.0) -> Loss:
@@ -120,13 +133,15 @@ def _poly_1(epsilon, q, _):
 
 def _brier_columns(z, ids, y, _):
     others = _others(z, ids, y)
-    return Columns(others, e=(others,), l=(_label_logits(z, ids, y),))
+    return Columns(others, e=(others,), l=_label_logits(z, ids, y))
 
 
 def _brier(q, _):
-    against = q.A - q.l[0]  # log-odds of every class but the label
-    squares = jnp.where(jnp.isneginf(q.a.m), 0, jnp.exp((q.e[0] - q.A).value))  # of the others, as if they were all
-    return sigmoid(against) ** 2 * (1 + squares)
+    label_logit, known = _of_label(q)
+    against = q.A - label_logit  # log-odds of every class but the label
+    alone = jnp.isneginf(q.a.m)
+    squares = jnp.where(alone, 0, jnp.exp(jnp.where(alone, 0, (q.e[0] - q.A).value)))  # of the others' own softmax
+    return sigmoid(against) ** 2 * (1 + squares) * known
 
 
 # sum_k (p_k - 1{k = y})^2 = (1 - p_y)^2 (1 + sum_{k != y} (p_k / (1 - p_y))^2)
@@ -138,11 +153,16 @@ def weston_watkins(margin: ArrayLike = 1.0) -> Loss:
 
     The example is the label [N] and its logit [N], as every class is compared with it.
     """
-    return Loss(Partial(_weston_watkins, margin), lambda q, _: q.l[0])
+    return Loss(Partial(_weston_watkins, margin), _plain_term)
+
+
+def _plain_term(q, _):
+    return q.l[0]
 
 
 def _weston_watkins(margin, z, ids, example, _):
     y, label_logit = example
+    label_logit = jnp.where(jnp.isposinf(label_logit), jnp.nan, label_logit)
     over = jnp.where(jnp.isneginf(z), -jnp.inf, z - label_logit[:, None] + margin)
     return Columns(z, l=(jnp.where(_is_label(ids, y), 0, jnp.maximum(over, 0)),))
 
@@ -158,12 +178,13 @@ def crammer_singer(margin: ArrayLike = 1.0) -> Loss:
 
 def _crammer_singer_columns(z, ids, y, _):
     others = _others(z, ids, y)
-    return Columns(lax.stop_gradient(others) * 2.0**60, t=(others,), l=(_label_logits(z, ids, y),))
+    return Columns(lax.stop_gradient(others) * 2.0**60, t=(others,), l=_label_logits(z, ids, y))
 
 
 def _crammer_singer(margin, q, _):
-    over = (q.t[0] - q.l[0]).value + margin
-    return jnp.where(jnp.isneginf(q.a.m), 0, jnp.maximum(over, 0))
+    label_logit, known = _of_label(q)
+    over = jnp.maximum((q.t[0] - label_logit).value + margin, 0)
+    return jnp.where(jnp.isneginf(q.a.m), 0, over) * known
 
 
 # ---------------------------------------------------------------------------------------------
@@ -180,14 +201,15 @@ expectation = Loss(lambda z, ids, _, v: Columns(z, v=(v,)), lambda q, _: q.v[0].
 
 
 def _kl_columns(z, _, x, v):
-    teacher = x if v is None else dot(x, v.T)
-    gap = z - teacher
+    teacher = jnp.where(jnp.isneginf(z), -jnp.inf, x if v is None else dot(x, v.T))
+    gap = jnp.where(jnp.isneginf(teacher), 0, z) - jnp.where(jnp.isneginf(teacher), 0, teacher)
     return Columns(teacher, t=(gap,), e=(gap,))
 
 
 # KL(q || p) = sum_k q_k (log q_k - log p_k) = log E_q[exp(z - s)] - E_q[z - s] for a teacher q = softmax(s), whose
-# logits s are the example [N, K]; or x . v_k for its features x [N, D] and a row v_k of its kernel [K, D] per class.
-# A class that is impossible to the teacher is left out.
+# logits s are the example [N, K], for `of_logits`; or x . v_k for its features x [N, D] and a row v_k of its kernel
+# [K, D] per class. A class that is impossible to either is left out of both. It is exact to eps |z - s|, not relative
+# to its own value where the student is close to the teacher.
 kl_divergence = Loss(_kl_columns, lambda q, _: (q.e[0] - q.t[0]).value)
 
 # |x - E_p[v]|^2
@@ -224,8 +246,11 @@ leop = Loss(
 
 
 def _before(loss, function, *numbers):
-    """The loss with `function(loss.columns, *numbers, logits, ids, example, per class)` in place of its columns."""
-    return loss._replace(columns=Partial(function, _partial(loss.columns), *numbers))
+    """The loss with `function(loss.columns, *numbers, logits, ids, example, per class)` in place of its columns.
+
+    What the payoff of a class is worth may depend on scores that are changed here, and is not said again.
+    """
+    return loss._replace(columns=Partial(function, _partial(loss.columns), *numbers), payoff=None)
 
 
 def _after(loss, function, *numbers):
@@ -276,10 +301,16 @@ def label_smoothing(loss: Loss, rate: ArrayLike, prior: ArrayLike) -> Loss:
 
 
 def _label_smoothing(columns, rate, prior, z, ids, example, per_class):
-    c = columns(z, ids, example, per_class)
+    c = _with_weights("label_smoothing", columns(z, ids, example, per_class))
     more = rate * (jnp.full(ids.shape, prior, z.dtype) if prior.ndim == 0 else prior[ids])
     of_classes = more if c.y.per_class is None else (1 - rate) * c.y.per_class + more
     return c._replace(y=Weights(c.y.ids, (1 - rate) * c.y.of_ids, of_classes))
+
+
+def _with_weights(name, c):
+    if c.y is None:
+        raise ValueError(f"`{name}` must be given a loss whose columns have weights `y`, got one without.")
+    return c
 
 
 def class_weights(loss: Loss, weights: ArrayLike) -> Loss:
@@ -288,7 +319,7 @@ def class_weights(loss: Loss, weights: ArrayLike) -> Loss:
 
 
 def _class_weights(columns, weights, z, ids, example, per_class):
-    c = columns(z, ids, example, per_class)
+    c = _with_weights("class_weights", columns(z, ids, example, per_class))
     of_classes = None if c.y.per_class is None else weights[ids] * c.y.per_class
     return c._replace(y=Weights(c.y.ids, weights.at[c.y.ids].get(mode="clip") * c.y.of_ids, of_classes))
 

@@ -251,12 +251,14 @@ def weighed_mean(x):
 
 @pytest.mark.parametrize("case", **by_name)
 def test_losses_of_logits(case):
-    check(case, on_logits(case), lambda z: z, (cases.logits(cases.Random(jnp.float64), 1.0),))
+    arguments = (cases.logits(cases.Random(jnp.float64), 1.0),)
+    check(case, on_logits(case), lambda z: z, arguments, ("value", "vjp", "hessian-vector product"))
 
 
 @pytest.mark.parametrize("case", **by_name)
 def test_losses_in_ragged_tiles_and_blocks_with_the_gradient_in_the_backward_pass(case):
-    check(case, on_linear(case, block_size=TILES), linear, linear_arguments(cases.Random(jnp.float64), 1.0))
+    arguments = linear_arguments(cases.Random(jnp.float64), 1.0)
+    check(case, on_linear(case, block_size=TILES), linear, arguments, ("value", "vjp", "jvp"))
 
 
 @pytest.mark.parametrize("case", **by_name)
@@ -344,9 +346,9 @@ def test_numbers_of_a_loss_have_gradients():
         return weighed - (1 - jnp.exp(log_p)) ** gamma * log_p
 
     numbers = (jnp.float64(1.5), jnp.float64(3.0), jnp.float64(0.6), wide(CLASS_WEIGHTS))
-    assert_matches_autodiff(ft.partial(function, block_size=TILES), reference, numbers)
+    assert_matches_autodiff(ft.partial(function, block_size=TILES), reference, numbers, modes=("vjp", "jvp", "vmap"))
     summed = ft.partial(function, block_size=FORWARD, reduction="sum")
-    assert_matches_autodiff(summed, lambda numbers: reference(numbers).sum(), numbers)
+    assert_matches_autodiff(summed, lambda numbers: reference(numbers).sum(), numbers, modes=DERIVATIVES)
 
 
 def test_results_do_not_depend_on_blocks_or_tiles():
@@ -366,3 +368,88 @@ def test_results_do_not_depend_on_blocks_or_tiles():
             np.testing.assert_allclose(value, exact, rtol=1e-6)
             for a, b in zip((value, *gradients), reference, strict=True):
                 assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max()
+
+
+# --- the contract -----------------------------------------------------------------------------------
+
+OF_LABELS = [case for case in LABELLED + COMBINED if case.example is cases.labels and case.name != "weston_watkins"]
+
+
+@pytest.mark.parametrize("label", [-1, K])
+@pytest.mark.parametrize("case", OF_LABELS, ids=lambda case: case.name)
+def test_a_label_that_is_no_class_gives_nan_in_its_row_alone(case, label):
+    x, w, _ = linear_arguments(cases.Random(jnp.float64), 1.0)
+    y = jnp.asarray([0, label, 2, 3], jnp.int32)
+    for function in (
+        lambda x: softjax.of_linear(case.loss, x, w, y, block_size=5),
+        lambda x: softjax.of_logits(case.loss, x @ w, y),
+    ):
+        loss, back = jax.vjp(function, x)
+        (gradient,) = back(jnp.ones_like(loss))
+        np.testing.assert_array_equal(np.isnan(loss), [False, True, False, False])
+        np.testing.assert_array_equal(np.isnan(gradient).any(-1), [False, True, False, False])
+
+
+@pytest.mark.parametrize("logits", [[3.0, -np.inf, 1.0], [-np.inf] * 3, [0.0, -np.inf, -np.inf]])
+@pytest.mark.parametrize("case", OF_LABELS, ids=lambda case: case.name)
+def test_impossible_classes_leave_the_gradient_finite(case, logits):
+    z = jnp.full((4, K), -jnp.inf).at[:, :3].set(jnp.asarray(logits))
+    for label in (0, 1):
+        gradient = jax.grad(lambda z, y=label: softjax.of_logits(case.loss, z, jnp.full(4, y, jnp.int32)).sum())(z)
+        assert np.isfinite(gradient).all()
+        assert (gradient[jnp.isneginf(z)] == 0).all()
+
+
+def test_payoffs_of_classes_with_a_bias_of_minus_infinity_contribute_nothing():
+    random = cases.Random(jnp.float64)
+    x, w, b = linear_arguments(random, 1.0)
+    b, values, data = b.at[3].set(-jnp.inf), random.normal(K, E), random.normal(N, E)
+    bad = values.at[3].set(jnp.inf)
+    for loss in (losses.expectation, losses.mixture_autoencoder, losses.eol, losses.leop):
+        f = lambda x, v, d, loss=loss: softjax.of_linear(loss, x, w, d, v, bias=b, block_size=5).sum()
+        got, want = (jax.value_and_grad(f, (0, 1, 2))(x, v, data) for v in (bad, values))
+        for a, b_ in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(a, b_)
+
+
+def test_a_weight_of_0_rules_out_a_loss_of_infinity():
+    x, w, y = jnp.eye(2), jnp.asarray([[0.0, 1.0, 2.0], [1.0, 0.0, 1.0]]), jnp.asarray([2, 0], jnp.int32)
+    loss = lambda x, weights: softjax.linear_softmax_cross_entropy(
+        x, w, y, where=np.array([True, True, False]), weights=weights, reduction="mean"
+    )
+    assert loss(x, jnp.zeros(2)) == 0
+    value, gradient = jax.value_and_grad(loss)(x, jnp.asarray([0.0, 1.0]))
+    np.testing.assert_allclose(value, np.log1p(np.exp(-1.0)))
+    assert (gradient[0] == 0).all()
+    assert np.isfinite(gradient).all()
+
+
+def test_a_temperature_or_a_softcap_of_the_scores_is_also_that_of_the_most_likely_class():
+    z, x = jnp.zeros((1, 1)), jnp.zeros((1, 1))
+    c, v = jnp.asarray([[1.0], [2.0]]), jnp.asarray([[3.0], [0.0]])
+    for loss in (losses.leop, losses.eol):
+        got = softjax.of_mixture(losses.temperature(loss, 4.0), z, c, x, v)
+        np.testing.assert_allclose(got, softjax.of_mixture(loss, z, c, x, v, temperature=4.0), rtol=1e-12)
+
+
+def test_a_class_that_is_left_out_is_left_out_of_the_teacher():
+    random = cases.Random(jnp.float64)
+    z, s, live = random.normal(N, K), random.normal(N, K), np.arange(K) % 3 != 1
+    got = softjax.of_logits(losses.kl_divergence, z, s, where=live)
+    np.testing.assert_allclose(got, kl(z[:, live], s[:, live]), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, w: softjax.of_linear(losses.focal, x, w), "`loss` must be a `softjax.Loss`, got focal"),
+        (
+            lambda x, w: softjax.of_linear(losses.class_weights(losses.entropy, jnp.ones(K)), x, w),
+            "`class_weights` must be given a loss whose columns have weights",
+        ),
+    ],
+)
+def test_losses_that_are_none_are_refused(call, message):
+    x, w, _ = linear_arguments(cases.Random(jnp.float64), 1.0)
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(x, w)
