@@ -65,10 +65,12 @@ def _normal(key: int, *shapes: tuple[int, ...]) -> tuple[Array, ...]:
 
 
 def _with_gradients(loss: Callable, moving: int) -> Callable:
-    """Value and gradients of the sum of a loss, weighed if it is per example."""
+    """Value and gradients of a loss, or of a weighed sum where it is per example."""
 
     def total(*args):
         out = loss(*args)
+        if out.ndim == 0:
+            return out
         return (out * jnp.linspace(0.5, 1.5, out.size).reshape(out.shape)).sum()
 
     return jax.value_and_grad(total, tuple(range(moving)))

@@ -1,14 +1,17 @@
 """How much is held at a time, and when the gradient is taken.
 
-Measured on 2 CPU cores, float32, value and all gradients (`python -m softjax bench --placements` measures again):
+Measured on 2 CPU cores, float32, value and all gradients, as ratios to optax on the whole logits
+(`python -m softjax bench --placements` measures again):
 
-- Linear cross entropy, mean, N=4096 D=512 K=32768, against optax on the whole logits: the gradient taken
-  in the forward pass, 3 matrix products, ran in 0.71 of its time with tiles of 512 examples and blocks of
-  1024 classes, 0.69 with blocks of 2048, 0.77 with tiles of 256. In the backward pass, 4 products, 0.85.
-  Tiles of 256 against all classes at once took 0.78, and 101 MB in place of 75: what a tile adds to the
-  gradient of the kernel is then an array of the kernel's size. Every tile reads and writes that gradient,
-  which is why tiles can't be small.
-- N=2048 D=256 K=8192, "none": 0.71 of optax with blocks of 1024, 0.74 with 512.
+- Linear cross entropy, mean, N=4096 D=512 K=32768: with the gradient in the forward pass, 3 matrix
+  products, 0.77 with tiles of 512 examples and blocks of 4096 classes, 0.81 with blocks of 2048, 0.84 with
+  1024. In the backward pass, 4 products, 0.85 to 0.9. Three bare products: 0.74.
+- The same, N=2048 D=256 K=8192: tiles of 256 examples against all classes at once 0.83, blocks of 4096
+  0.86, of 1024 1.05; three bare products 0.89. Against all classes, what a tile adds to the gradient of the
+  kernel is an array of the kernel's size: that pays where a tile's scores (8 MB here) stay in a cache.
+- Every tile reads and writes the gradient of the kernel once, which is why tiles can't be small; an eighth
+  of the examples keeps an eighth of the scores.
+- The same, "none": blocks of 1024 classes 0.99, of 512 1.05, of 2048 0.99 with twice the memory.
 - Mixture autoencoder, N=K=4096 D=16 E=64: here a score costs less to make again than to keep. Backward with
   blocks of 2^19 scores (2 MB, which stay in a cache between the passes over them) 92 ms, forward 122 ms.
 - On GPUs tiles of examples against all classes ran 2 to 2.3 times faster than blocks of 2048 classes, and
@@ -69,7 +72,7 @@ def placement(
     Example:
         >>> import softjax
         >>> print(softjax.placement(4096, 32768, 512, reduction="mean", platform="cpu"))
-        Placement(tile=512, block=1024, gradient='forward')
+        Placement(tile=512, block=4096, gradient='forward')
     """
     examples, classes, features = (
         _positive(name, size) for name, size in (("examples", examples), ("classes", classes), ("features", features))
@@ -112,6 +115,6 @@ def _choose(n, k, d, reduction, itemsize, platform):
         return Placement(tile, min(k, max(scores(2048) // tile, 1024)), "forward" if scalar else "backward")
     wide = d >= 128
     if scalar and wide and min(n, 256) * k <= scores(256):
-        tile = min(n, max(256, min(512, n // 8)))  # at most an eighth of the scores, where that is enough
-        return Placement(tile, min(k, 1024), "forward")
+        tile = min(n, max(256, min(512, n // 8)))
+        return Placement(tile, k if tile * k <= scores(8) else min(k, 4096), "forward")
     return Placement(n, min(k, max(128, min(scores(8 if wide else 2) // n, 4096))))
