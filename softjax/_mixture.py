@@ -78,13 +78,8 @@ class _Mixture:
     """The checked arguments that all functions of a mixture have, in a type to compute in."""
 
     def __init__(self, z, centers, log_prior, temperature, where, example, per_class):
-        z, centers = _arguments.floating("z", z), _arguments.floating("centers", centers)
-        if centers.ndim != 2:
-            raise ValueError(f"`centers` must have shape [K, D], got {centers.shape}.")
-        if centers.shape[0] == 0:
-            raise ValueError(f"`centers` must hold at least one class, got shape {centers.shape}.")
+        z, centers = _latents(z, centers)
         k, d = centers.shape
-        _arguments.shape("z", z, (*z.shape[:-1], d), "[..., D] for the D of `centers`")
         self.batch, self.k = z.shape[:-1], k
         self.n = math.prod(self.batch)
         live, bias = None, None
@@ -134,6 +129,17 @@ class _Mixture:
             loss, z, centers, self.bias, self.temperature, example, per_class, weights, reduction, placement
         )
         return out.reshape(*self.batch, *out.shape[1:]) if reduction == "none" else out
+
+
+def _latents(z, centers):
+    """The checked latents [..., D] and centers [K, D]."""
+    z, centers = _arguments.floating("z", z), _arguments.floating("centers", centers)
+    if centers.ndim != 2:
+        raise ValueError(f"`centers` must have shape [K, D], got {centers.shape}.")
+    if centers.shape[0] == 0:
+        raise ValueError(f"`centers` must hold at least one class, got shape {centers.shape}.")
+    _arguments.shape("z", z, (*z.shape[:-1], centers.shape[1]), "[..., D] for the D of `centers`")
+    return z, centers
 
 
 @ft.partial(jax.jit, static_argnums=(8, 9), inline=True)
@@ -200,9 +206,9 @@ def _around_0(a, live):
 
 def _mixture(loss, z, x, centers, values, log_prior, temperature, where, weights, reduction, block_size):
     """The loss of the data and the values of a mixture."""
+    z, centers = _latents(z, centers)
     values, x = _values(centers, values), _arguments.floating("x", x)
-    wanted = (*jnp.shape(z)[:-1], values.shape[1])
-    _arguments.shape("x", x, wanted, "the leading axes of `z`, and the E of `values`")
+    _arguments.shape("x", x, (*z.shape[:-1], values.shape[1]), "the leading axes of `z`, and the E of `values`")
     m = _Mixture(z, centers, log_prior, temperature, where, x, values)
     values, middle = _around_0(m.per_class, m.live)
     return m.evaluate(loss, m.example - middle[None], values, weights, reduction, block_size)
@@ -213,9 +219,7 @@ def _values(centers, values):
     values = _arguments.floating("values", values)
     if values.ndim != 2:
         raise ValueError(f"`values` must have shape [K, E], got {values.shape}.")
-    if jnp.ndim(centers) == 2:
-        wanted = (jnp.shape(centers)[0], values.shape[1])
-        _arguments.shape("values", values, wanted, "[K, E] for the K of `centers`")
+    _arguments.shape("values", values, (centers.shape[0], values.shape[1]), "[K, E] for the K of `centers`")
     return values
 
 
@@ -420,6 +424,7 @@ def mixture_expectation(
 
     Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder.
     """
+    z, centers = _latents(z, centers)
     m = _Mixture(z, centers, log_prior, temperature, where, None, _values(centers, values))
     values, middle = _around_0(m.per_class, m.live)
     out = m.evaluate(losses.expectation, None, values, None, "none", block_size)
