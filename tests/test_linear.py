@@ -410,6 +410,13 @@ def test_memory_does_not_grow_with_the_classes_but_for_their_gradients():
     assert large - small <= 2 * 4 * d * (32768 - 8192)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_the_similarities_of_a_contrastive_loss_are_never_held(reduction):
+    n, d = 4096, 8
+    loss = lambda x, y: softjax.contrastive_loss(x, y, reduction=reduction).sum()
+    assert temporaries(jax.grad(loss, (0, 1)), n, d, n, class_axis=0) < 4 * n * n / 8
+
+
 # --- placement ------------------------------------------------------------------------------------
 
 
