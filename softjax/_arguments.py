@@ -7,10 +7,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 Axis = int | Sequence[int] | None
+INT32 = jnp.iinfo("int32")
+
+
+def shown(x: Any) -> str:
+    """x in a message: an array by its type and shape, anything else in a few words."""
+    if hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, np.generic):
+        return f"{x.dtype}[{', '.join(map(str, x.shape))}]"
+    text = " ".join(repr(x).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def array(name: str, x: ArrayLike) -> Array:
@@ -24,17 +34,17 @@ def array(name: str, x: ArrayLike) -> Array:
 def floating(name: str, x: ArrayLike) -> Array:
     """x as an array of floating-point numbers. Integers become such, of the type that `jax.nn` gives them."""
     x = array(name, x)
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return x
     if jnp.issubdtype(x.dtype, jnp.integer):
         return x.astype("float64" if x.dtype.itemsize == 8 else "float32")
-    raise TypeError(f"`{name}` must be real numbers, got dtype {x.dtype}.")
+    if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize < 2:
+        raise TypeError(f"`{name}` must be real numbers of 16 bits or more, got dtype {x.dtype}.")
+    return x
 
 
 def floating_like(name: str, x: ArrayLike, other: Array) -> Array:
     """x as an array of floating-point numbers; integers and Python's numbers take the other's type."""
     x = array(name, x)
-    if jnp.issubdtype(x.dtype, jnp.integer) or (x.weak_type and jnp.issubdtype(x.dtype, jnp.floating)):
+    if jnp.issubdtype(x.dtype, jnp.integer) or (jnp.issubdtype(x.dtype, jnp.floating) and x.weak_type):
         return x.astype(other.dtype)
     return floating(name, x)
 
@@ -63,6 +73,31 @@ def scalar(name: str, x: ArrayLike) -> Array:
     return x
 
 
+def number(name: str, x: ArrayLike) -> ArrayLike:
+    """x as one floating-point number. One of Python's stays so, with all its digits."""
+    if isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < jnp.finfo("float32").max:
+        return float(x)
+    return scalar(name, x)
+
+
+def integer(name: str, x: Any, meaning: str) -> int:
+    """x as an integer of Python's."""
+    try:
+        n = None if isinstance(x, bool | np.bool_) else operator.index(x)
+    except TypeError:
+        n = None
+    if n is None:
+        raise TypeError(f"`{name}` must be {meaning}, got {shown(x)}.")
+    return n
+
+
+def flag(name: str, x: bool) -> bool:
+    """x, which is True or False."""
+    if not isinstance(x, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False, got {shown(x)}.")
+    return bool(x)
+
+
 def shape(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> None:
     """Refuses an x of another shape than `wanted`."""
     if x.shape != wanted:
@@ -82,30 +117,25 @@ def broadcast(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> Arr
 
 def axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """The axes that `axis` names in an array of rank `ndim`, counted from 0."""
-    try:
-        named = tuple(range(ndim)) if axis is None else tuple(axis) if isinstance(axis, Sequence) else (axis,)
-        named = tuple(operator.index(a) for a in named)
-    except TypeError as error:
-        raise TypeError(f"`axis` must be an integer, a tuple of integers or None, got {axis!r}.") from error
+    if axis is None:
+        given: tuple = tuple(range(ndim))
+    else:
+        given = tuple(axis) if isinstance(axis, Sequence) and not isinstance(axis, str | bytes) else (axis,)
+    named = tuple(integer("axis", a, "an integer, a tuple of integers or None") for a in given)
     if named and ndim == 0:
-        raise ValueError(f"`axis` must name an axis of the array, got {axis!r} for a single number.")
+        raise ValueError(f"`axis` must name an axis of the array, got {shown(axis)} for a single number.")
     for a in named:
         if not -ndim <= a < ndim:
-            raise ValueError(f"`axis` must lie in [{-ndim}, {ndim}) for an array of rank {ndim}, got {axis!r}.")
+            raise ValueError(f"`axis` must lie in [{-ndim}, {ndim}) for an array of rank {ndim}, got {shown(axis)}.")
     named = tuple(a % ndim for a in named)
     if len(set(named)) < len(named):
-        raise ValueError(f"`axis` must not name an axis twice, got {axis!r} for an array of rank {ndim}.")
+        raise ValueError(f"`axis` must not name an axis twice, got {shown(axis)} for an array of rank {ndim}.")
     return named
 
 
-def size(name: str, n: int | None) -> int | None:
-    """n as a positive integer, or None."""
-    if n is None:
-        return None
-    try:
-        n = operator.index(n)
-    except TypeError as error:
-        raise TypeError(f"`{name}` must be a positive integer or None, got {n!r}.") from error
+def size(name: str, n: int, meaning: str = "a positive integer") -> int:
+    """n as a positive integer."""
+    n = integer(name, n, meaning)
     if n < 1:
         raise ValueError(f"`{name}` must be positive, got {n}.")
     return n
@@ -116,6 +146,8 @@ def leading(name: str, tree: Any, wanted: tuple[int, ...], meaning: str) -> Any:
 
     def flat(x):
         x = array(name, x)
+        if not (x.dtype == jnp.bool_ or jnp.issubdtype(x.dtype, jnp.integer)):
+            floating(name, x)
         if x.shape[: len(wanted)] != wanted:
             raise ValueError(f"`{name}` must hold arrays whose shapes begin with {wanted} ({meaning}), got {x.shape}.")
         return x.reshape(math.prod(wanted), *x.shape[len(wanted) :])
@@ -134,10 +166,7 @@ def weights(x: ArrayLike | None, batch: tuple[int, ...], dtype: jnp.dtype) -> Ar
 
 def equals(name: str, labels: Array, label: int) -> Array:
     """Which of the labels are the one that `name` gives."""
-    try:
-        label = operator.index(label)
-    except TypeError as error:
-        raise TypeError(f"`{name}` must be an integer or None, got {label!r}.") from error
+    label = integer(name, label, "an integer or None")
     limits = jnp.iinfo(labels.dtype)
     if not limits.min <= label <= limits.max:
         return jnp.zeros(labels.shape, bool)
@@ -147,7 +176,7 @@ def equals(name: str, labels: Array, label: int) -> Array:
 def reduction(x: str) -> str:
     """x, which is one of the reductions."""
     if not isinstance(x, str) or x not in ("none", "sum", "mean"):
-        raise ValueError(f"`reduction` must be 'none', 'sum' or 'mean', got {x!r}.")
+        raise ValueError(f"`reduction` must be 'none', 'sum' or 'mean', got {shown(x)}.")
     return x
 
 
@@ -173,8 +202,39 @@ def wide(dtype: jnp.dtype) -> jnp.dtype:
     return dtype if dtype.itemsize >= 4 else jnp.dtype("float32")
 
 
-def class_ids(labels: Array, count: int) -> tuple[Array, Array]:
-    """(class ids, whether they are any of `count` classes); an unknown label gets the id 0."""
+def class_ids(labels: Array, count: int, other: int = 0) -> tuple[Array, Array]:
+    """(class ids, whether they are any of `count` classes); an unknown label gets the `other` id."""
     fits = count > jnp.iinfo(labels.dtype).max
     known = (labels >= 0) if fits else (labels >= 0) & (labels < count)
-    return jnp.where(known, labels, jnp.zeros_like(labels)).astype(jnp.int32), known
+    return jnp.where(known, jnp.where(known, labels, jnp.zeros_like(labels)).astype(jnp.int32), other), known
+
+
+def live_classes(where: ArrayLike | None, name: str, bias: ArrayLike | None, k: int, meaning: str) -> tuple:
+    """(which of K classes are none of those left out, or None; the bias [K] or None)."""
+    live = None
+    if where is not None:
+        live = booleans("where", where)
+        shape("where", live, (k,), meaning)
+    if bias is None:
+        return live, None
+    bias = floating(name, bias)
+    shape(name, bias, (k,), meaning)
+    possible = ~(bias < jnp.finfo(bias.dtype).min)
+    return possible if live is None else live & possible, bias
+
+
+def values(x: ArrayLike, k: int, classes: str) -> Array:
+    """The values [K, E] of K classes."""
+    x = floating("values", x)
+    if x.ndim != 2:
+        raise ValueError(f"`values` must have shape [K, E], got {x.shape}.")
+    shape("values", x, (k, x.shape[1]), f"[K, E] for the K of `{classes}`")
+    return x
+
+
+def only(live: Array | None, per_class: Any) -> Any:
+    """A tree of arrays [K, ...], with numbers of 0 for the classes that are left out."""
+    if live is None:
+        return per_class
+    zero = lambda a: jnp.where(live.reshape(-1, *(1,) * (a.ndim - 1)), a, 0)
+    return jax.tree.map(lambda a: zero(a) if jnp.issubdtype(a.dtype, jnp.inexact) else a, per_class)

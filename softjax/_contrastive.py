@@ -58,6 +58,8 @@ def contrastive_loss(
         raise ValueError(f"`x` must have shape [N, D] with at least one example, got {x.shape}.")
     _arguments.shape("y", y, x.shape, "that of `x`")
 
+    symmetric = _arguments.flag("symmetric", symmetric)
+
     def one_way(x, y):
         return linear_softmax_cross_entropy(
             x,

@@ -49,18 +49,21 @@ def evaluate(
     *,
     weights: Array | None = None,
     kept: Array | None = None,
+    known: Array | None = None,
     shares: Array | None = None,
     reduction: str = "none",
 ) -> Array:
     """The losses [N, ...] times their weights [N], their sum, or their mean.
 
     The mean is sum(weights losses) / sum(weights shares). An example that is not `kept` has loss and
-    gradient 0, and is no part of it.
+    gradient 0, and is no part of it. One that is not `known` has NaN for both.
     """
+    dtype = _arguments.common_dtype(*_arguments.inexact(problem.examples))
     if reduction == "mean":
-        dtype = _arguments.common_dtype(*_arguments.inexact(problem.examples))
         # In the forward pass: a gradient that is scaled later has to be read and written once more.
         weights = of_mean(jnp.ones(n, dtype) if weights is None else weights, shares, kept)
+    if known is not None:
+        weights = jnp.where(known, jnp.ones(n, dtype) if weights is None else weights, jnp.nan)
     problem = Problem(
         Partial(_columns_of_weighed, problem.columns),
         Partial(_weighed, problem.finish),
@@ -96,16 +99,27 @@ def _columns_of_weighed(columns, examples, block, ids):
 
 def _weighed(finish, totals, examples, classes):
     examples, weights, kept = examples
-    loss = finish(totals, examples, classes)
+    loss = finished(finish(totals, examples, classes), totals.a.m.shape[0])
     if kept is not None:
         loss = jnp.where(_rank_of(loss, kept), loss, 0)
     return loss if weights is None else _times(loss, weights)
 
 
 def _times(loss, weights):
-    """Their product; a weight of 0 rules out a loss of infinity."""
+    """Their product; a weight of 0 rules out a loss of infinity, which has no derivative by its weight."""
     weights = _rank_of(loss, weights)
-    return jnp.where((weights == 0) & jnp.isinf(loss), 0, loss) * weights
+    infinite = jnp.isinf(loss)
+    as_constant = jnp.where(infinite & (weights == 0), 0, loss) * lax.stop_gradient(weights)
+    return jnp.where(infinite, as_constant, jnp.where(infinite, 0, loss) * weights)
+
+
+def finished(loss: Any, n: int) -> Array:
+    """What a loss's `finish` returned, if it is the losses of N examples."""
+    if not isinstance(loss, Array):
+        raise TypeError(f"`finish` of a loss must return an array of JAX's, got {_arguments.shown(loss)}.")
+    if loss.shape[:1] != (n,):
+        raise ValueError(f"`finish` of a loss must return an array [N, ...] of {n} losses, got shape {loss.shape}.")
+    return loss
 
 
 def _rank_of(x, a):

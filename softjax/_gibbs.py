@@ -41,6 +41,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from . import _arguments
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Normaliser(NamedTuple):
     m: Array  # [...] max_k h_k; -inf when no class is left
     top: Array  # [...] the class o that attains it; -1 when none does, or when it is of no use
     r: Array  # [...] sum_k exp(h_k - m) - 1, summed without o; -1 when no class is left
+    lost: Array  # [...] what rounding took from r when blocks were added up
 
     @property
     def log(self) -> Pair:
@@ -114,7 +117,7 @@ class Normaliser(NamedTuple):
 
     def probabilities(self, h: Array) -> Array:
         """p_k."""
-        return self.weights(h) / self.s[..., None]
+        return self.weights(h) * (1 / self.s)[..., None]
 
     def complement(self, h: Array) -> Array:
         """1 - p of the classes [..., 1] with the scores h, as the sum of what the others have."""
@@ -123,6 +126,21 @@ class Normaliser(NamedTuple):
     def is_top(self, ids: Array) -> Array:
         """Which of the classes is o."""
         return _row(ids, self.m.ndim) == self.top[..., None]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mean(Pair):
+    """An expectation under p, and the payoff of the top class, of which it is all in a row that is sure."""
+
+    top: Array
+
+    def rebased(self, top: Array, p_of_others: Array) -> "Mean":
+        """The same with another number for the payoff of the top class, as constants to a derivative."""
+        above, lost = _sum_and_error(self.base, -self.top)
+        base, more = _sum_and_error(top, above)
+        slip = p_of_others * (self.top - top)  # the top class has its new payoff only as far as it is likely
+        return Mean(base, self.rest + lax.stop_gradient(more + lost + slip), top)
 
 
 class CrossEntropy(NamedTuple):
@@ -138,9 +156,9 @@ class Sums(NamedTuple):
     """Running sums over classes. `merge` is associative and commutative."""
 
     a: Normaliser  # of h
-    t: tuple[Pair, ...]  # each [...]: t_o and sum_{k != o} exp(h_k - m) (t_k - t_o)
-    s: tuple[Pair, ...]  # the same of payoffs that do not move
-    v: tuple[Pair, ...]  # each [..., E]: the same for vector payoffs
+    t: tuple[Mean, ...]  # each [...]: E_p[t] so far
+    s: tuple[Mean, ...]  # the same of payoffs that do not move
+    v: tuple[Mean, ...]  # each [..., E]: the same of vector payoffs
     e: tuple[Normaliser, ...]  # of h + e
     y: CrossEntropy | None
     l: tuple[Array, ...]  # each [...] sum_k l_k
@@ -150,9 +168,9 @@ class Totals(NamedTuple):
     """What a loss may use once every class has been seen."""
 
     a: Normaliser  # of h
-    t: tuple[Pair, ...]  # E_p[t]
-    s: tuple[Pair, ...]  # E_p[t] once more, with a derivative that leaves out sum_k p_k dt_k
-    v: tuple[Pair, ...]  # E_p[v]
+    t: tuple[Mean, ...]  # E_p[t]
+    s: tuple[Mean, ...]  # E_p[t] once more, with a derivative that leaves out sum_k p_k dt_k
+    v: tuple[Mean, ...]  # E_p[v]
     e: tuple[Pair, ...]  # log E_p[exp e]
     n: tuple[Normaliser, ...]  # of h + e
     y: CrossEntropy | None  # of y and p
@@ -173,6 +191,7 @@ class Totals(NamedTuple):
 
 def fold(c: Columns, ids: Array) -> Sums:
     """Sums over one block of classes, whose ids are `ids` [B]."""
+    _check(c, ids)
     plain = tuple(l.sum(-1) for l in c.l)
     if not (c.t or c.v or c.e):
         a = _normaliser(c.h, ids)
@@ -183,36 +202,83 @@ def fold(c: Columns, ids: Array) -> Sums:
     def payoff(t):
         t = jnp.where(jnp.isneginf(c.h), 0, t)
         of_top = jnp.where(is_top, t, 0).sum(-1)
-        base = lax.stop_gradient(of_top)
-        return Pair(base, (w * (t - base[..., None])).sum(-1) + _tangent_of(of_top))
+        top = lax.stop_gradient(of_top)
+        above = ((w * (t - top[..., None])).sum(-1) + _tangent_of(of_top)) / a.s
+        base, rest = _pair(top, above)
+        # The mean above the base is the rest but for rounding, which is of a smaller sum here.
+        above = (jnp.where(is_top, 1, w) * (t - base[..., None])).sum(-1) / a.s
+        return Mean(base, lax.stop_gradient(above) + _tangent_of(rest), top)
 
     def vector_payoff(v):
-        of_top = v.at[first].get(mode="fill", fill_value=0)
-        base = lax.stop_gradient(of_top)
-        return Pair(base, dot(w, v) - a.r[..., None] * base + _tangent_of(of_top))
+        of_top, of_others = v.at[first].get(mode="fill", fill_value=0), dot(w, v)
+        top, r, s = lax.stop_gradient(of_top), a.r[..., None], a.s[..., None]
+        mean = (of_top + of_others) / s
+        sure = r < 1  # where E is closer to the top class than to 0, from which payoffs are measured
+        above = lax.stop_gradient((of_others - r * top) / s)
+        base, rest = _pair(top, above)
+        base = jnp.where(sure, base, lax.stop_gradient(mean))
+        return Mean(base, jnp.where(sure, rest, 0) + _tangent_of(mean), top)
 
     e = tuple(_normaliser_and_top(_tilted(c.h, e), ids)[0] for e in c.e)
     t, s = tuple(map(payoff, c.t)), tuple(map(payoff, lax.stop_gradient(c.t)))
     return Sums(a, t, s, tuple(map(vector_payoff, c.v)), e, _cross_entropy(c, ids, a.m), plain)
 
 
+def _check(c, ids):
+    """Refuses columns that are none, as those of a user's loss may be."""
+    if not isinstance(c, Columns):
+        raise TypeError(f"`columns` of a loss must return `softjax.Columns`, got {_arguments.shown(c)}.")
+
+    def check(name, x, wanted, meaning):
+        if not isinstance(x, Array):
+            raise TypeError(f"`{name}` of `Columns` must be of JAX's arrays, got {_arguments.shown(x)}.")
+        if len(x.shape) != len(wanted) or any(b not in (a, None) for a, b in zip(x.shape, wanted, strict=True)):
+            raise ValueError(f"`{name}` of `Columns` must have shape {meaning}, got {x.shape}.")
+
+    check("h", c.h, (None, ids.size), f"[N, {ids.size}] for the ids of {ids.size} classes")
+    if not jnp.issubdtype(c.h.dtype, jnp.floating):
+        raise TypeError(f"`h` of `Columns` must be floating-point numbers, got dtype {c.h.dtype}.")
+    for name, wanted, meaning in (
+        ("t", c.h.shape, "[N, B] as `h`"),
+        ("v", (ids.size, None), f"[{ids.size}, E] for the ids of {ids.size} classes"),
+        ("e", c.h.shape, "[N, B] as `h`"),
+        ("l", (c.h.shape[0], None), "[N, B] as `h`, or [N, 1]"),
+    ):
+        terms = getattr(c, name)
+        if not isinstance(terms, tuple):
+            raise TypeError(f"`{name}` of `Columns` must be a tuple of arrays, got {_arguments.shown(terms)}.")
+        for x in terms:
+            check(name, x, wanted, meaning)
+    if c.y is not None:
+        if not isinstance(c.y, Weights):
+            raise TypeError(f"`y` of `Columns` must be `softjax.Weights`, got {_arguments.shown(c.y)}.")
+        check("y.ids", c.y.ids, (c.h.shape[0], None), "[N, T] for the N of `h`")
+        check("y.of_ids", c.y.of_ids, c.y.ids.shape, "[N, T] as `y.ids`")
+        if not jnp.issubdtype(c.y.ids.dtype, jnp.integer):
+            raise TypeError(f"`y.ids` of `Columns` must be integers, got dtype {c.y.ids.dtype}.")
+        if c.y.per_class is not None:
+            check("y.per_class", c.y.per_class, (ids.size,), f"[{ids.size}] for the ids of {ids.size} classes")
+
+
 def merge(x: Sums, y: Sums) -> Sums:
     """Sums over two sets of classes from the sums over each."""
-    x_wins = x.a.m >= y.a.m
-    w = _weight_of_lower(x.a, y.a)
-    s = 1 + _choose(x_wins, y.a.r, x.a.r)  # of the lower
+    x_wins = _wins(x.a, y.a)
+    a = _merge_normalisers(x.a, y.a)
+    s_high, s_low = 1 + _choose(x_wins, x.a.r, y.a.r), _weight_of_lower(x.a, y.a) * (1 + _choose(x_wins, y.a.r, x.a.r))
+    x_weighs = x_wins == (s_high >= s_low)
+    share = jnp.minimum(s_high, s_low) / a.s  # of the lighter
 
-    def rebase(x, y):  # the lower's payoffs were relative to a class that is not the top any more
-        high, low = jax.tree.map(ft.partial(_choose, x_wins), (x, y), (y, x))
-        return Pair(
-            high.base, high.rest + _like(w, low.rest) * (low.rest + _like(s, low.rest) * (low.base - high.base))
-        )
+    def merge_means(x, y):
+        heavy, light = jax.tree.map(ft.partial(_choose, x_weighs), (x, y), (y, x))
+        gap = (light.base - heavy.base) + (light.rest - heavy.rest)
+        base, rest = _pair(heavy.base, heavy.rest + _like(share, gap) * gap)
+        return Mean(base, rest, _choose(x_wins, x.top, y.top))
 
     return Sums(
-        _merge_normalisers(x.a, y.a),
-        tuple(map(rebase, x.t, y.t)),
-        tuple(map(rebase, x.s, y.s)),
-        tuple(map(rebase, x.v, y.v)),
+        a,
+        tuple(map(merge_means, x.t, y.t)),
+        tuple(map(merge_means, x.s, y.s)),
+        tuple(map(merge_means, x.v, y.v)),
         tuple(map(_merge_normalisers, x.e, y.e)),
         None if x.y is None else _merge_cross_entropies(x, y),
         tuple(map(jnp.add, x.l, y.l)),
@@ -221,11 +287,10 @@ def merge(x: Sums, y: Sums) -> Sums:
 
 def close(x: Sums) -> Totals:
     """Totals from the sums over all classes."""
-    mean = lambda a: Pair(a.base, a.rest / _like(x.a.s, a.rest))
-    t, s, v = (tuple(map(mean, pairs)) for pairs in (x.t, x.s, x.v))
-    log_mean = lambda n: Pair(jnp.where(jnp.isneginf(n.m), -jnp.inf, n.m - x.a.m), n.log.rest - x.a.log.rest)
-    y = None if x.y is None else x.y._replace(sum=_unless_unknown(x.y, x.y.sum + x.y.weight * x.a.log.rest))
-    return Totals(x.a, t, s, v, tuple(map(log_mean, x.e)), x.e, y, x.l)
+    a, *n = (a._replace(r=a.r + a.lost) for a in (x.a, *x.e))
+    log_mean = lambda n: Pair(jnp.where(jnp.isneginf(n.m), -jnp.inf, n.m - a.m), n.log.rest - a.log.rest)
+    y = None if x.y is None else x.y._replace(sum=_unless_unknown(x.y, x.y.sum + x.y.weight * a.log.rest))
+    return Totals(a, x.t, x.s, x.v, tuple(map(log_mean, n)), tuple(n), y, x.l)
 
 
 def pull(c: Columns, ids: Array, q: Totals, ct: Totals) -> Columns:
@@ -237,30 +302,35 @@ def pull(c: Columns, ids: Array, q: Totals, ct: Totals) -> Columns:
         dh, dy = _pull_cross_entropy(c, w, ids, q, ct)
     if not (c.t or c.v or c.e):
         return Columns(dh, y=dy, l=_each(ct.l, c.l))
-    p = w / q.a.s[..., None]
+    p = w * (1 / q.a.s)[..., None]
     is_top = q.a.is_top(ids)
+    place = jnp.where(is_top.any(-1), q.a.top - ids[0], ids.size)
 
-    gap = jnp.zeros_like(c.h)  # <ct, t_k - E>; at the top class t - base is 0 but for rounding
+    # <ct, t_k - E>, less <ct, E - base>: subtracted from what may have no such digits, that would always be lost.
+    gap, slip = jnp.zeros_like(c.h), jnp.zeros_like(c.h[..., :1])
     for d, ds, t, mean in zip(ct.t, ct.s, c.t, q.t, strict=True):
         above = jnp.where(jnp.isneginf(c.h), 0, t) - mean.base[..., None]
-        above = _with_value(0, is_top, above)
-        gap += (d.rest + ds.rest)[..., None] * (above - mean.rest[..., None])
+        above = _with_value((mean.top - mean.base)[..., None], is_top, above)
+        gap += (d.rest + ds.rest)[..., None] * above
+        slip += ((d.rest + ds.rest) * mean.rest)[..., None]
     for d, v, mean in zip(ct.v, c.v, q.v, strict=True):
-        above_base = lambda v, d=d, mean=mean: dot(d.rest, v.T) - (d.rest * mean.base).sum(-1, keepdims=True)
-        above = above_base(v) - jnp.where(is_top, above_base(lax.stop_gradient(v)), 0)
-        gap += above - (d.rest * mean.rest).sum(-1, keepdims=True)
-    dh += p * gap
+        paid = lambda a, d=d: (d.rest * a).sum(-1, keepdims=True)
+        of_top = v.at[place].get(mode="fill", fill_value=0)
+        of_top = mean.top - mean.base + _tangent_of(of_top)
+        gap += jnp.where(is_top, paid(of_top), dot(d.rest, v.T) - paid(mean.base))
+        slip += paid(mean.rest)
+    dh += p * gap - p * slip
 
     de = []
-    for d, dn, e, n in zip(ct.e, ct.n, c.e, q.n, strict=True):
+    for of_e, dn, e, n in zip(ct.e, ct.n, c.e, q.n, strict=True):
         h = _tilted(c.h, e)
         u = n.probabilities(h)
         # A class that is the top of both has 1 / (1 + r) of each: what differs is in the r.
         of_tops = (q.a.r - n.r) / (q.a.s * n.s)
         difference = _with_value(of_tops[..., None], is_top & n.is_top(ids), u - p)
         tilt = n.weights(h) * dn.r[..., None]
-        dh += d.rest[..., None] * difference + tilt
-        de.append(d.rest[..., None] * u + tilt)
+        dh += of_e.rest[..., None] * difference + tilt
+        de.append(of_e.rest[..., None] * u + tilt)
 
     return Columns(
         dh,
@@ -278,12 +348,11 @@ def softmax_tangent(p: Array, dh: Array) -> Array:
     It is also the cotangent of h from the cotangent g of p, whose classes it pays g_k each:
     <g, dp> = dE_p[g] = sum_k p_k (g_k - E_p[g]) dh_k.
 
-    The mean of dh - E_p[dh] is 0 but for rounding. Taking it off once more leaves the digits of
-    dh_o - E_p[dh] for a top class o of p_o = 1 - tiny.
+    It sums to 0 over the classes but for rounding. Taking what rounding makes of the sum off the likely
+    ones leaves the digits of a top class o of p_o = 1 - tiny, and is the same again when transposed.
     """
-    mean = (p * dh).sum(-1, keepdims=True)
-    slip = (p * (dh - mean)).sum(-1, keepdims=True)
-    return p * ((dh - mean) - slip)
+    tangent = p * (dh - (p * dh).sum(-1, keepdims=True))
+    return tangent - p * tangent.sum(-1, keepdims=True)
 
 
 def log_softmax_cotangent(p: Array, g: Array) -> Array:
@@ -304,7 +373,7 @@ def dot(a: Array, b: Array) -> Array:
 def _normaliser(h, ids):
     """Of one block, for a loss that has no use for the top class."""
     m = lax.stop_gradient(h.max(-1))
-    a = Normaliser(m, jnp.full(m.shape, -1, ids.dtype), jnp.zeros_like(m))
+    a = Normaliser(m, jnp.full(m.shape, -1, ids.dtype), jnp.zeros_like(m), jnp.zeros_like(m))
     r = a.weights(h).sum(-1) - 1
 
     def without_the_1():
@@ -327,7 +396,7 @@ def _normaliser_and_top(h, ids):
     place = _row(jnp.arange(h.shape[-1], dtype=ids.dtype), m.ndim)
     first = jnp.min(jnp.where((h == m[..., None]) & (h > -jnp.inf), place, place.size), -1)
     top = jnp.where(first < place.size, ids.at[first].get(mode="clip"), -1)
-    a = Normaliser(m, top, jnp.zeros_like(m))
+    a = Normaliser(m, top, jnp.zeros_like(m), jnp.zeros_like(m))
     w = _with_value(0, place == first[..., None], a.weights(h))
     unknown = jnp.where(first < place.size, 0, 1).astype(h.dtype)  # its 1 is still among the weights
     return a._replace(r=_empty(m, w.sum(-1) - unknown)), w, first
@@ -338,16 +407,17 @@ def _empty(m, r):
 
 
 def _merge_normalisers(x, y):
-    x_wins = x.m >= y.m
-    high, low = jax.tree.map(ft.partial(_choose, x_wins), (x, y), (y, x))
-    return high._replace(r=high.r + _weight_of_lower(x, y) * (1 + low.r))
+    high, low = jax.tree.map(ft.partial(_choose, _wins(x, y)), (x, y), (y, x))
+    w = _weight_of_lower(x, y)
+    r, lost = _sum_and_error(high.r, w * (1 + low.r))
+    return high._replace(r=r, lost=high.lost + w * low.lost + lost)
 
 
-class _Labels:
+class Labels:
     """The classes that the examples name, as far as they are in a block."""
 
-    def __init__(self, y, ids):
-        self.place = y.ids - ids[0]
+    def __init__(self, labels: Array, ids: Array):
+        self.place = labels - ids[0]
         self.here = (self.place >= 0) & (self.place < ids.size)
         self.within = jnp.where(self.here, self.place, 0)
 
@@ -375,7 +445,7 @@ class _Labels:
 def _cross_entropy(c, ids, m):
     if c.y is None:
         return None
-    labels = _Labels(c.y, ids)
+    labels = Labels(c.y.ids, ids)
     weights, of_ids = jnp.where(labels.here, c.y.of_ids, 0), labels.of(c.h)
     below = lambda h: finite(m)[..., None] - h
     cost, weight = (weights * jnp.where(weights == 0, 0, below(of_ids))).sum(-1), weights.sum(-1)
@@ -387,8 +457,7 @@ def _cross_entropy(c, ids, m):
 
 
 def _merge_cross_entropies(x, y):
-    x_wins = x.a.m >= y.a.m
-    high, low = jax.tree.map(ft.partial(_choose, x_wins), (x.y, y.y), (y.y, x.y))
+    high, low = jax.tree.map(ft.partial(_choose, _wins(x.a, y.a)), (x.y, y.y), (y.y, x.y))
     gap = finite(jnp.maximum(x.a.m, y.a.m)) - finite(jnp.minimum(x.a.m, y.a.m))
     return CrossEntropy(
         high.sum + (low.sum + low.weight * gap),
@@ -405,7 +474,7 @@ def _unless_unknown(y, x):
 
 def _pull_cross_entropy(c, w, ids, q, ct):
     """Y p_k - y_k, and A - h_k; with what the normaliser itself is owed."""
-    labels = _Labels(c.y, ids)
+    labels = Labels(c.y.ids, ids)
     d = _unless_unknown(q.y, ct.y.sum)[..., None]
     dh = w * (ct.a.r[..., None] + d * (q.y.weight / q.a.s)[..., None])
     y = labels.summed(c.y.of_ids, ids.size)
@@ -432,6 +501,11 @@ def _pull_cross_entropy(c, w, ids, q, ct):
     return dh, Weights(c.y.ids, of_ids, of_all.sum(tuple(range(c.h.ndim - 1))))
 
 
+def _wins(x, y):
+    """Whether x has the top class of both; what is no number stays."""
+    return (x.m >= y.m) | jnp.isnan(x.m)
+
+
 def _weight_of_lower(x, y):
     """exp(lower m - higher m)."""
     return jnp.exp(jnp.minimum(x.m, y.m) - finite(jnp.maximum(x.m, y.m)))
@@ -453,6 +527,12 @@ def _with_value(value, where, x):
 def _tangent_of(x):
     """0, with the derivative of x."""
     return jnp.where(jnp.isfinite(x), x - lax.stop_gradient(x), 0)
+
+
+def _pair(base, rest):
+    """A Pair's base and rest, of which the base is a constant, with the same sum and a rest that it rounds away."""
+    base, lost = _sum_and_error(base, lax.stop_gradient(rest))
+    return base, lost + _tangent_of(rest)
 
 
 def _outer(p, d):

@@ -1,5 +1,8 @@
 """Multiclass hinge losses of scores that are in hand."""
 
+import functools as ft
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -35,7 +38,7 @@ def multiclass_svm_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLi
 
     Source: Notes on gradients, 1 (multiclass SVM loss). The "j" inside its sum over m should read "m".
     """
-    return jnp.maximum(_over_the_label(scores, labels, margin), 0).sum(-1)
+    return _sum_over_the_label(*_checked(scores, labels, margin))
 
 
 def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLike = 1.0) -> Array:
@@ -66,11 +69,11 @@ def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, margin: Array
 
     Source: the maximum in place of the sum of Notes on gradients, 1 (multiclass SVM loss).
     """
-    return _over_the_label(scores, labels, margin).max(-1)
+    return _most_over_the_label(*_checked(scores, labels, margin))
 
 
-def _over_the_label(scores, labels, margin):
-    """s_k - s_y + margin, with 0 at k = y [..., K]; NaN for a label that is no class."""
+def _checked(scores, labels, margin):
+    """(scores, class ids, whether they are classes, margin)."""
     s = _arguments.floating("scores", scores)
     if s.ndim == 0 or s.shape[-1] == 0:
         raise ValueError(f"`scores` must have shape [..., K] with at least one class, got {s.shape}.")
@@ -78,8 +81,36 @@ def _over_the_label(scores, labels, margin):
     _arguments.shape("labels", labels, s.shape[:-1], "that of `scores` less its last axis")
     s = s.astype(_arguments.wide(s.dtype))
     margin = _arguments.scalar("margin", margin).astype(s.dtype)
-    y, known = (a[..., None] for a in _arguments.class_ids(labels, s.shape[-1]))
-    s = s * jnp.where(known, 1, jnp.nan).astype(s.dtype)
-    over = jnp.where(jnp.isneginf(s), -jnp.inf, s - jnp.take_along_axis(s, y, -1) + margin)
-    is_label = jnp.expand_dims(jnp.arange(s.shape[-1], dtype=y.dtype), range(s.ndim - 1)) == y
-    return jnp.where(is_label & known, 0, over)
+    return s, *_arguments.class_ids(labels, s.shape[-1]), margin
+
+
+@ft.partial(jax.jit, inline=True)
+def _sum_over_the_label(s, y, known, margin):
+    over, impossible = _over_the_label(s, y, known, margin)
+    over = jnp.where(jnp.isneginf(over), 0, jnp.where(impossible[..., None], over + jnp.inf, jnp.maximum(over, 0)))
+    return _or_nan(over.sum(-1), s)
+
+
+@ft.partial(jax.jit, inline=True)
+def _most_over_the_label(s, y, known, margin):
+    over, impossible = _over_the_label(s, y, known, margin)
+    most = over.max(-1)
+    return _or_nan(jnp.where(jnp.isneginf(most), 0, jnp.where(impossible, most + jnp.inf, most)), s)
+
+
+def _over_the_label(s, y, known, margin):
+    """(s_k - s_y + margin, with 0 at k = y [..., K]; whether s_y is -inf, taken for 0 there)."""
+    y, known = y[..., None], known[..., None]
+    s = s * jnp.where(known & ~jnp.isposinf(s), 1, jnp.nan).astype(s.dtype)
+    is_label = (jnp.expand_dims(jnp.arange(s.shape[-1], dtype=y.dtype), range(s.ndim - 1)) == y) & known
+    of_label = jnp.take_along_axis(s, y, -1)
+    # A label that is impossible is infinitely below the others, and has no gradient.
+    impossible = jnp.isneginf(of_label)
+    over = jnp.where(jnp.isneginf(s), -jnp.inf, s - jnp.where(impossible, 0, of_label) + margin)
+    return jnp.where(is_label, jnp.where(impossible, -jnp.inf, 0), over), impossible[..., 0]
+
+
+def _or_nan(loss, s):
+    """The loss, with a gradient of NaN for all scores where it is NaN."""
+    unknown = jnp.isnan(loss)
+    return loss + jnp.where(unknown, s.sum(-1), 0) * jnp.where(unknown, jnp.nan, 0).astype(s.dtype)

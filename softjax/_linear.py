@@ -78,26 +78,13 @@ class _Linear:
     """The checked arguments that all functions of linear scores have."""
 
     def __init__(self, features, kernel, bias, class_axis, where, example, per_class):
-        features, kernel = _arguments.floating("features", features), _arguments.floating("kernel", kernel)
-        if not isinstance(class_axis, int) or class_axis not in (0, 1, -1):
-            raise ValueError(f"`class_axis` must be 0 or -1, got {class_axis!r}.")
-        self.axis = class_axis % 2
-        if kernel.ndim != 2 or kernel.shape[self.axis] == 0:
-            wanted = ("[K, D]", "[D, K]")[self.axis]
-            raise ValueError(f"`kernel` must have shape {wanted} with at least one class, got {kernel.shape}.")
+        features = _arguments.floating("features", features)
+        kernel, self.axis = _kernel(kernel, class_axis)
         d, self.k = kernel.shape[1 - self.axis], kernel.shape[self.axis]
         _arguments.shape("features", features, (*features.shape[:-1], d), "[..., D] for the D of `kernel`")
         self.batch = features.shape[:-1]
         self.n = math.prod(self.batch)
-        live = None
-        if where is not None:
-            live = _arguments.booleans("where", where)
-            _arguments.shape("where", live, (self.k,), "[K] for the K of `kernel`")
-        if bias is not None:
-            bias = _arguments.floating("bias", bias)
-            _arguments.shape("bias", bias, (self.k,), "[K] for the K of `kernel`")
-            possible = ~jnp.isneginf(bias)
-            live = possible if live is None else live & possible
+        live, bias = _arguments.live_classes(where, "bias", bias, self.k, "[K] for the K of `kernel`")
         example = _arguments.leading("example", example, self.batch, "the leading axes of `features`")
         per_class = _arguments.leading("per_class", per_class, (self.k,), "[K] for the K of `kernel`")
 
@@ -119,22 +106,35 @@ class _Linear:
         live = self.classes[2]
         return 1 / self.k if live is None else live.astype(self.dtype) / jnp.maximum(live.sum(), 1).astype(self.dtype)
 
-    def evaluate(self, loss, weights, reduction, block_size, kept=None, shares=None):
+    def evaluate(self, loss, weights, reduction, block_size, kept=None, known=None, shares=None):
         reduction = _arguments.reduction(reduction)
         placement = _placement.of(block_size, self.n, self.k, self.features.shape[1], reduction, self.dtype)
         loss = losses.as_tree(loss, self.dtype)
-        examples = (self.features, self.example)
-        out = _evaluate(loss, examples, self.classes, weights, kept, shares, self.axis, reduction, placement)
+        examples, of_examples = (self.features, self.example), (weights, kept, known, shares)
+        out = _evaluate(loss, examples, self.classes, of_examples, self.axis, reduction, placement)
         return out.reshape(*self.batch, *out.shape[1:]) if reduction == "none" else out
 
 
-@ft.partial(jax.jit, static_argnums=(6, 7, 8), inline=True)
-def _evaluate(loss, examples, classes, weights, kept, shares, axis, reduction, placement):
+def _kernel(kernel, class_axis):
+    """(the checked kernel, the axis of its classes)."""
+    kernel, axis = _arguments.floating("kernel", kernel), _arguments.integer("class_axis", class_axis, "0 or -1")
+    if axis not in (0, 1, -1):
+        raise ValueError(f"`class_axis` must be 0 or -1, got {class_axis!r}.")
+    axis %= 2
+    if kernel.ndim != 2 or kernel.shape[axis] == 0:
+        wanted = ("[K, D]", "[D, K]")[axis]
+        raise ValueError(f"`kernel` must have shape {wanted} with at least one class, got {kernel.shape}.")
+    return kernel, axis
+
+
+@ft.partial(jax.jit, static_argnums=(4, 5, 6), inline=True)
+def _evaluate(loss, examples, classes, of_examples, axis, reduction, placement):
+    weights, kept, known, shares = of_examples
     columns = Partial(_COLUMNS[axis], loss.columns)
     problem = Problem(columns, Partial(_finish, loss.finish), examples, classes)
     n, k = examples[0].shape[0], classes[0].shape[axis]
-    axes = (axis, 0, 0, 0)
-    return evaluate(problem, axes, n, k, placement, weights=weights, kept=kept, shares=shares, reduction=reduction)
+    options = {"weights": weights, "kept": kept, "known": known, "shares": shares, "reduction": reduction}
+    return evaluate(problem, (axis, 0, 0, 0), n, k, placement, **options)
 
 
 def _columns(axis, columns, examples, block, ids):
@@ -142,8 +142,7 @@ def _columns(axis, columns, examples, block, ids):
     if live is not None:
         kernel = jnp.where(jnp.expand_dims(live, 1 - axis), kernel, 0)
         bias = jnp.where(live, 0 if bias is None else bias, -jnp.inf).astype(kernel.dtype)
-        zero = lambda a: jnp.where(live.reshape(-1, *(1,) * (a.ndim - 1)), a, 0)
-        per_class = jax.tree.map(lambda a: zero(a) if jnp.issubdtype(a.dtype, jnp.inexact) else a, per_class)
+        per_class = _arguments.only(live, per_class)
     z = dot(features, kernel if axis else kernel.T)
     return columns(z if bias is None else z + bias[None], ids, example, per_class)
 
@@ -226,7 +225,6 @@ def linear_softmax_cross_entropy(
         scores.features = jnp.where(kept[:, None], scores.features, 0)  # what an ignored example is does not matter
     scores.example = scores.wide(labels)
     weights = _arguments.weights(weights, scores.batch, scores.dtype)
-    weights = jnp.where(known, 1 if weights is None else weights, jnp.nan).astype(scores.dtype)
 
     loss, of_labels = losses.cross_entropy, None
     if not _is(label_smoothing, 0):
@@ -239,7 +237,7 @@ def linear_softmax_cross_entropy(
     if not _is(z_loss, 0):
         loss = losses.z_loss(loss, _arguments.scalar("z_loss", z_loss))
     loss = _of_logits_made(loss, softcap, temperature)
-    return scores.evaluate(loss, weights, reduction, block_size, kept=kept, shares=of_labels)
+    return scores.evaluate(loss, weights, reduction, block_size, kept, known, of_labels)
 
 
 def _labels(labels, ignore_index, batch, k):
@@ -324,12 +322,9 @@ def linear_expectation(
 
     Source: CATSMILE-1012 (softargmax), expectation of t_k under p_k.
     """
-    values = _arguments.floating("values", values)
-    if values.ndim != 2:
-        raise ValueError(f"`values` must have shape [K, E], got {values.shape}.")
-    scores = _Linear(features, kernel, bias, class_axis, where, None, None)
-    _arguments.shape("values", values, (scores.k, values.shape[1]), "[K, E] for the K of `kernel`")
-    scores = _Linear(features, kernel, bias, class_axis, where, None, values)
+    weights, axis = _kernel(kernel, class_axis)
+    payoffs = _arguments.values(values, weights.shape[axis], "kernel")
+    scores = _Linear(features, weights, bias, class_axis, where, None, payoffs)
     out = scores.evaluate(_of_logits_made(losses.expectation, None, temperature), None, "none", block_size)
     return out.astype(scores.given_dtype)
 

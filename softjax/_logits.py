@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -112,6 +113,8 @@ def of_logits(
     per_class = _arguments.leading("per_class", per_class, rows.size[1:], "[K] for the K of `logits`")
     dtype = _arguments.wide(_arguments.common_dtype(z, *_arguments.inexact((example, per_class))))
     example, per_class = _arguments.cast((example, per_class), dtype)
+    if jax.tree.leaves(per_class):  # what is known of a class that no example has may be infinite
+        per_class = _arguments.only(~(z < jnp.finfo(z.dtype).min).all(0), per_class)
     out = _rows.of_logits(loss, z if z.dtype.itemsize < 4 else z.astype(dtype), example, per_class)
     out = _examples.reduce(out, _arguments.weights(weights, rows.batch, out.dtype), _arguments.reduction(reduction))
     return out.reshape(*rows.batch, *out.shape[1:]) if reduction == "none" else out
@@ -215,6 +218,7 @@ def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None
     Source: CATSMILE-1012 (softargmax), which would reserve the name softmax for it.
     """
     logits, rows = _as_rows("a", a, axis, where)
+    keepdims = _arguments.flag("keepdims", keepdims)
     return rows.reduced(_rows.of_logits(losses.logsumexp, logits).astype(logits.dtype), keepdims)
 
 

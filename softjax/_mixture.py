@@ -5,7 +5,6 @@
 Nothing of size [N, K] is held, forward or backward.
 """
 
-import dataclasses
 import functools as ft
 import math
 from typing import Any
@@ -18,7 +17,7 @@ from jax.typing import ArrayLike
 
 from . import _arguments, _placement, losses
 from ._examples import Problem, evaluate
-from ._gibbs import dot
+from ._gibbs import Pair, dot
 from ._placement import BlockSize
 from .losses import Loss
 
@@ -70,27 +69,22 @@ def of_mixture(
 
     Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder.
     """
-    m = _Mixture(z, centers, log_prior, temperature, where, example, per_class)
-    return m.evaluate(loss, m.example, m.live_only(m.per_class), weights, reduction, block_size)
+    latents, means = _latents(z, centers)
+    m = _Mixture(latents, means, log_prior, temperature, where, example, per_class)
+    return m.evaluate(loss, m.example, _arguments.only(m.live, m.per_class), weights, reduction, block_size)
 
 
 class _Mixture:
-    """The checked arguments that all functions of a mixture have, in a type to compute in."""
+    """The arguments that all functions of a mixture have, checked and in a type to compute in.
+
+    The latents and centers were checked before, as others are compared with them.
+    """
 
     def __init__(self, z, centers, log_prior, temperature, where, example, per_class):
-        z, centers = _latents(z, centers)
         k, d = centers.shape
         self.batch, self.k = z.shape[:-1], k
         self.n = math.prod(self.batch)
-        live, bias = None, None
-        if where is not None:
-            live = _arguments.booleans("where", where)
-            _arguments.shape("where", live, (k,), "[K] for the K of `centers`")
-        if log_prior is not None:
-            bias = _arguments.floating("log_prior", log_prior)
-            _arguments.shape("log_prior", bias, (k,), "[K] for the K of `centers`")
-            possible = ~jnp.isneginf(bias)
-            live = possible if live is None else live & possible
+        live, bias = _arguments.live_classes(where, "log_prior", log_prior, k, "[K] for the K of `centers`")
         temperature = _arguments.scalar("temperature", temperature)
         example = _arguments.leading("example", example, self.batch, "the leading axes of `z`")
         per_class = _arguments.leading("per_class", per_class, (k,), "[K] for the K of `centers`")
@@ -101,22 +95,10 @@ class _Mixture:
         self.z, self.centers, self.example, self.per_class = self.wide(
             (z.reshape(self.n, d), centers, example, per_class)
         )
-        bias = jnp.zeros(k, self.dtype) if bias is None else self.wide(bias)
-        # Only differences of the priors matter, and a common part would cost digits of them.
-        if live is not None:
-            bias -= lax.stop_gradient(jnp.max(bias, initial=jnp.finfo(self.dtype).min, where=live))
-            bias = jnp.where(live, bias, -jnp.inf)
-        self.bias = bias
+        self.bias = _prior(jnp.zeros(k, self.dtype) if bias is None else self.wide(bias), live)
 
     def wide(self, tree):
         return _arguments.cast(tree, self.dtype)
-
-    def live_only(self, per_class):
-        """What is known of the classes, with 0 for those that are left out."""
-        if self.live is None:
-            return per_class
-        zero = lambda a: jnp.where(self.live.reshape(-1, *(1,) * (a.ndim - 1)), a, 0)
-        return jax.tree.map(lambda a: zero(a) if jnp.issubdtype(a.dtype, jnp.inexact) else a, per_class)
 
     def evaluate(self, loss, example, per_class, weights, reduction, block_size):
         reduction = _arguments.reduction(reduction)
@@ -129,6 +111,15 @@ class _Mixture:
             loss, z, centers, self.bias, self.temperature, example, per_class, weights, reduction, placement
         )
         return out.reshape(*self.batch, *out.shape[1:]) if reduction == "none" else out
+
+
+@ft.partial(jax.jit, inline=True)
+def _prior(bias, live):
+    """The logarithms of the priors [K], the largest 0: a common part does not matter, and would cost digits."""
+    if live is None:
+        return bias
+    bias -= lax.stop_gradient(jnp.max(bias, initial=jnp.finfo(bias.dtype).min, where=live))
+    return jnp.where(live, bias, -jnp.inf)
 
 
 def _latents(z, centers):
@@ -169,37 +160,49 @@ def _finish(finish, payoff, bias, temperature, totals, examples, classes):
 
 
 def _with_exact_tops(q, payoff, examples, classes):
-    """The totals with the bases of t and e said again from the differences z - c_o and x - A_o themselves.
+    """The totals with what the top classes have said again, from the differences z - c_o and x - A_o themselves.
 
     The matrix products that make scores and payoffs of all classes lose digits where z or x is close
-    to a center or a value. The bases are constants of the derivative, and so is what replaces them.
+    to a center or a value. What a top class has is a constant of the derivative, and so is what replaces it.
     """
     (z, temperature, example), classes = lax.stop_gradient((examples, classes))
+    known = q.a.top >= 0
 
     def at(top):
         centers, bias, per_class = jax.tree.map(lambda a: a.at[top].get(mode="clip"), classes)
         return bias - ((z - centers) ** 2).sum(-1) / temperature, payoff(example, per_class)
 
     h, t = at(q.a.top)
-    known = q.a.top >= 0
-    exact = lambda pair: dataclasses.replace(pair, base=jnp.where(known, t, pair.base))
+    left_out = (z**2).sum(-1) / temperature  # of the scores
 
-    def exponent(pair, n):
+    def mean(a):
+        return jax.tree.map(ft.partial(jnp.where, known), a.rebased(t, q.a.r / q.a.s), a)
+
+    def log_mean(a, n):
         of_n, e = at(n.top)
-        return dataclasses.replace(pair, base=jnp.where(known & (n.top >= 0), (of_n - h) + e, pair.base))
+        # A score counts as far as its class is likely, log sum_k exp h_k moving by p_k dh_k.
+        slip = n.r / n.s * (n.m - (of_n + e + left_out)) - q.a.r / q.a.s * (q.a.m - (h + left_out))
+        better = Pair((of_n - h) + e, a.rest + lax.stop_gradient(slip))
+        return jax.tree.map(ft.partial(jnp.where, known & (n.top >= 0)), better, a)
 
-    return q._replace(t=tuple(map(exact, q.t)), s=tuple(map(exact, q.s)), e=tuple(map(exponent, q.e, q.n)))
+    return q._replace(t=tuple(map(mean, q.t)), s=tuple(map(mean, q.s)), e=tuple(map(log_mean, q.e, q.n)))
 
 
 def _around_0(a, live):
     """(a [K, D] less its middle, the middle [D]); 0 for the classes that are left out.
 
-    Scores and losses do not depend on where 0 is, but the digits of |c_k|^2 and of z c_k do. The middle
-    is the median of some live classes, which one far away does not move.
+    Scores and losses do not depend on where 0 is, but the digits of |c_k|^2, of z c_k and of E_p[A] do. The
+    middle is the mean of the live classes but for those far away, as the median of some of them tells.
     """
     some = slice(None, None, max(1, a.shape[0] // 32))
     of_some = a[some] if live is None else jnp.where(live[some, None], a[some], jnp.nan)
-    middle = lax.stop_gradient(jnp.nan_to_num(jnp.nanmedian(of_some, 0), posinf=0.0, neginf=0.0))
+    median = lambda a: jnp.nan_to_num(jnp.nanmedian(a, 0), posinf=0.0, neginf=0.0)
+    about = median(of_some)
+    spread = median(jnp.abs(of_some - about[None]))
+    near = jnp.abs(a - about[None]) <= 8 * spread[None]
+    near = near if live is None else near & live[:, None]
+    count = jnp.maximum(near.sum(0), 1).astype(a.dtype)
+    middle = lax.stop_gradient(about + jnp.where(near, a - about[None], 0).sum(0) / count)
     moved = a - middle[None]
     return moved if live is None else jnp.where(live[:, None], moved, 0), middle
 
@@ -207,20 +210,11 @@ def _around_0(a, live):
 def _mixture(loss, z, x, centers, values, log_prior, temperature, where, weights, reduction, block_size):
     """The loss of the data and the values of a mixture."""
     z, centers = _latents(z, centers)
-    values, x = _values(centers, values), _arguments.floating("x", x)
+    values, x = _arguments.values(values, centers.shape[0], "centers"), _arguments.floating("x", x)
     _arguments.shape("x", x, (*z.shape[:-1], values.shape[1]), "the leading axes of `z`, and the E of `values`")
     m = _Mixture(z, centers, log_prior, temperature, where, x, values)
     values, middle = _around_0(m.per_class, m.live)
     return m.evaluate(loss, m.example - middle[None], values, weights, reduction, block_size)
-
-
-def _values(centers, values):
-    """The checked values [K, E] of a mixture."""
-    values = _arguments.floating("values", values)
-    if values.ndim != 2:
-        raise ValueError(f"`values` must have shape [K, E], got {values.shape}.")
-    _arguments.shape("values", values, (centers.shape[0], values.shape[1]), "[K, E] for the K of `centers`")
-    return values
 
 
 def mixture_autoencoder_loss(
@@ -424,10 +418,15 @@ def mixture_expectation(
 
     Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder.
     """
-    z, centers = _latents(z, centers)
-    m = _Mixture(z, centers, log_prior, temperature, where, None, _values(centers, values))
-    values, middle = _around_0(m.per_class, m.live)
-    out = m.evaluate(losses.expectation, None, values, None, "none", block_size)
-    middle = middle.reshape((1,) * len(m.batch) + middle.shape)
-    any_class = True if m.live is None else m.live.any()
-    return (out + jnp.where(any_class, middle, 0)).astype(m.given_dtype)
+    latents, means = _latents(z, centers)
+    payoffs = _arguments.values(values, means.shape[0], "centers")
+    m = _Mixture(latents, means, log_prior, temperature, where, None, payoffs)
+    payoffs, middle = _around_0(m.per_class, m.live)
+    of_classes = losses.expectation._replace(finish=Partial(_moved_back, middle))
+    return m.evaluate(of_classes, None, payoffs, None, "none", block_size).astype(m.given_dtype)
+
+
+def _moved_back(middle, q, _):
+    """E_p[A], for values A that were moved by their middle; 0 where no class is left."""
+    any_class = jnp.expand_dims(~jnp.isneginf(q.a.m), -1)
+    return (q.v[0] - jnp.where(any_class, -middle, 0)).value

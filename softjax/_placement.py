@@ -67,7 +67,7 @@ def placement(
 
     Raises:
         ValueError: if a size is not positive, or the reduction none of those above.
-        TypeError: if a size is not an integer.
+        TypeError: if a size is not an integer, or the type or platform none.
 
     Example:
         >>> import softjax
@@ -75,10 +75,16 @@ def placement(
         Placement(tile=512, block=4096, gradient='forward')
     """
     examples, classes, features = (
-        _positive(name, size) for name, size in (("examples", examples), ("classes", classes), ("features", features))
+        _arguments.size(name, size)
+        for name, size in (("examples", examples), ("classes", classes), ("features", features))
     )
     reduction = _arguments.reduction(reduction)
-    itemsize = max(4, jnp.dtype(dtype).itemsize)
+    try:
+        itemsize = max(4, jnp.finfo(dtype).bits // 8)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`dtype` must be a floating-point type, got {_arguments.shown(dtype)}.") from error
+    if not (platform is None or isinstance(platform, str)):
+        raise TypeError(f"`platform` must be the name of one or None, got {_arguments.shown(platform)}.")
     return _choose(examples, classes, features, reduction, itemsize, platform or jax.default_backend())
 
 
@@ -87,18 +93,12 @@ def of(block_size: BlockSize, n: int, k: int, d: int, reduction: str, dtype: jnp
     if block_size is None:
         return _choose(n, k, d, reduction, dtype.itemsize, jax.default_backend())
     if not isinstance(block_size, Placement):
-        return Placement(n, _positive("block_size", block_size))
-    if block_size.gradient not in ("forward", "backward"):
-        raise ValueError(f"`block_size` must take the gradient 'forward' or 'backward', got {block_size.gradient!r}.")
-    tile, block = (_positive("block_size", size) for size in block_size[:2])
-    return Placement(tile, block, block_size.gradient)
-
-
-def _positive(name, size):
-    n = _arguments.size(name, size)
-    if n is None:
-        raise TypeError(f"`{name}` must be a positive integer, got None.")
-    return n
+        return Placement(n, _arguments.size("block_size", block_size, "a positive integer or None"))
+    tile, block, gradient = block_size
+    if not isinstance(gradient, str) or gradient not in ("forward", "backward"):
+        got = _arguments.shown(gradient)
+        raise ValueError(f"`block_size` must take the gradient 'forward' or 'backward', got {got}.")
+    return Placement(_arguments.size("block_size", tile), _arguments.size("block_size", block), gradient)
 
 
 def _choose(n, k, d, reduction, itemsize, platform):
@@ -109,7 +109,7 @@ def _choose(n, k, d, reduction, itemsize, platform):
     if n == 1:  # taken for one of a batch under vmap, which is unseen from here
         return Placement(1, min(k, 512))
     if n * k <= scores(1):
-        return Placement(n, k)
+        return Placement(n, min(k, 4096))  # sums over more lose digits
     if platform != "cpu":
         tile = max(min(n, scores(2048) // k), min(n, 256))
         return Placement(tile, min(k, max(scores(2048) // tile, 1024)), "forward" if scalar else "backward")

@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 from . import _classes, losses
 from . import _gibbs as g
 from ._arguments import wide
+from ._examples import finished
 from .losses import Loss
 
 
@@ -27,16 +28,12 @@ def of_logits(loss: Loss, logits: Array, example: Any = None, per_class: Any = N
 def _of_logits(loss, logits, example, per_class):
     columns = Partial(_columns_of_rows, loss.columns)
     totals = _classes.totals(columns, (logits, example), (per_class,), (0,), _at_once(logits))
-    return loss.finish(totals, example)
+    return finished(loss.finish(totals, example), logits.shape[0])
 
 
 def _columns_of_rows(columns, examples, block, ids):
     logits, example = examples
-    return columns(_widen(logits), ids, example, *block)
-
-
-def _widen(x):
-    return x.astype(wide(x.dtype))
+    return columns(_classes.wide(logits), ids, example, *block)
 
 
 def _normaliser(logits):
@@ -48,12 +45,12 @@ def _at_once(logits):
     return _classes.Sizes(n, k, n, k)
 
 
-_SCORES_ALONE = Partial(lambda logits, _, ids: g.Columns(_widen(logits)))
+_SCORES_ALONE = Partial(lambda logits, _, ids: g.Columns(_classes.wide(logits)))
 
 
 @jax.custom_vjp
 def _softmax_rule(logits, _):
-    z = _widen(logits)
+    z = _classes.wide(logits)
     m = jnp.max(z, -1, keepdims=True)
     w = jnp.exp(z - g.finite(m))
     return w / jnp.maximum(w.sum(-1, keepdims=True), 1)  # it is 0 where no class is left, and at least 1 elsewhere
@@ -91,25 +88,21 @@ def _rule(kept: Callable, value: Callable, pull: Callable) -> Callable:
     @jax.custom_vjp
     def rule(inexact, fixed):
         arrays = _classes.join(inexact, fixed)
-        return value(kept(arrays[0]), *_wide(arrays))
+        return value(kept(arrays[0]), *jax.tree.map(_classes.wide, arrays))
 
     def fwd(inexact, fixed):
         arrays = _classes.join(inexact, fixed)
         k = kept(arrays[0])
-        return value(k, *_wide(arrays)), (k, inexact, fixed)
+        return value(k, *jax.tree.map(_classes.wide, arrays)), (k, inexact, fixed)
 
     def bwd(residuals, ct):
         k, inexact, fixed = residuals
-        cotangents = pull(k, ct, *_wide(_classes.join(inexact, fixed)))
+        cotangents = pull(k, ct, *jax.tree.map(_classes.wide, _classes.join(inexact, fixed)))
         return jax.tree.map(lambda x, d: d.astype(x.dtype), inexact, cotangents), None
 
     rule.defvjp(fwd, bwd)
     function = jax.jit(_classes.both_modes(rule), inline=True)
     return lambda *arrays: function(*_classes.split(arrays))
-
-
-def _wide(arrays):
-    return tuple(_widen(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in arrays)
 
 
 def _impossible(logits):

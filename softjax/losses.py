@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from . import _arguments
-from ._gibbs import Columns, Pair, Totals, Weights, dot
+from ._gibbs import Columns, Labels, Pair, Totals, Weights, dot
 
 
 class Loss(NamedTuple):
@@ -35,14 +35,22 @@ class Loss(NamedTuple):
 
 def as_tree(loss: Loss, dtype: jnp.dtype) -> Loss:
     """The loss as a pytree of the numbers that it is made with, in a type to compute in."""
-    if not isinstance(loss, Loss):
-        raise TypeError(f"`loss` must be a `softjax.Loss`, got {getattr(loss, '__name__', type(loss).__name__)}.")
-    payoff = None if loss.payoff is None else _partial(loss.payoff)
-    parts = Loss(_partial(loss.columns), _partial(loss.finish), payoff)
+    checked(loss)
+    payoff = None if loss.payoff is None else _partial("payoff", loss.payoff)
+    parts = Loss(_partial("columns", loss.columns), _partial("finish", loss.finish), payoff)
     return _arguments.cast(jax.tree.map(jnp.asarray, parts), dtype)
 
 
-def _partial(function):
+def checked(loss: Loss) -> Loss:
+    """The loss, if it is one."""
+    if not isinstance(loss, Loss):
+        raise TypeError(f"`loss` must be a `softjax.Loss`, got {getattr(loss, '__name__', _arguments.shown(loss))}.")
+    return loss
+
+
+def _partial(name, function):
+    if not callable(function):
+        raise TypeError(f"`{name}` of a loss must be a function, got {_arguments.shown(function)}.")
     return function if isinstance(function, Partial) else Partial(function)
 
 
@@ -68,11 +76,43 @@ def _odds(x):
     return positive, jnp.exp(jnp.where(positive, -x.base, x.base)) * (1 + jnp.where(positive, -x.rest, x.rest))
 
 
-def of_labels(labels: Array | tuple[Array, Array], dtype: jnp.dtype) -> Weights:
-    """Weight 1 for integer labels [N]; or the weights [N, T] of the classes [N, T] of a pair."""
-    if isinstance(labels, tuple):
-        return Weights(labels[0], labels[1].astype(dtype))
-    return Weights(labels[:, None], jnp.ones((labels.shape[0], 1), dtype))
+def of_labels(labels: Array | tuple[Array, Array], z: Array) -> Weights:
+    """Weight 1 for integer labels [N]; or the weights [N, T] of the classes [N, T] of a pair. For logits z [N, B]."""
+    if not isinstance(labels, tuple):
+        return Weights(_labels(labels, z)[:, None], jnp.ones((z.shape[0], 1), z.dtype))
+    if len(labels) != 2:
+        raise ValueError(
+            f"`example` must be labels or a pair (classes, weights) for this loss, got {len(labels)} parts."
+        )
+    classes, weights = labels
+    if classes.ndim != 2 or classes.shape != weights.shape:
+        got = f"{classes.shape} and {weights.shape}"
+        raise ValueError(f"`example` must be a pair of shapes [N, T] (classes and weights) for this loss, got {got}.")
+    return Weights(_class_ids(classes), weights.astype(z.dtype))
+
+
+def _labels(labels, z):
+    """The checked labels [N] of logits [N, B]; negative for what is no class."""
+    if not isinstance(labels, Array):
+        raise TypeError(f"`example` must be integer labels [N] for this loss, got {_arguments.shown(labels)}.")
+    if labels.shape != z.shape[:1]:
+        raise ValueError(f"`example` must be labels [N], one each, for this loss, got shape {labels.shape}.")
+    return _class_ids(labels)
+
+
+def _class_ids(labels):
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"`example` must be integer labels for this loss, got dtype {labels.dtype}.")
+    return _arguments.class_ids(labels, _arguments.INT32.max, other=-1)[0]
+
+
+def _floats(*arrays):
+    """Arrays of floating-point numbers, of the type of those that are."""
+    for a in arrays:
+        if not isinstance(a, Array):
+            raise TypeError(f"`example` and `per_class` must be arrays for this loss, got {_arguments.shown(a)}.")
+    inexact = _arguments.inexact(arrays) or [jnp.zeros(0, "float32")]
+    return tuple(a.astype(_arguments.common_dtype(*inexact)) for a in arrays)
 
 
 def _is_label(ids, labels):
@@ -81,19 +121,22 @@ def _is_label(ids, labels):
 
 def _label_logits(z, ids, labels):
     """Plain terms: the label's logit [N, 1], or 0 in a block that does not have it; and whether it has."""
-    place = (labels - ids[0])[:, None]
-    here = (place >= 0) & (place < ids.size)
-    logits = jnp.take_along_axis(z, jnp.where(here, place, 0), -1)
+    labels = Labels(labels[:, None], ids)
+    logits = labels.of(z)
     logits = jnp.where(jnp.isposinf(logits), jnp.nan, logits)
     logits = jnp.where(jnp.isneginf(logits), -jnp.inf, logits)  # impossible, and without a gradient
-    return jnp.where(here, logits, 0), here.astype(z.dtype)
+    return logits, labels.here.astype(z.dtype)
 
 
 def _of_label(q):
-    """(the label's logit from these terms, 0 where no class is left; 1, or NaN for a label that is no class)."""
+    """(the label's logit from these terms; whether no class is left; 1, or NaN for a label that is no class)."""
     logit, known = q.l
     nothing = jnp.isneginf(q.a.m) & jnp.isneginf(logit)
-    return jnp.where(nothing, 0, logit), jnp.where(known == 1, 1, jnp.nan).astype(logit.dtype)
+    return jnp.where(nothing, 0, logit), nothing, _or_nan(logit, known == 1)
+
+
+def _or_nan(x, known):
+    return jnp.where(known, 1, jnp.nan).astype(x.dtype)
 
 
 def _others(z, ids, labels):
@@ -106,14 +149,14 @@ def _others(z, ids, labels):
 
 # C = -sum_k y_k log p_k
 cross_entropy = Loss(
-    lambda z, ids, y, _: Columns(z, y=of_labels(y, z.dtype)),
+    lambda z, ids, y, _: Columns(z, y=of_labels(y, z)),
     lambda q, _: q.C,
 )
 
 
 def focal(gamma: ArrayLike = 2.0) -> Loss:
     """(1 - p_y)^gamma C, the focal loss of a label (Lin et al., 2017). The example is the label [N]."""
-    return Loss(cross_entropy.columns, Partial(_focal, gamma))
+    return Loss(cross_entropy.columns, Partial(_focal, _arguments.number("gamma", gamma)))
 
 
 def _focal(gamma, q, _):
@@ -124,7 +167,7 @@ def _focal(gamma, q, _):
 
 def poly_1(epsilon: ArrayLike = 2.0) -> Loss:
     """C + epsilon (1 - p_y), the poly-1 loss of a label (Leng et al., 2022). The example is the label [N]."""
-    return Loss(cross_entropy.columns, Partial(_poly_1, epsilon))
+    return Loss(cross_entropy.columns, Partial(_poly_1, _arguments.number("epsilon", epsilon)))
 
 
 def _poly_1(epsilon, q, _):
@@ -132,16 +175,17 @@ def _poly_1(epsilon, q, _):
 
 
 def _brier_columns(z, ids, y, _):
+    y = _labels(y, z)
     others = _others(z, ids, y)
     return Columns(others, e=(others,), l=_label_logits(z, ids, y))
 
 
 def _brier(q, _):
-    label_logit, known = _of_label(q)
+    label_logit, nothing, known = _of_label(q)
     against = q.A - label_logit  # log-odds of every class but the label
     alone = jnp.isneginf(q.a.m)
     squares = jnp.where(alone, 0, jnp.exp(jnp.where(alone, 0, (q.e[0] - q.A).value)))  # of the others' own softmax
-    return sigmoid(against) ** 2 * (1 + squares) * known
+    return jnp.where(nothing, 1, sigmoid(against) ** 2 * (1 + squares)) * known
 
 
 # sum_k (p_k - 1{k = y})^2 = (1 - p_y)^2 (1 + sum_{k != y} (p_k / (1 - p_y))^2)
@@ -153,18 +197,28 @@ def weston_watkins(margin: ArrayLike = 1.0) -> Loss:
 
     The example is the label [N] and its logit [N], as every class is compared with it.
     """
-    return Loss(Partial(_weston_watkins, margin), _plain_term)
-
-
-def _plain_term(q, _):
-    return q.l[0]
+    return Loss(Partial(_weston_watkins, _arguments.number("margin", margin)), _sum_over_the_label)
 
 
 def _weston_watkins(margin, z, ids, example, _):
-    y, label_logit = example
-    label_logit = jnp.where(jnp.isposinf(label_logit), jnp.nan, label_logit)
+    if not isinstance(example, tuple) or len(example) != 2:
+        raise ValueError("`example` must be a pair of labels [N] and their logits [N] for this loss.")
+    y, label_logit = _labels(example[0], z), example[1]
+    if label_logit.shape != z.shape[:1]:
+        raise ValueError(f"`example` must have a logit for each label for this loss, got shape {label_logit.shape}.")
+    label_logit = jnp.where(jnp.isposinf(label_logit), jnp.nan, label_logit.astype(z.dtype))
+    label_logit = jnp.where(jnp.isneginf(label_logit), -jnp.inf, label_logit)  # impossible, and without a gradient
+    z = jnp.where(jnp.isposinf(z), jnp.nan, z)
     over = jnp.where(jnp.isneginf(z), -jnp.inf, z - label_logit[:, None] + margin)
-    return Columns(z, l=(jnp.where(_is_label(ids, y), 0, jnp.maximum(over, 0)),))
+    is_label = _is_label(ids, y)
+    return Columns(z, l=(jnp.where(is_label, 0, jnp.maximum(over, 0)), is_label.astype(z.dtype)))
+
+
+def _sum_over_the_label(q, example):
+    total, known = q.l
+    of_labels = jnp.where(jnp.isnan(example[1]), example[1], 0).astype(total.dtype)
+    total += of_labels  # so that the loss and its gradient are NaN where a label's logit is, and no other class is left
+    return total * _or_nan(total, (known == 1) & ~jnp.isnan(total))
 
 
 def crammer_singer(margin: ArrayLike = 1.0) -> Loss:
@@ -173,18 +227,20 @@ def crammer_singer(margin: ArrayLike = 1.0) -> Loss:
     The maximum is the expectation of z at a temperature of almost 0, and so shared where several attain it.
     The example is the label [N].
     """
-    return Loss(_crammer_singer_columns, Partial(_crammer_singer, margin))
+    return Loss(_crammer_singer_columns, Partial(_crammer_singer, _arguments.number("margin", margin)))
 
 
 def _crammer_singer_columns(z, ids, y, _):
+    y = _labels(y, z)
     others = _others(z, ids, y)
     return Columns(lax.stop_gradient(others) * 2.0**60, t=(others,), l=_label_logits(z, ids, y))
 
 
 def _crammer_singer(margin, q, _):
-    label_logit, known = _of_label(q)
+    label_logit, _, known = _of_label(q)
     over = jnp.maximum((q.t[0] - label_logit).value + margin, 0)
-    return jnp.where(jnp.isneginf(q.a.m), 0, over) * known
+    loss = jnp.where(jnp.isneginf(q.a.m) & ~jnp.isnan(label_logit), 0, over)
+    return loss * known * _or_nan(loss, ~jnp.isnan(loss))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -197,10 +253,12 @@ logsumexp = Loss(lambda z, ids, _, __: Columns(z), lambda q, _: q.A.value)
 entropy = Loss(lambda z, ids, _, __: Columns(z, t=(z,)), lambda q, _: (lax.stop_gradient(q.A) - q.s[0]).value)
 
 # E_p[v] for the payoffs v [K, E] of the classes
-expectation = Loss(lambda z, ids, _, v: Columns(z, v=(v,)), lambda q, _: q.v[0].value)
+expectation = Loss(lambda z, ids, _, v: Columns(z, v=_floats(v)), lambda q, _: q.v[0].value)
 
 
 def _kl_columns(z, _, x, v):
+    x, v = (*_floats(x), None) if v is None else _floats(x, v)
+    _check_data(x, z if v is None else v)
     teacher = jnp.where(jnp.isneginf(z), -jnp.inf, x if v is None else dot(x, v.T))
     gap = jnp.where(jnp.isneginf(teacher), 0, z) - jnp.where(jnp.isneginf(teacher), 0, teacher)
     return Columns(teacher, t=(gap,), e=(gap,))
@@ -210,19 +268,35 @@ def _kl_columns(z, _, x, v):
 # logits s are the example [N, K], for `of_logits`; or x . v_k for its features x [N, D] and a row v_k of its kernel
 # [K, D] per class. A class that is impossible to either is left out of both. It is exact to eps |z - s|, not relative
 # to its own value where the student is close to the teacher.
-kl_divergence = Loss(_kl_columns, lambda q, _: (q.e[0] - q.t[0]).value)
+kl_divergence = Loss(_kl_columns, lambda q, _: jnp.where(jnp.isneginf(q.a.m), 0, (q.e[0] - q.t[0]).value))
+
+
+def _squared_error(q, x):
+    (x,), mean = _floats(x), q.v[0]
+    _check_data(x, mean.base)
+    return ((x - mean) ** 2).sum(-1)
+
+
+def _check_data(x, of_classes):
+    if x.ndim != 2 or of_classes.ndim != 2 or x.shape[1] != of_classes.shape[1]:
+        got = f"{x.shape} where the classes have {of_classes.shape[1:]}"
+        raise ValueError(f"`example` must have shape [N, E] with the E of the classes for this loss, got {got}.")
+
 
 # |x - E_p[v]|^2
-mixture_autoencoder = Loss(lambda z, ids, x, v: Columns(z, v=(v,)), lambda q, x: ((x - q.v[0]) ** 2).sum(-1))
+mixture_autoencoder = Loss(lambda z, ids, x, v: Columns(z, v=_floats(v)), _squared_error)
 
 
 def _log_likelihood(x, v):
     """log p(x | k) = -|x - v_k|^2 for one class per example."""
+    x, v = _floats(x, v)
     return -((x - v) ** 2).sum(-1)
 
 
 def _log_likelihoods(x, v):
     """The same for every class, [N, B], by a matrix product."""
+    x, v = _floats(x, v)
+    _check_data(x, v)
     return dot(2 * x, v.T) - (v**2).sum(-1)[None] - (x**2).sum(-1)[:, None]
 
 
@@ -250,17 +324,17 @@ def _before(loss, function, *numbers):
 
     What the payoff of a class is worth may depend on scores that are changed here, and is not said again.
     """
-    return loss._replace(columns=Partial(function, _partial(loss.columns), *numbers), payoff=None)
+    return checked(loss)._replace(columns=Partial(function, _partial("columns", loss.columns), *numbers), payoff=None)
 
 
 def _after(loss, function, *numbers):
     """The loss with `function(loss.finish, *numbers, totals, example)` in place of its finish."""
-    return loss._replace(finish=Partial(function, _partial(loss.finish), *numbers))
+    return checked(loss)._replace(finish=Partial(function, _partial("finish", loss.finish), *numbers))
 
 
 def softcap(loss: Loss, cap: ArrayLike) -> Loss:
     """The loss of the logits cap * tanh(z / cap), which lie within (-cap, cap) (Gemma 2)."""
-    return _before(loss, _softcap, cap)
+    return _before(loss, _softcap, _arguments.number("cap", cap))
 
 
 def _softcap(columns, cap, z, ids, example, per_class):
@@ -271,7 +345,7 @@ def _softcap(columns, cap, z, ids, example, per_class):
 
 def temperature(loss: Loss, temperature: ArrayLike) -> Loss:
     """The loss of the logits z / temperature."""
-    return _before(loss, _temperature, temperature)
+    return _before(loss, _temperature, _arguments.number("temperature", temperature))
 
 
 def _temperature(columns, temperature, z, ids, example, per_class):
@@ -285,11 +359,11 @@ def margin(loss: Loss, margin: ArrayLike) -> Loss:
 
     The example is the label [N].
     """
-    return _before(loss, _margin, margin)
+    return _before(loss, _margin, _arguments.number("margin", margin))
 
 
 def _margin(columns, margin, z, ids, y, per_class):
-    return columns(jnp.where(_is_label(ids, y), z - margin, z), ids, y, per_class)
+    return columns(jnp.where(_is_label(ids, _labels(y, z)), z - margin, z), ids, y, per_class)
 
 
 def label_smoothing(loss: Loss, rate: ArrayLike, prior: ArrayLike) -> Loss:
@@ -297,12 +371,16 @@ def label_smoothing(loss: Loss, rate: ArrayLike, prior: ArrayLike) -> Loss:
 
     The prior is that of every class [K], or 1 / K for all.
     """
-    return _before(loss, _label_smoothing, rate, prior)
+    if not isinstance(prior, int | float):
+        prior = _arguments.floating("prior", prior)
+        if prior.ndim > 1 or not prior.size:
+            raise ValueError(f"`prior` must be a scalar or have shape [K], got {prior.shape}.")
+    return _before(loss, _label_smoothing, _arguments.number("rate", rate), prior)
 
 
 def _label_smoothing(columns, rate, prior, z, ids, example, per_class):
     c = _with_weights("label_smoothing", columns(z, ids, example, per_class))
-    more = rate * (jnp.full(ids.shape, prior, z.dtype) if prior.ndim == 0 else prior[ids])
+    more = rate * (jnp.full(ids.shape, prior, z.dtype) if prior.ndim == 0 else _of_each(prior, ids))
     of_classes = more if c.y.per_class is None else (1 - rate) * c.y.per_class + more
     return c._replace(y=Weights(c.y.ids, (1 - rate) * c.y.of_ids, of_classes))
 
@@ -313,21 +391,30 @@ def _with_weights(name, c):
     return c
 
 
+def _of_each(of_classes, ids):
+    """What the classes have [K] for some of them; NaN for those that it lacks, never what another has."""
+    return of_classes.at[jnp.where(ids < 0, of_classes.size, ids)].get(mode="fill", fill_value=jnp.nan)
+
+
 def class_weights(loss: Loss, weights: ArrayLike) -> Loss:
     """A loss of labels with their weights y_k made weights_k y_k, for weights [K]."""
+    weights = _arguments.floating("weights", weights)
+    if weights.ndim != 1 or not weights.size:
+        raise ValueError(f"`weights` must have shape [K], got {weights.shape}.")
     return _before(loss, _class_weights, weights)
 
 
 def _class_weights(columns, weights, z, ids, example, per_class):
     c = _with_weights("class_weights", columns(z, ids, example, per_class))
-    of_classes = None if c.y.per_class is None else weights[ids] * c.y.per_class
-    return c._replace(y=Weights(c.y.ids, weights.at[c.y.ids].get(mode="clip") * c.y.of_ids, of_classes))
+    of_classes = None if c.y.per_class is None else _of_each(weights, ids) * c.y.per_class
+    return c._replace(y=Weights(c.y.ids, _of_each(weights, c.y.ids) * c.y.of_ids, of_classes))
 
 
 def z_loss(loss: Loss, weight: ArrayLike) -> Loss:
     """The loss + weight * A^2, which keeps A = log sum_k exp z_k near 0 (Mesh TensorFlow; PaLM)."""
-    return _after(loss, _z_loss, weight)
+    return _after(loss, _z_loss, _arguments.number("weight", weight))
 
 
 def _z_loss(finish, weight, q, example):
-    return finish(q, example) + weight * q.A.value**2
+    a = jnp.where(jnp.isneginf(q.a.m), 0, q.A.value)  # where no class is left, nothing is to be kept near 0
+    return finish(q, example) + weight * a**2

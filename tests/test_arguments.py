@@ -32,9 +32,13 @@ REFUSALS = {
     "complex logits": (
         lambda: softjax.softmax(Z.astype(complex)),
         TypeError,
-        "`x` must be real numbers, got dtype complex64",
+        "`x` must be real numbers of 16 bits or more, got dtype complex64",
     ),
-    "boolean logits": (lambda: softjax.softmax(Z == 0), TypeError, "`x` must be real numbers, got dtype bool"),
+    "boolean logits": (
+        lambda: softjax.softmax(Z == 0),
+        TypeError,
+        "`x` must be real numbers of 16 bits or more, got dtype bool",
+    ),
     "no logits": (lambda: softjax.entropy(None), TypeError, "`logits` must be an array or a number .*, got NoneType"),
     "text for logits": (lambda: softjax.logsumexp("abc"), TypeError, "`a` must be an array or a number .*, got str"),
     "where of another shape": (
