@@ -1,4 +1,4 @@
-"""The command line: `python -m softjax demo`, `python -m softjax bench`."""
+"""The command line: `python -m softjax demo`, `python -m softjax bench`, `python -m softjax audit`."""
 
 import argparse
 import functools as ft
@@ -10,7 +10,7 @@ from . import _arguments
 
 def _positive(text: str) -> int:
     try:
-        return _arguments.size("value", int(text)) or 1
+        return _arguments.size("value", int(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}") from error
 
@@ -55,18 +55,27 @@ def main(argv: list[str] | None = None) -> int:
     bench.add_argument("--placements", action="store_true", help="what the library chooses beside other choices")
     bench.add_argument("-o", "--output", type=_picture, help="a PNG file to write")
     bench.add_argument("--json", type=_report, help="a JSON file to write")
+    audit = commands.add_parser("audit", help="errors of values and derivatives against truth in 50 digits")
+    audit.add_argument("--quick", action="store_true", help="fewer scenarios, and few classes")
+    audit.add_argument("-k", dest="text", default="", help="only functions whose name contains this")
+    audit.add_argument("--json", type=_report, help="a JSON file to write")
     options = parser.parse_args(argv)
     try:
         if options.command == "demo":
             from . import _demo
-        else:
+        elif options.command == "bench":
             from . import _bench
+        else:
+            from . import _audit
     except ModuleNotFoundError as error:
-        print(f"The {options.command} needs {error.name}: pip install 'softjax-losses[demo]'", file=sys.stderr)
+        extra = "audit" if options.command == "audit" else "demo"
+        print(f"The {options.command} needs {error.name}: pip install 'softjax-losses[{extra}]'", file=sys.stderr)
         return 1
     try:
         if options.command == "demo":
             return _demo.run(options.steps, options.classes, options.latents, options.seed, options.output)
+        if options.command == "audit":
+            return _audit.run(options.quick, options.text, options.json)
         if options.placements:
             return _bench.run_placements(options.rounds, options.small)
         return _bench.run(options.rounds, options.small, options.output, options.json)

@@ -1,0 +1,157 @@
+"""The audit finds what it should, and its truth is true."""
+
+import inspect
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import softjax
+from softjax import __main__, _audit, _truth
+
+PUBLIC = {
+    value.__name__  # `softargmax` is `softmax`
+    for value in (getattr(softjax, name) for name in softjax.__all__)
+    if inspect.isfunction(value) and value is not softjax.placement
+}
+
+
+@pytest.fixture
+def audit(tmp_path, capsys):
+    """(name of functions) -> (exit code, what was printed, the rows of the report)."""
+
+    def run(text):
+        report = tmp_path / "audit.json"
+        code = __main__.main(["audit", "--quick", "-k", text, "--json", str(report)])
+        return code, capsys.readouterr().out, json.loads(report.read_text())["rows"]
+
+    return run
+
+
+def test_every_public_function_is_within_its_limits_in_the_quick_run(audit):
+    code, printed, rows = audit("")
+    assert code == 0, "\n".join(line for line in printed.splitlines() if "is off by" in line)
+    assert all(row["within"] for row in rows)
+    assert {row["function"] for row in rows} == PUBLIC
+    assert all(name in printed for name in PUBLIC)
+    assert {row["mode"] for row in rows} == {"value", "reverse", "forward"}
+    peers = {row["function"] for row in rows if row["peer"] is not None}
+    assert {"softmax", "logsumexp", "multiclass_hinge_loss", "linear_softmax_cross_entropy"} <= peers
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_public_function_has_its_work(quick):
+    works = list(_audit.works(quick))
+    assert {work.function for work in works} == PUBLIC
+    scenarios = [scenario for work in works for scenario in work.scenarios]
+    assert {dtype for s in scenarios for dtype in s.dtypes} >= {"float32", "bfloat16"}
+    if not quick:
+        assert {s.place for s in scenarios} == {"logits", *_audit.PLACES}
+        assert {mode for s in scenarios for mode in s.modes} == set(_audit.LIMITS)
+
+
+def off_in_value(function):
+    return lambda *args, **options: function(*args, **options) * (1 + 1e-5)
+
+
+def off_in_gradient(function):
+    def wrong(*args, **options):
+        out = function(*args, **options)
+        return out + 1e-5 * (out - jax.lax.stop_gradient(out))
+
+    return wrong
+
+
+@pytest.mark.parametrize(("fault", "modes"), [(off_in_value, {"value"}), (off_in_gradient, {"reverse", "forward"})])
+@pytest.mark.parametrize("name", ["multiclass_svm_loss", "linear_logsumexp"])
+def test_a_planted_fault_is_found_and_named(audit, monkeypatch, name, fault, modes):
+    monkeypatch.setattr(softjax, name, fault(getattr(softjax, name)))
+    code, printed, rows = audit(name)
+    assert code == 1
+    assert {row["function"] for row in rows} == {name}
+    found = [row for row in rows if not row["within"]]
+    assert modes <= {row["mode"] for row in found if row["dtype"] == "float32"}
+    if fault is off_in_gradient:
+        assert all(row["within"] for row in rows if row["mode"] == "value")
+    for row in found:
+        where = f"{name}, {row['scenario']}, {row['dtype']}, {row['placement']}: {row['mode']}"
+        assert where in printed
+    assert f"{len(found)} beyond their limits" in printed
+
+
+def test_the_usual_cross_entropy_loses_all_digits_of_a_sure_row(audit):
+    code, _, rows = audit("with_integer_labels")
+    assert code == 0
+    errors = {row["mode"]: row["peer"] for row in rows if row["dtype"] == "float32"}
+    assert errors["value"] == 1  # 0 for 8e-8, and less
+    assert errors["reverse"] > 0.01
+
+
+def test_nan_and_what_should_be_0_are_errors():
+    places = {"z": np.zeros((2, 3))}
+    scenario = _audit.Scenario("", places, ("float32",), ("value",), _audit.LOGITS)
+    problem = _audit._Problem(lambda z: z, scenario, "float32")
+    want = np.array([[0.0, 0.0, 0.0], [1e4, 1.0, 0.0]])
+    error = lambda got: problem.error("value", np.asarray(got, np.float32), want)
+    assert error(want) == 0
+    assert error(want + np.array([[0, 0, 0], [0, 0.5, 0]])) == pytest.approx(5e-5)
+    assert error(want + np.array([[0, 1e-30, 0], [0, 0, 0]])) == np.inf
+    assert error(want * np.nan) == np.inf
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "softjax._audit")
+    monkeypatch.delattr(softjax, "_audit")
+    monkeypatch.delitem(sys.modules, "softjax._truth")
+    monkeypatch.delattr(softjax, "_truth")
+    monkeypatch.setitem(sys.modules, "mpmath", None)
+    assert __main__.main(["audit"]) == 1
+    assert "mpmath: pip install 'softjax-losses[audit]'" in capsys.readouterr().err
+
+
+# --- the truth ----------------------------------------------------------------------------------
+
+RANDOM = np.random.default_rng(0)
+Z, T = RANDOM.normal(size=(3, 5)), RANDOM.normal(size=(5, 2))
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (lambda z, t: (_truth.softmax(z) @ t) / (2 - t[0]), (Z, T)),
+        (lambda z, y: _truth.softmax_cross_entropy(z[:, [0, 2, 2]], y) - z.sum(), (Z, Z[:1, :3])),
+        (lambda z: _truth.logsumexp(z) * _truth.tanh(z).sum(-1), (Z,)),
+        (lambda z, c, t: _truth.leop_loss(z, z, c, t, temperature=t[0, 0], reduction="mean"), (Z[:, :2], T, T + 2)),
+        (lambda z: _truth.multiclass_hinge_loss(z, np.arange(3)), (Z,)),
+        (lambda z: _truth.multiclass_svm_loss(z, np.arange(3)), (Z,)),
+    ],
+)
+def test_gradients_of_the_tape_are_central_differences(function, arguments):
+    inputs = [_truth.Numbers(a) for a in arguments]
+    out = function(*inputs)
+    cotangent = RANDOM.normal(size=out.shape)
+    direction = [RANDOM.normal(size=a.shape) for a in arguments]
+    (difference,) = _truth.along(lambda *inputs: [function(*inputs).value], arguments, direction)
+    got = sum(
+        (g * _truth.Numbers(v).value).sum()
+        for g, v in zip(_truth.gradients(out, cotangent, inputs), direction, strict=True)
+    )
+    want = (difference * _truth.Numbers(cotangent).value).sum() if out.shape else difference * cotangent
+    assert abs(got / want - 1) < 1e-40
+
+
+def test_the_truth_is_that_of_known_numbers():
+    sure = _truth.Numbers([[80.0, 0.0]])
+    (loss,) = _truth.softmax_cross_entropy_with_integer_labels(sure, np.array([0])).value
+    assert float(loss) == pytest.approx(np.exp(-80.0), rel=1e-15)
+    assert _truth.CONTEXT.almosteq(loss + _truth.CONTEXT.exp(-160) / 2, _truth.CONTEXT.exp(-80), 1e-68)
+
+
+def test_classes_that_attain_the_maximum_share_its_gradient():
+    z = _truth.Numbers([[1.0, 1.0, 0.0]])
+    (gradient,) = _truth.gradients(_truth.largest(z), [1.0], [z])
+    assert gradient.tolist() == [[0.5, 0.5, 0]]
+    (gradient,) = _truth.gradients(_truth.positive(z - 1), [[1.0, 1.0, 1.0]], [z])
+    assert gradient.tolist() == [[0.5, 0.5, 0]]
