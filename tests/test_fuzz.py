@@ -1,0 +1,947 @@
+"""Draws of right and wrong arguments end in a right answer or in words of this library, never in an error of JAX."""
+
+import ast
+import functools
+import itertools
+import math
+import pathlib
+import re
+import traceback
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import softjax
+from softjax import Columns, Loss, Placement, Weights, losses
+
+from . import test_arguments, test_linear, test_losses
+
+N, K, D, E = 4, 5, 3, 2
+HOME = pathlib.Path(softjax.__file__).parent
+SENTENCE = re.compile(r"[^\n]*`[^`\n]+`[^\n]*\.")
+NOT_OF_FUNCTIONS = ("__main__", "_audit", "_bench", "_demo", "_truth", "testing")  # the command line, and a test helper
+
+
+# --- what is a refusal ----------------------------------------------------------------------------
+
+
+def raises_of(path):
+    """(first line, last line) of every `raise` in a file."""
+    return {(n.lineno, n.end_lineno) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Raise)}
+
+
+RAISES = {str(path): raises_of(path) for path in HOME.glob("*.py")}
+
+
+def raised_at(error):
+    """(file, lines) of the library's `raise` that an error comes from, or None if it comes from elsewhere."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    lines = [(a, b) for a, b in RAISES.get(frame.filename, ()) if a <= frame.lineno <= b]
+    return (frame.filename, lines[0]) if lines else None
+
+
+def fault_of(error):
+    """Why an error is no refusal in words, or None if it is one."""
+    if raised_at(error) is None or not isinstance(error, TypeError | ValueError):
+        return f"{type(error).__name__} from the depths: {str(error)[:90]!r}"
+    return None if SENTENCE.fullmatch(str(error)) else f"no sentence that names an argument: {str(error)[:90]!r}"
+
+
+def assert_refused(call):
+    try:
+        out = jax.eval_shape(call)
+    except Exception as error:
+        fault = fault_of(error)
+    else:
+        fault = f"answered with {out}"
+    assert fault is None, fault
+
+
+# --- refusals -----------------------------------------------------------------------------------------
+
+x, w, y, z = jnp.ones((N, D)), jnp.ones((D, K)), jnp.zeros(N, int), jnp.ones((N, K))
+no_weights = Loss(lambda z, ids, _, __: Columns(z), lambda q, _: q.C)
+ce = softjax.linear_softmax_cross_entropy
+
+REFUSALS = {
+    "a cross entropy without labels": (
+        lambda: softjax.of_linear(no_weights, x, w),
+        ValueError,
+        "`C` needs `Columns` with weights `y`, got none",
+    ),
+    "a pair of numbers": (
+        lambda: ce(x, w, (0, 1.0)),
+        ValueError,
+        r"`labels` must be a pair of arrays \[..., T\], got a single number",
+    ),
+    "an embedding table of rank 1": (
+        lambda: ce(x, w[0], y, class_axis=0),
+        ValueError,
+        r"`kernel` must have shape \[K, D\] with at least one class, got \(5,\)",
+    ),
+    "values of rank 1": (
+        lambda: softjax.mixture_expectation(x, w.T, jnp.ones(K)),
+        ValueError,
+        r"`values` must have shape \[K, E\], got \(5,\)",
+    ),
+    "no number of examples": (
+        lambda: softjax.placement(None, 1, 1),
+        TypeError,
+        "`examples` must be a positive integer, got None",
+    ),
+    "a number for a loss": (
+        lambda: softjax.of_logits(2.5, z),
+        TypeError,
+        r"`loss` must be a `softjax.Loss`, got 2\.5",
+    ),
+    "a smoothing of what has no labels": (
+        lambda: softjax.of_logits(losses.label_smoothing(losses.entropy, 0.1, 0.2), z),
+        ValueError,
+        "`label_smoothing` must be given a loss whose columns have weights `y`, got one without",
+    ),
+    "a flag that is none": (
+        lambda: softjax.logsumexp(z, keepdims=jnp.ones(2)),
+        TypeError,
+        r"`keepdims` must be True or False, got float32\[2\]",
+    ),
+    "a type that is none": (
+        lambda: softjax.placement(1, 1, 1, dtype="abc"),
+        TypeError,
+        "`dtype` must be a floating-point type, got 'abc'",
+    ),
+    "a platform that is none": (
+        lambda: softjax.placement(1, 1, 1, platform=3),
+        TypeError,
+        "`platform` must be the name of one or None, got 3",
+    ),
+    "a triple as labels": (
+        lambda: softjax.of_logits(losses.cross_entropy, z, (y, y, y)),
+        ValueError,
+        r"`example` must be labels or a pair \(classes, weights\) for this loss, got 3",
+    ),
+    "a pair of rank 1": (
+        lambda: softjax.of_logits(losses.cross_entropy, z, (y, jnp.ones(N))),
+        ValueError,
+        r"`example` must be a pair of shapes \[N, T\] .* got \(4,\) and \(4,\)",
+    ),
+    "no labels": (
+        lambda: softjax.of_logits(losses.cross_entropy, z),
+        TypeError,
+        r"`example` must be integer labels \[N\] for this loss, got None",
+    ),
+    "soft labels for integer labels": (
+        lambda: softjax.of_logits(losses.brier, z, z),
+        ValueError,
+        r"`example` must be labels \[N\], one each, for this loss, got shape \(4, 5\)",
+    ),
+    "labels that are no integers": (
+        lambda: softjax.of_logits(losses.cross_entropy, z, jnp.ones(N)),
+        TypeError,
+        "`example` must be integer labels for this loss, got dtype float32",
+    ),
+    "no payoffs": (
+        lambda: softjax.of_logits(losses.eol, z, z),
+        TypeError,
+        "`example` and `per_class` must be arrays for this loss, got None",
+    ),
+    "a hinge without the labels' logits": (
+        lambda: softjax.of_logits(losses.weston_watkins(), z, y),
+        ValueError,
+        r"`example` must be a pair of labels \[N\] and their logits \[N\] for this loss",
+    ),
+    "a hinge with other logits": (
+        lambda: softjax.of_logits(losses.weston_watkins(), z, (y, z)),
+        ValueError,
+        r"`example` must have a logit for each label for this loss, got shape \(4, 5\)",
+    ),
+    "data of another E": (
+        lambda: softjax.of_logits(losses.mixture_autoencoder, z, x, jnp.ones((K, 2))),
+        ValueError,
+        r"`example` must have shape \[N, E\] with the E of the classes for this loss, got \(4, 3\)",
+    ),
+    "a prior of rank 2": (
+        lambda: losses.label_smoothing(losses.cross_entropy, 0.1, z),
+        ValueError,
+        r"`prior` must be a scalar or have shape \[K\], got \(4, 5\)",
+    ),
+    "class weights of rank 2": (
+        lambda: losses.class_weights(losses.cross_entropy, z),
+        ValueError,
+        r"`weights` must have shape \[K\], got \(4, 5\)",
+    ),
+    "half an example": (
+        lambda: softjax.placement(2.5, 1, 1),
+        TypeError,
+        r"`examples` must be a positive integer, got 2\.5",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_more_bad_input_is_refused_in_words(name):
+    call, kind, message = REFUSALS[name]
+    with pytest.raises(kind, match=message) as refusal:
+        call()
+    assert fault_of(refusal.value) is None
+
+
+# --- the definitions, in numpy's float64 --------------------------------------------------------------
+
+
+def masked(z, where):
+    return z if where is None else np.where(where, z, -np.inf)
+
+
+def log_sum_exp(z, axis=-1):
+    m = z.max(axis, keepdims=True)
+    return (np.log(np.exp(z - m).sum(axis, keepdims=True)) + m).squeeze(axis)
+
+
+def log_p(z, axis=-1):
+    return z - np.expand_dims(log_sum_exp(z, axis), axis)
+
+
+def expected(z, t, axis=-1):
+    p = np.exp(log_p(z, axis))
+    return np.where(p == 0, 0, p * t).sum(axis)
+
+
+def entropy(z, axis):
+    p, log = np.exp(log_p(z, axis)), log_p(z, axis)
+    return -np.where(p == 0, 0, p * log).sum(axis)
+
+
+def axes_of(axis, z):
+    return tuple(range(z.ndim)) if axis is None else tuple(np.atleast_1d(axis).astype(int) % max(z.ndim, 1))
+
+
+def at(z, y):
+    return np.take_along_axis(z, np.clip(y, 0, z.shape[-1] - 1)[..., None], -1)[..., 0]
+
+
+def hinge(s, y, margin):
+    over = s - at(s, y)[..., None] + margin
+    return np.where(np.arange(s.shape[-1]) == y[..., None], 0, np.maximum(over, 0))
+
+
+def reduced(loss, a, share=1.0):
+    w = np.broadcast_to(1.0 if a.get("weights") is None else a["weights"], loss.shape)
+    total = {"none": lambda: w * loss, "sum": lambda: (w * loss).sum()}
+    return total.get(a.get("reduction", "none"), lambda: (w * loss).sum() / (w * share).sum())()
+
+
+def linear(a):
+    z = a["features"] @ (a["kernel"].T if a.get("class_axis", -1) == 0 else a["kernel"])
+    z = z if a.get("bias") is None else z + a["bias"]
+    cap = a.get("softcap")
+    z = (z if cap is None else cap * np.tanh(z / cap)) / a.get("temperature", 1.0)
+    return masked(z, a.get("where"))
+
+
+def linear_cross_entropy(a):
+    z = linear(a)
+    k, rate = z.shape[-1], a["label_smoothing"]
+    weights = np.ones(k) if a["class_weights"] is None else a["class_weights"]
+    if isinstance(a["labels"], tuple):
+        ids, probabilities = a["labels"]
+        labels, share = ((ids[..., None] == np.arange(k)) * probabilities[..., None]).sum(-2), 1.0
+    else:
+        labels, share = a["labels"][..., None] == np.arange(k), weights[np.clip(a["labels"], 0, k - 1)]
+    live = np.isfinite(z)
+    labels = weights * ((1 - rate) * labels + rate * live / live.sum(-1, keepdims=True))
+    loss = -np.where(live, labels * log_p(z), 0).sum(-1) + a["z_loss"] * log_sum_exp(z) ** 2
+    return reduced(loss, a, share)
+
+
+def contrastive(a):
+    z = a["x"] @ a["y"].T / a["temperature"]
+    one_way = lambda z: reduced(-np.diagonal(log_p(z)), a)
+    return (one_way(z) + one_way(z.T)) / 2 if a["symmetric"] else one_way(z)
+
+
+def distances(x, centers):
+    return ((x[..., None, :] - centers) ** 2).sum(-1)
+
+
+def mixture(a):
+    h = -distances(a["z"], a["centers"]) / a["temperature"]
+    return masked(h if a["log_prior"] is None else h + a["log_prior"], a["where"])
+
+
+def of_values(h, values):
+    return np.exp(log_p(h)) @ values
+
+
+def autoencoder(a):
+    return reduced(((a["x"] - of_values(mixture(a), a["values"])) ** 2).sum(-1), a)
+
+
+def eol(a):
+    return reduced(expected(mixture(a), distances(a["x"], a["values"])), a)
+
+
+def leop(a):
+    h = log_p(mixture(a))
+    return reduced(-log_sum_exp(h - distances(a["x"], a["values"])), a)
+
+
+def batch_of(name, a):
+    return np.zeros(a[name].shape[:-1])
+
+
+def of_scores(name, a):
+    """0 in the shape of the losses: their values have tests elsewhere."""
+    vectors = a["loss"] is losses.expectation
+    loss = np.zeros((*batch_of(name, a).shape, *(a["per_class"].shape[1:] if vectors else ())))
+    return loss if a["reduction"] == "none" else loss.sum()
+
+
+# --- the functions, each with right arguments ---------------------------------------------------------
+
+
+class Drawn:
+    """Seeded choices and arrays of one draw."""
+
+    def __init__(self, *seed):
+        self.generator = np.random.default_rng(seed)
+
+    def one(self, *things):
+        return things[self.generator.integers(len(things))]
+
+    def normal(self, *shape, dtype="float32"):
+        return jnp.asarray(self.generator.normal(size=shape), dtype)
+
+    def positive(self, *shape):
+        return jnp.exp(self.normal(*shape) / 2)
+
+    def labels(self, live, *shape):
+        return jnp.asarray(self.generator.choice(np.flatnonzero(live), size=shape), jnp.int32)
+
+
+class Sizes(NamedTuple):
+    batch: tuple
+    k: int
+    dtype: str
+    live: np.ndarray
+
+
+class Function(NamedTuple):
+    call: Callable
+    arguments: Callable  # (drawn, sizes) -> arguments by name
+    definition: Callable  # of the same, in numpy
+    typed_by: tuple = ()  # the arguments whose type the result has; none for a loss, in at least float32
+
+
+def logits_of(name, axes, **more):
+    def arguments(d, s):
+        made = {k: make(d, s) for k, make in more.items()}
+        where = d.one(None, jnp.asarray(s.live))
+        return {name: d.normal(*s.batch, s.k, dtype=s.dtype), **made, "axis": d.one(*axes), "where": where}
+
+    return arguments
+
+
+def like_logits(d, s):
+    return d.normal(*s.batch, s.k, dtype=s.dtype)
+
+
+def hinge_arguments(d, s):
+    return {"scores": like_logits(d, s), "labels": d.labels(s.live, *s.batch), "margin": d.one(1.0, 0.3)}
+
+
+def linear_arguments(d, s, *names):
+    axis = d.one(0, -1)
+    pair = (d.labels(s.live, *s.batch, 2), d.positive(*s.batch, 2))
+    every = {
+        "features": d.normal(*s.batch, D, dtype=s.dtype),
+        "kernel": d.normal(*((s.k, D) if axis == 0 else (D, s.k)), dtype=s.dtype),
+        "labels": d.one(pair, d.labels(s.live, *s.batch)),
+        "values": d.normal(s.k, E, dtype=s.dtype),
+        "bias": d.one(None, d.normal(s.k, dtype=s.dtype)),
+        "class_axis": axis,
+        "where": d.one(None, jnp.asarray(s.live)),
+        "weights": d.one(None, d.positive(*s.batch)),
+        "class_weights": d.one(None, d.positive(s.k)),
+        "ignore_index": d.one(None, -1),
+        "label_smoothing": d.one(0.0, 0.2),
+        "z_loss": d.one(0, 0.1),
+        "softcap": d.one(None, 2.0),
+        "temperature": d.one(1.0, 0.7),
+        "reduction": d.one("none", "sum", "mean"),
+        "block_size": d.one(None, 2, Placement(3, 2, "forward"), Placement(3, 2)),
+    }
+    return every if not names else {name: every[name] for name in names}
+
+
+def mixture_arguments(d, s):
+    shapes = {"z": (*s.batch, D), "x": (*s.batch, E), "centers": (s.k, D), "values": (s.k, E)}
+    arrays = {name: d.normal(*shape, dtype=s.dtype) for name, shape in shapes.items()}
+    options = linear_arguments(d, s, "where", "temperature", "weights", "reduction", "block_size")
+    return arrays | {"log_prior": d.one(None, d.normal(s.k, dtype=s.dtype))} | options
+
+
+def without(arguments, *names):
+    return lambda d, s: {name: a for name, a in arguments(d, s).items() if name not in names}
+
+
+def contrastive_arguments(d, s):
+    options = linear_arguments(d, s._replace(batch=(N,)), "temperature", "weights", "reduction", "block_size")
+    views = {name: d.normal(N, D, dtype=s.dtype) for name in "xy"}
+    return views | options | {"symmetric": d.one(True, False)}
+
+
+def keepdims(a):
+    axes = axes_of(a["axis"], a["a"])
+    sums = log_sum_exp(masked(a["a"], a["where"]), axes)
+    return np.expand_dims(sums, axes) if a["keepdims"] else sums
+
+
+def with_examples_masked(a):
+    """(the logits with the classes that are left out at -inf, their axes); a mask may have one value per example."""
+    z, where, axes = a["logits"], a["where"], axes_of(a["axis"], a["logits"])
+    per_example = where is not None and where.shape == tuple(n for i, n in enumerate(z.shape) if i not in axes)
+    return masked(z, np.expand_dims(where, axes) if per_example else where), axes
+
+
+def soft_cross_entropy(a):
+    z, axes = with_examples_masked(a)
+    log = log_p(z, axes)
+    return -np.where(np.isinf(z), 0, a["labels"] * log).sum(axes)
+
+
+def label_cross_entropy(a):
+    z, axes = with_examples_masked(a)
+    z = np.moveaxis(z, axes, range(-len(axes), 0)).reshape(*(n for i, n in enumerate(z.shape) if i not in axes), -1)
+    return -at(log_p(z), a["labels"])
+
+
+def expectation(a):
+    z, t = np.broadcast_arrays(a["logits"], a["values"])
+    return expected(masked(z, a["where"]), t, axes_of(a["axis"], z))
+
+
+FUNCTIONS = {
+    "softmax": Function(
+        softjax.softmax,
+        logits_of("x", (-1, None, (0, -1))),
+        lambda a: np.exp(log_p(masked(a["x"], a["where"]), axes_of(a["axis"], a["x"]))),
+        ("x",),
+    ),
+    "log_softmax": Function(
+        softjax.log_softmax,
+        without(logits_of("x", (-1, None)), "where"),
+        lambda a: log_p(masked(a["x"], a.get("where")), axes_of(a["axis"], a["x"])),
+        ("x",),
+    ),
+    "logsumexp": Function(
+        softjax.logsumexp, logits_of("a", (-1, None), keepdims=lambda d, _: d.one(True, False)), keepdims, ("a",)
+    ),
+    "entropy": Function(
+        softjax.entropy,
+        logits_of("logits", (-1, None)),
+        lambda a: entropy(masked(a["logits"], a["where"]), axes_of(a["axis"], a["logits"])),
+    ),
+    "expectation": Function(
+        softjax.expectation, logits_of("logits", (-1, None), values=like_logits), expectation, ("logits", "values")
+    ),
+    "softmax_cross_entropy": Function(
+        softjax.softmax_cross_entropy, logits_of("logits", (-1, None), labels=like_logits), soft_cross_entropy
+    ),
+    "softmax_cross_entropy_with_integer_labels": Function(
+        softjax.softmax_cross_entropy_with_integer_labels,
+        logits_of("logits", (-1,), labels=lambda d, s: d.labels(s.live, *s.batch)),
+        label_cross_entropy,
+    ),
+    "multiclass_svm_loss": Function(
+        softjax.multiclass_svm_loss,
+        hinge_arguments,
+        lambda a: hinge(a["scores"], a["labels"], a["margin"]).sum(-1),
+    ),
+    "multiclass_hinge_loss": Function(
+        softjax.multiclass_hinge_loss,
+        hinge_arguments,
+        lambda a: hinge(a["scores"], a["labels"], a["margin"]).max(-1),
+    ),
+    "linear_softmax_cross_entropy": Function(ce, without(linear_arguments, "values"), linear_cross_entropy),
+    "linear_expectation": Function(
+        softjax.linear_expectation,
+        lambda d, s: linear_arguments(
+            d, s, "features", "kernel", "values", "bias", "class_axis", "where", "temperature", "block_size"
+        ),
+        lambda a: of_values(linear(a), a["values"]),
+        ("features", "kernel", "values", "bias"),
+    ),
+    "linear_logsumexp": Function(
+        softjax.linear_logsumexp,
+        lambda d, s: linear_arguments(
+            d, s, "features", "kernel", "bias", "class_axis", "where", "softcap", "temperature", "block_size"
+        ),
+        lambda a: log_sum_exp(linear(a)),
+    ),
+    "contrastive_loss": Function(softjax.contrastive_loss, contrastive_arguments, contrastive),
+    "mixture_autoencoder_loss": Function(softjax.mixture_autoencoder_loss, mixture_arguments, autoencoder),
+    "eol_loss": Function(softjax.eol_loss, mixture_arguments, eol),
+    "leop_loss": Function(softjax.leop_loss, mixture_arguments, leop),
+    "mixture_expectation": Function(
+        softjax.mixture_expectation,
+        without(mixture_arguments, "x", "weights", "reduction"),
+        lambda a: of_values(mixture(a), a["values"]),
+        ("z", "centers", "values", "log_prior"),
+    ),
+}
+
+LABELS = lambda d, s: (d.labels(s.live, *s.batch), None)
+NOTHING = lambda d, s: (None, None)
+RECONSTRUCTION = lambda d, s: (d.normal(*s.batch, E), d.normal(s.k, E))
+LOSSES = [
+    (losses.cross_entropy, LABELS),
+    (losses.focal(2.0), LABELS),
+    (losses.poly_1(1.0), LABELS),
+    (losses.brier, LABELS),
+    (losses.weston_watkins(1.0), lambda d, s: ((d.labels(s.live, *s.batch), d.normal(*s.batch)), None)),
+    (losses.crammer_singer(1.0), LABELS),
+    (losses.logsumexp, NOTHING),
+    (losses.entropy, NOTHING),
+    (losses.expectation, lambda d, s: (None, d.normal(s.k, E))),
+    (losses.kl_divergence, lambda d, s: (d.normal(*s.batch, D), d.normal(s.k, D))),
+    (losses.mixture_autoencoder, RECONSTRUCTION),
+    (losses.eol, RECONSTRUCTION),
+    (losses.leop, RECONSTRUCTION),
+    (losses.margin(losses.cross_entropy, 0.3), LABELS),
+    (losses.softcap(losses.z_loss(losses.cross_entropy, 0.1), 2.0), LABELS),
+    (losses.temperature(losses.label_smoothing(losses.cross_entropy, 0.1, 0.2), 2.0), LABELS),
+]
+
+
+def with_a_loss(arguments):
+    def of_loss(d, s):
+        loss, known = d.one(*LOSSES)
+        example, per_class = known(d, s)
+        return {"loss": loss, **arguments(d, s), "example": example, "per_class": per_class}
+
+    return of_loss
+
+
+OF_SCORES = {
+    "of_logits": Function(
+        softjax.of_logits,
+        with_a_loss(
+            lambda d, s: {"logits": like_logits(d, s)} | linear_arguments(d, s, "where", "weights", "reduction")
+        ),
+        lambda a: of_scores("logits", a),
+    ),
+    "of_linear": Function(
+        softjax.of_linear,
+        with_a_loss(
+            lambda d, s: linear_arguments(
+                d, s, "features", "kernel", "bias", "class_axis", "where", "weights", "reduction", "block_size"
+            )
+        ),
+        lambda a: of_scores("features", a),
+    ),
+    "of_mixture": Function(
+        softjax.of_mixture,
+        with_a_loss(without(mixture_arguments, "x", "values")),
+        lambda a: of_scores("z", a),
+    ),
+}
+
+
+# --- wrong arguments ------------------------------------------------------------------------------------
+
+
+def is_array(a):
+    return isinstance(a, jax.Array | np.ndarray)
+
+
+def foreign(d):
+    """What is none of the arguments that are wanted, or seldom."""
+    options = (0, 1, -1, 7, 2**70, -(2**40), 2.5, 0.0, -1.0, math.nan, math.inf, True, 1j, np.float64(2), np.int64(3))
+    texts = ("", "abc", "Mean", b"abc", np.array(["ab", "cd"]), np.datetime64("2020-01-01"))
+    things = (None, object(), slice(1), ..., jnp.float32, losses.entropy, losses.focal, range(4), np.True_)
+    nests = ((), [], {}, {"a": 1.0}, [[1.0, 2.0], [3.0]], (0, 1), [0], (-1,), (None, None), ("ab",), (1, 2.0))
+    arrays = (
+        jnp.ones(N),
+        np.ones((N, K)),
+        jnp.zeros((3, 3, 3, 3)),
+        jnp.zeros((N, 2), int),
+        jnp.array(1),
+        np.array([2]),
+    )
+    others = (
+        jax.random.key(0),
+        jax.random.split(jax.random.key(0), N),
+        np.ma.masked_array(np.ones((N, K), "float32"), np.zeros((N, K))),
+        np.array([1, "x", None], object),
+        jax.ShapeDtypeStruct((N, K), jnp.float32),
+    )
+    pairs = ((jnp.zeros((N, 2), int), jnp.ones((N, 2))), (jnp.zeros((N, 2), int),), [jnp.zeros(N, int), jnp.ones(N)])
+    placements = (
+        Placement(2, 3),
+        Placement(2.5, 3),
+        Placement(None, None),
+        Placement(1, 1, jnp.ones(3)),
+        (2, 3, "forward"),
+    )
+    return d.one(*d.one(options, texts, things, nests, arrays, others, pairs, placements))
+
+
+def reshaped(d, a):
+    axis = d.one(*range(a.ndim)) if a.ndim else None
+    some = lambda n: a if axis is None else jnp.take(jnp.asarray(a), np.arange(n), axis)
+    return d.one(
+        lambda: a[0] if a.ndim else a,
+        lambda: a[None],
+        lambda: a[..., None],
+        lambda: a.T,
+        lambda: some(0),
+        lambda: some(1),
+        lambda: some(max(1, a.shape[axis] - 1) if a.ndim else 1),
+    )()
+
+
+def retyped(d, a):
+    types = ("float16", "bfloat16", "float32", "int8", "uint8", "int16", "int32", "uint32", "bool", "complex64")
+    of_numpy = ("float64", "float16", "int64", "uint64", "bool", "complex128", "object", "S5")
+    return d.one(
+        lambda: jnp.asarray(a).astype(d.one(*types)) if a.dtype != bool else jnp.asarray(a, d.one(*types[:-1])),
+        lambda: np.array(np.asarray(a).tolist()).reshape(a.shape).astype(d.one(*of_numpy)),
+        lambda: np.asarray(a).tolist(),
+        lambda: np.ma.masked_array(np.asarray(a), np.zeros(a.shape)),
+    )()
+
+
+def mutated(d, a):
+    """One argument made wrong, as a rule."""
+    if type(a) is tuple and a and d.one(True, True, True, False):
+        i = d.one(*range(len(a)))
+        return (*a[:i], mutated(d, a[i]), *a[i + 1 :])
+    return d.one(reshaped, reshaped, retyped, lambda d, _: foreign(d))(d, a) if is_array(a) else foreign(d)
+
+
+def said(a):
+    return (
+        f"{a.dtype}{list(a.shape)}"
+        if is_array(a)
+        else f"({', '.join(map(said, a))})"
+        if type(a) is tuple
+        else repr(a)[:60]
+    )
+
+
+OPTIONS = ("axis", "keepdims", "symmetric", "reduction", "class_axis", "ignore_index", "block_size", "loss")
+
+
+def plain(name, a):
+    """An argument as numpy's float64 or integers."""
+    if name in OPTIONS or a is None:
+        return a
+    if name == "labels" and isinstance(a, tuple):
+        return tuple(plain("", part) for part in a)
+    a = np.asarray(a)
+    return a.astype(np.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a
+
+
+def defined(function, arguments):
+    with np.errstate(all="ignore"):
+        return np.asarray(function.definition({name: plain(name, a) for name, a in arguments.items()}))
+
+
+def type_of(function, arguments):
+    """The documented type of a result: all that its arguments promote to, where integers count as floats."""
+    types = []
+    for name in function.typed_by:
+        if arguments.get(name) is None:
+            continue
+        a = jnp.asarray(arguments[name])
+        whole = jnp.issubdtype(a.dtype, jnp.integer)
+        if name == "values" and "logits" in function.typed_by and (whole or a.weak_type):
+            continue  # they take the type of the logits
+        types.append(jnp.dtype("float64" if a.dtype.itemsize == 8 else "float32") if whole else a.dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, types)
+
+
+def fault_of_answer(function, arguments, out):
+    """What is wrong with the shape and the type of an answer, or None."""
+    try:
+        want = defined(function, arguments)
+    except Exception as error:
+        return f"answered with {out} where the definition says {error!r:.60}"
+    if out.shape != want.shape:
+        return f"answered with shape {out.shape} where the definition has {want.shape}"
+    if function.typed_by:
+        wanted = type_of(function, arguments)
+        return None if out.dtype == wanted else f"answered with {out.dtype} in place of {wanted}"
+    fits = out.dtype == jnp.float32 or (out.dtype == jnp.float64 and jax.config.jax_enable_x64)
+    return None if fits else f"answered a loss in {out.dtype}"
+
+
+def outcome(d, function, arguments):
+    """The fault of one call, or None. Some arrays are traced, and some calls are differentiated by them."""
+    traced = {n: a for n, a in arguments.items() if isinstance(a, jax.Array) and d.one(True, False)}
+    fixed = {n: a for n, a in arguments.items() if n not in traced}
+    moving = {n: a for n, a in traced.items() if jnp.issubdtype(a.dtype, jnp.floating)}
+    still = {n: a for n, a in traced.items() if n not in moving}
+
+    def call(moving, still):
+        return function.call(**fixed, **moving, **still)
+
+    def with_gradient(moving, still):
+        out, back = jax.vjp(lambda moving: call(moving, still), moving)
+        return out, back(out)
+
+    try:
+        if moving and d.one(True, False):
+            out, back = jax.eval_shape(with_gradient, moving, still)
+            for name, a in moving.items():
+                if (back[0][name].shape, back[0][name].dtype) != (a.shape, a.dtype):
+                    return f"answered with a gradient {back[0][name]} for {name}"
+            return fault_of_answer(function, arguments, out)
+        return fault_of_answer(function, arguments, jax.eval_shape(call, moving, still))
+    except Exception as error:
+        return fault_of(error)
+
+
+# As users have it: promotion as it is by default, or strict as in these tests, or with 64 bits.
+SETTINGS = (("strict", False), ("standard", False), ("standard", True))
+
+
+def faults(name, function, names):
+    """The faults of some draws of a function's arguments, of which each in turn is wrong, or in some draws none."""
+    found = []
+    for n in range(max(20, 3 * len(names))):
+        d = Drawn(n, *name.encode())
+        promotion, x64 = d.one(*SETTINGS)
+        with jax.numpy_dtype_promotion(promotion), jax.enable_x64(x64):
+            arguments = function.arguments(d, Sizes((N,), K, d.one("float32", "bfloat16"), np.arange(K) != 1))
+            wrong = d.one(set(), *3 * [{names[n % len(names)], d.one(None, None, *names)} - {None}])
+            with np.errstate(all="ignore"):
+                changed = {name: mutated(d, arguments[name]) for name in sorted(wrong)}
+            fault = outcome(d, function, arguments | changed)
+        if fault is not None:
+            given = ", ".join(f"{name}={said(a)}" for name, a in changed.items())
+            found.append(f"{given} ({promotion}{', x64' * x64}): {fault}")
+    return found
+
+
+OF_LOSSES = ("loss", "example", "per_class")
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *OF_SCORES])
+def test_wrong_arguments_of_functions_end_in_an_answer_or_in_words(name):
+    function = (FUNCTIONS | OF_SCORES)[name]
+    drawn = function.arguments(Drawn(0), Sizes((N,), K, "float32", np.ones(K, bool)))
+    found = faults(name, function, [name for name in drawn if name not in OF_LOSSES])
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", OF_SCORES)
+def test_what_a_loss_knows_is_used_rightly_or_refused_in_words(name):
+    found = faults(name, OF_SCORES[name], OF_LOSSES)
+    assert not found, "\n".join(found)
+
+
+COMBINATORS = {
+    "focal": (losses.focal, {"gamma": 2.0}),
+    "poly_1": (losses.poly_1, {"epsilon": 2.0}),
+    "crammer_singer": (losses.crammer_singer, {"margin": 1.0}),
+    "softcap": (losses.softcap, {"loss": losses.cross_entropy, "cap": 2.0}),
+    "temperature": (losses.temperature, {"loss": losses.cross_entropy, "temperature": 2.0}),
+    "margin": (losses.margin, {"loss": losses.cross_entropy, "margin": 0.3}),
+    "label_smoothing": (losses.label_smoothing, {"loss": losses.cross_entropy, "rate": 0.1, "prior": jnp.ones(K) / K}),
+    "class_weights": (losses.class_weights, {"loss": losses.cross_entropy, "weights": jnp.ones(K)}),
+    "z_loss": (losses.z_loss, {"loss": losses.cross_entropy, "weight": 0.1}),
+}
+
+
+def of_numbers(a):
+    """0 for the sum of a loss that is made with real scalars, or with numbers of classes."""
+    for name, number in a.items():
+        if name == "loss":
+            continue
+        per_class = name == "weights" or (name == "prior" and number.ndim)
+        fits = number.ndim == 1 and number.size if per_class else number.ndim == 0  # NaN for a class that has none
+        if number.dtype.kind not in "biufV" or not fits:
+            raise ValueError(name)
+    return np.zeros(())
+
+
+@pytest.mark.parametrize("name", COMBINATORS)
+def test_wrong_arguments_of_combinators_end_in_an_answer_or_in_words(name):
+    make, arguments = COMBINATORS[name]
+    placements = itertools.cycle([None, Placement(3, 2, "forward")])
+    x, w, y = jnp.ones((N, D)), jnp.ones((D, K)), jnp.zeros(N, jnp.int32)
+    call = lambda **a: softjax.of_linear(make(**a), x, w, y, reduction="sum", block_size=next(placements))
+    found = faults(name, Function(call, lambda d, s: dict(arguments), of_numbers), list(arguments))
+    assert not found, "\n".join(found)
+
+
+# --- losses of one's own ------------------------------------------------------------------------------
+
+
+def of_columns(**columns):
+    return Loss(lambda z, ids, _, __: Columns(**{"h": z, **{name: make(z) for name, make in columns.items()}}), log_sum)
+
+
+def of_finish(finish):
+    return Loss(lambda z, ids, _, __: Columns(z), finish)
+
+
+def log_sum(q, _):
+    return q.A.value
+
+
+WRONG_LOSSES = {
+    "columns are an array": (
+        Loss(lambda z, ids, _, __: z, log_sum),
+        "`columns` of a loss must return `softjax.Columns`, got float32",
+    ),
+    "columns are none": (
+        Loss(lambda z, ids, _, __: None, log_sum),
+        "`columns` of a loss must return `softjax.Columns`, got None",
+    ),
+    "columns are no function": (Loss(1, log_sum), "`columns` of a loss must be a function, got 1"),
+    "finish is no function": (
+        Loss(lambda z, ids, _, __: Columns(z), None),
+        "`finish` of a loss must be a function, got None",
+    ),
+    "scores of an example": (
+        of_columns(h=lambda z: z.sum(-1)),
+        r"`h` of `Columns` must have shape \[N, 5\] .* got \(4,\)",
+    ),
+    "scores of integers": (
+        of_columns(h=lambda z: z.astype(int)),
+        "`h` of `Columns` must be floating-point numbers, got dtype int32",
+    ),
+    "scores of twice the classes": (
+        of_columns(h=lambda z: jnp.concatenate([z, z], -1)),
+        r"`h` of `Columns` must have shape \[N, 5\] .* got \(4, 10\)",
+    ),
+    "no scores": (of_columns(h=lambda z: None), "`h` of `Columns` must be of JAX's arrays, got None"),
+    "payoffs not in a tuple": (
+        of_columns(t=lambda z: z),
+        r"`t` of `Columns` must be a tuple of arrays, got float32\[4, 5\]",
+    ),
+    "payoffs of an example": (
+        of_columns(t=lambda z: (z.sum(-1),)),
+        r"`t` of `Columns` must have shape \[N, B\] as `h`, got \(4,\)",
+    ),
+    "payoffs of rank 3": (
+        of_columns(t=lambda z: (z[..., None],)),
+        r"`t` of `Columns` must have shape \[N, B\] as `h`, got \(4, 5, 1\)",
+    ),
+    "vectors of rank 1": (of_columns(v=lambda z: (z[0],)), r"`v` of `Columns` must have shape \[5, E\] .* got \(5,\)"),
+    "vectors of an example": (
+        of_columns(v=lambda z: (z,)),
+        r"`v` of `Columns` must have shape \[5, E\] .* got \(4, 5\)",
+    ),
+    "exponents not in a tuple": (of_columns(e=lambda z: z), "`e` of `Columns` must be a tuple of arrays"),
+    "labels in place of weights": (
+        of_columns(y=lambda z: jnp.zeros(len(z), jnp.int32)),
+        "`y` of `Columns` must be `softjax.Weights`, got int32",
+    ),
+    "weights of rank 1": (
+        of_columns(y=lambda z: Weights(jnp.zeros(len(z), jnp.int32), jnp.ones(len(z)))),
+        r"`y.ids` of `Columns` must have shape \[N, T\] for the N of `h`, got \(4,\)",
+    ),
+    "weights of floats": (
+        of_columns(y=lambda z: Weights(jnp.zeros((len(z), 1)), jnp.ones((len(z), 1)))),
+        "`y.ids` of `Columns` must be integers, got dtype float32",
+    ),
+    "plain terms of an example": (
+        of_columns(l=lambda z: (z.sum(-1),)),
+        r"`l` of `Columns` must have shape \[N, B\] as `h`, or \[N, 1\], got \(4,\)",
+    ),
+    "plain terms not in a tuple": (of_columns(l=lambda z: z), "`l` of `Columns` must be a tuple of arrays"),
+    "a pair from finish": (of_finish(lambda q, _: q.A), "`finish` of a loss must return an array of JAX's, got Pair"),
+    "nothing from finish": (of_finish(lambda q, _: None), "`finish` of a loss must return an array of JAX's, got None"),
+    "two arrays from finish": (
+        of_finish(lambda q, _: (q.A.value, q.A.value)),
+        "`finish` of a loss must return an array of JAX's, got ",
+    ),
+    "a sum from finish": (
+        of_finish(lambda q, _: q.A.value.sum()),
+        r"`finish` of a loss must return an array \[N, ...\] of 4 losses, got shape \(\)",
+    ),
+    "too much from finish": (
+        of_finish(lambda q, _: jnp.tile(q.A.value, 2)),
+        r"`finish` of a loss must return an array \[N, ...\] of 4 losses, got shape \(8,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LOSSES)
+def test_a_wrong_loss_of_ones_own_is_refused_in_words(name):
+    loss, message = WRONG_LOSSES[name]
+    with pytest.raises((TypeError, ValueError), match=message):
+        softjax.of_logits(loss, z)
+    assert_refused(lambda: softjax.of_logits(loss, z))
+    for options in ({}, {"reduction": "sum", "block_size": Placement(3, 2, "forward")}):
+        assert_refused(lambda options=options: softjax.of_linear(loss, x, w, **options))
+    assert_refused(lambda: softjax.of_mixture(loss, x, w.T, reduction="mean"))
+
+
+# --- right arguments, really run --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_right_arguments_of_any_shape_and_type_give_the_definition_and_its_derivative(name):
+    function = FUNCTIONS[name]
+    number = list(FUNCTIONS).index(name)
+    d = Drawn(7, number)
+    k = d.one(1, 4, 6) if name != "multiclass_hinge_loss" else 4
+    live = (np.arange(k) % 3 != 1) if k > 1 else np.ones(1, bool)
+    s = Sizes(d.one((3,), (2, 3), (4,)), k, ("float32", "bfloat16", "float32", "float16")[number % 4], live)
+    arguments = function.arguments(d, s)
+    moving = {n: a for n, a in arguments.items() if is_array(a) and jnp.issubdtype(a.dtype, jnp.floating)}
+    fixed = {n: a for n, a in arguments.items() if n not in moving}
+    want = defined(function, arguments)
+    ct = d.generator.normal(size=want.shape)
+    direction = {n: d.generator.normal(size=a.shape) for n, a in moving.items()}
+
+    @jax.jit
+    def both(moving):
+        out, back = jax.vjp(lambda moving: function.call(**fixed, **moving), moving)
+        return out, back(jnp.asarray(ct, out.dtype))[0]
+
+    out, gradients = both(moving)
+    assert fault_of_answer(function, arguments, out) is None
+    digits = float(jnp.finfo(out.dtype).eps)
+    np.testing.assert_allclose(np.asarray(out, np.float64), want, rtol=8 * digits, atol=8 * digits * np.abs(want).max())
+
+    step = 1e-5
+    moved = lambda t: arguments | {n: plain(n, a) + t * direction[n] for n, a in moving.items()}
+    ct = np.asarray(jnp.asarray(ct, out.dtype), np.float64)
+    wanted = (ct * (defined(function, moved(step)) - defined(function, moved(-step)))).sum() / (2 * step)
+    terms = [np.asarray(gradients[n], np.float64) * direction[n] for n in moving]
+    digits = max(float(jnp.finfo(a.dtype).eps) for a in moving.values())
+    got, scale = sum(a.sum() for a in terms), sum(np.abs(a).sum() for a in terms)
+    assert abs(got - wanted) <= 16 * digits * scale
+
+
+# --- every raise has a test on its message ---------------------------------------------------------------
+
+
+def calls_with_tested_messages():
+    (of_linear,) = test_linear.test_refusals_name_the_argument.pytestmark
+    (of_losses,) = test_losses.test_losses_that_are_none_are_refused.pytestmark
+    tables = (test_arguments.REFUSALS.values(), REFUSALS.values(), of_linear.args[1])
+    calls = [row[0] for table in tables for row in table]
+    calls += [lambda f=f: f(x, jnp.ones((D, 13))) for f, _ in of_losses.args[1]]
+    return calls + [lambda loss=loss: softjax.of_logits(loss, z) for loss, _ in WRONG_LOSSES.values()]
+
+
+def test_every_raise_of_the_functions_has_a_test_on_its_message():
+    seen = set()
+    for call in calls_with_tested_messages():
+        with pytest.raises((TypeError, ValueError)) as refusal:
+            call()
+        seen.add(raised_at(refusal.value))
+    everywhere = {(f, lines) for f, of_file in RAISES.items() for lines in of_file}
+    wanted = {(f, lines) for f, lines in everywhere if pathlib.Path(f).stem not in NOT_OF_FUNCTIONS}
+    assert wanted - seen == set()

@@ -1,0 +1,567 @@
+"""Every public function under every transformation of JAX, several of them in one program."""
+
+import dataclasses
+import functools as ft
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import softjax
+from softjax import losses
+
+from . import cases
+
+N, K, D, E = 4, 8, 3, 5
+BLOCK, FORWARD = 4, softjax.Placement(2, 4, "forward")
+LIVE = np.arange(K) % 4 != 1
+FEWER = LIVE & (np.arange(K) != 2)
+
+
+class Row(NamedTuple):
+    """A function of arrays by their names, and its definition."""
+
+    name: str
+    function: Callable
+    definition: Callable
+    names: str
+    apart: bool = True  # whether no example has to do with the others
+
+
+MADE = {
+    "logits": lambda r: r.normal(N, K),
+    "soft_labels": lambda r: r.normal(N, K),
+    "payoffs": lambda r: r.normal(N, K),
+    "labels": lambda r: jnp.asarray([0, 3, 4, 7], jnp.int32)[r.integers(4, N)],  # on no class that a mask leaves out
+    "features": lambda r: r.normal(N, D),
+    "others": lambda r: r.normal(N, D),
+    "kernel": lambda r: r.normal(D, K),
+    "bias": lambda r: r.normal(K),
+    "z": lambda r: r.normal(N, D),
+    "x": lambda r: r.normal(N, E),
+    "centers": lambda r: r.normal(K, D),
+    "values": lambda r: r.normal(K, E),
+    "log_prior": lambda r: r.normal(K),
+    "class_weights": lambda r: jnp.exp(r.normal(K)),
+    "weights": lambda r: jnp.exp(r.normal(N)),
+    "where": lambda r: jnp.asarray(LIVE),
+    "temperature": lambda r: jnp.exp(r.normal(scale=0.3)),
+    "softcap": lambda r: 2 + jnp.exp(r.normal()),
+    "margin": lambda r: r.normal(),
+    "label_smoothing": lambda r: jax.nn.sigmoid(r.normal()),
+    "z_loss": lambda r: jnp.exp(r.normal()),
+}
+OF_EXAMPLES = ("logits", "soft_labels", "payoffs", "labels", "features", "z", "x", "weights")
+NUMBERS = ("temperature", "softcap", "margin", "label_smoothing", "z_loss")
+
+
+# --- definitions ----------------------------------------------------------------------------------
+
+
+def live_only(x, where):
+    return jnp.where(where, x, 0)
+
+
+def log_p(logits, where):
+    """log p_k, and 0 for the classes that are left out."""
+    return live_only(logits - cases.log_sum_exp(logits, where=where)[..., None], where)
+
+
+def hot(labels, dtype):
+    return (labels[..., None] == jnp.arange(K, dtype=labels.dtype)).astype(dtype)
+
+
+def scores(features, kernel, bias, temperature=1.0, softcap=None):
+    z = features @ kernel + bias
+    return (z if softcap is None else softcap * jnp.tanh(z / softcap)) / temperature
+
+
+def linear_loss(
+    features, kernel, labels, bias, where, weights, class_weights, label_smoothing, z_loss, softcap, temperature
+):
+    z = scores(features, kernel, bias, temperature, softcap)
+    live = where.astype(z.dtype)
+    y = (1 - label_smoothing) * hot(labels, z.dtype) + label_smoothing * live / live.sum()
+    loss = -(class_weights * y * log_p(z, where)).sum(-1)
+    return weights * (loss + z_loss * cases.log_sum_exp(z, where=where) ** 2)
+
+
+def mean_linear_loss(labels, weights, class_weights, **more):
+    total = linear_loss(labels=labels, weights=weights, class_weights=class_weights, **more).sum()
+    return total / (weights * class_weights[labels]).sum()
+
+
+def linear_brier(features, kernel, labels, bias, where, weights):
+    p = cases.softmax(scores(features, kernel, bias), where=where)
+    return weights * ((p - hot(labels, p.dtype)) ** 2).sum(-1)
+
+
+def focal(logits, labels, where, weights):
+    c = -(hot(labels, logits.dtype) * log_p(logits, where)).sum(-1)
+    return weights * (1 - jnp.exp(-c)) ** 1.5 * c
+
+
+def contrastive(features, others, temperature, weights):
+    one_way = lambda x, y: -jnp.diagonal(cases.log_softmax(x @ y.T / temperature))
+    return weights * (one_way(features, others) + one_way(others, features)) / 2
+
+
+def mixture_entropy(z, centers, weights, **options):
+    p = cases.mixture(z, centers, **options)
+    return -weights * (p * jnp.log(jnp.where(p == 0, 1, p))).sum(-1)
+
+
+def weighed(definition):
+    return lambda z, x, centers, values, weights, **options: weights * definition(z, x, centers, values, **options)
+
+
+def mean_eol(weights, **arrays):
+    return weighed(cases.minus_eol)(weights=weights, **arrays).sum() / weights.sum()
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+LINEAR = "features kernel labels bias where weights class_weights label_smoothing z_loss softcap temperature"
+MIXTURE = "z x centers values log_prior temperature where weights"
+
+ROWS = [
+    Row(
+        "softmax",
+        lambda logits, where: softjax.softmax(logits, where=where),
+        lambda logits, where: cases.softmax(logits, where=where),
+        "logits where",
+    ),
+    Row(
+        "log_softmax",
+        lambda logits, where: live_only(softjax.log_softmax(logits, where=where), where),
+        log_p,
+        "logits where",
+    ),
+    Row(
+        "logsumexp",
+        lambda logits, where: softjax.logsumexp(logits, -1, where=where),
+        lambda logits, where: cases.log_sum_exp(logits, where=where),
+        "logits where",
+    ),
+    Row(
+        "entropy",
+        lambda logits, where: softjax.entropy(logits, where=where),
+        lambda logits, where: cases.entropy(logits, where=where),
+        "logits where",
+    ),
+    Row(
+        "expectation",
+        lambda logits, payoffs, where: softjax.expectation(logits, payoffs, where=where),
+        lambda logits, payoffs, where: cases.expectation(logits, payoffs, where=where),
+        "logits payoffs where",
+    ),
+    Row(
+        "softmax_cross_entropy",
+        lambda logits, soft_labels, where: softjax.softmax_cross_entropy(logits, soft_labels, where=where),
+        lambda logits, soft_labels, where: -(soft_labels * log_p(logits, where)).sum(-1),
+        "logits soft_labels where",
+    ),
+    Row(
+        "softmax_cross_entropy_with_integer_labels",
+        lambda logits, labels, where: softjax.softmax_cross_entropy_with_integer_labels(logits, labels, where=where),
+        lambda logits, labels, where: -(hot(labels, logits.dtype) * log_p(logits, where)).sum(-1),
+        "logits labels where",
+    ),
+    Row(
+        "multiclass_svm_loss",
+        lambda logits, labels, margin: softjax.multiclass_svm_loss(logits, labels, margin=margin),
+        lambda logits, labels, margin: cases.svm(logits, labels, margin),
+        "logits labels margin",
+    ),
+    Row(
+        "multiclass_hinge_loss",
+        lambda logits, labels, margin: softjax.multiclass_hinge_loss(logits, labels, margin=margin),
+        lambda logits, labels, margin: cases.hinge(logits, labels, margin),
+        "logits labels margin",
+    ),
+    Row(
+        "of_logits",
+        lambda logits, labels, **options: softjax.of_logits(losses.focal(1.5), logits, labels, **options),
+        focal,
+        "logits labels where weights",
+    ),
+    Row(
+        "linear_softmax_cross_entropy",
+        ft.partial(softjax.linear_softmax_cross_entropy, block_size=BLOCK),
+        linear_loss,
+        LINEAR,
+    ),
+    Row(
+        "linear_softmax_cross_entropy_mean",
+        ft.partial(softjax.linear_softmax_cross_entropy, reduction="mean", block_size=FORWARD),
+        mean_linear_loss,
+        LINEAR,
+        apart=False,
+    ),
+    Row(
+        "linear_expectation",
+        ft.partial(softjax.linear_expectation, block_size=BLOCK),
+        lambda features, kernel, values, bias, temperature, where: (
+            cases.softmax(scores(features, kernel, bias, temperature), where=where) @ values
+        ),
+        "features kernel values bias where temperature",
+    ),
+    Row(
+        "linear_logsumexp",
+        lambda kernel, block_size=BLOCK, **more: softjax.linear_logsumexp(
+            kernel=kernel.T, class_axis=0, block_size=block_size, **more
+        ),
+        lambda where, **more: cases.log_sum_exp(scores(**more), where=where),
+        "features kernel bias where softcap temperature",
+    ),
+    Row(
+        "of_linear",
+        lambda features, kernel, labels, block_size=BLOCK, **options: softjax.of_linear(
+            losses.brier, features, kernel, labels, block_size=block_size, **options
+        ),
+        linear_brier,
+        "features kernel labels bias where weights",
+    ),
+    Row(
+        "contrastive_loss",
+        lambda features, others, block_size=2, **options: softjax.contrastive_loss(
+            features, others, block_size=block_size, **options
+        ),
+        contrastive,
+        "features others temperature weights",
+        apart=False,
+    ),
+    Row(
+        "mixture_autoencoder_loss",
+        ft.partial(softjax.mixture_autoencoder_loss, block_size=BLOCK),
+        lambda centers, values, **more: weighed(cases.autoencoder)(centers=centers, values=values, **more),
+        MIXTURE,
+    ),
+    Row("eol_loss", ft.partial(softjax.eol_loss, block_size=BLOCK), weighed(cases.minus_eol), MIXTURE),
+    Row("leop_loss", ft.partial(softjax.leop_loss, block_size=BLOCK), weighed(cases.leop), MIXTURE),
+    Row(
+        "eol_loss_mean",
+        ft.partial(softjax.eol_loss, reduction="mean", block_size=FORWARD),
+        mean_eol,
+        MIXTURE,
+        apart=False,
+    ),
+    Row(
+        "mixture_expectation",
+        ft.partial(softjax.mixture_expectation, block_size=BLOCK),
+        lambda z, centers, values, **options: cases.decode(z, centers, values, **options),
+        "z centers values log_prior temperature where",
+    ),
+    Row(
+        "of_mixture",
+        ft.partial(softjax.of_mixture, losses.entropy, block_size=BLOCK),
+        mixture_entropy,
+        "z centers log_prior temperature where weights",
+    ),
+]
+every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+
+
+def arrays(row, dtype, seed=0):
+    """Arrays for the row; a second seed gives others, and another mask."""
+    random = cases.Random(dtype, seed)
+    made = {name: MADE[name](random) for name in row.names.split()}
+    return made | ({"where": jnp.asarray(FEWER)} if seed and "where" in made else {})
+
+
+def split(given):
+    """(the floating-point arrays, the others)."""
+    moving = {name: a for name, a in given.items() if jnp.issubdtype(jnp.result_type(a), jnp.floating)}
+    return moving, {name: a for name, a in given.items() if name not in moving}
+
+
+def value_and_gradients(function):
+    def of(given, ct):
+        moving, fixed = split(given)
+        value, back = jax.vjp(lambda moving: function(**moving, **fixed), moving)
+        return value, back(ct)[0]
+
+    return of
+
+
+QUICKLY = {"xla_backend_optimization_level": 0}  # what is compiled runs once or twice
+compiled = ft.partial(jax.jit, compiler_options=QUICKLY)
+
+
+def assert_close(got, want, rtol=1e-9):
+    """Errors are relative to the largest element of each array, and of 1 where that is smaller."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), jax.tree_util.keystr(path)
+        error = np.abs(np.asarray(a) - np.asarray(b)).max()
+        assert error <= rtol * max(np.abs(b).max(), 1), (jax.tree_util.keystr(path), error)
+
+
+def stack(*trees, axis=0):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *trees)
+
+
+def output_like(row, given, seed=9):
+    """A cotangent."""
+    out = jax.eval_shape(lambda given: row.function(**given), given)
+    return cases.Random(out.dtype, seed).normal(*out.shape)
+
+
+FACTORS = [[1.0, 2.0], [3.0, -1.0]]  # of the cotangents
+
+
+# --- vmap -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("x64")
+@every_row
+def test_vmap_over_any_arguments_is_the_function_called_once_for_each(row):
+    one, two = arrays(row, jnp.float64), arrays(row, jnp.float64, seed=1)
+    assert all((one[name] != two[name]).any() for name in one)
+    ct = output_like(row, one)
+    head, *others = one
+    by_themselves = () if row.name.endswith("_mean") else others  # there the same function was given them
+    whole = {} if head == "logits" else {"block_size": K}  # which compiles faster, and vmap meets the blocks below
+    last = {name: -1 if a.ndim else 0 for name, a in one.items()}
+
+    def nested(both):
+        """[2 of the first argument, ..., 2 of the others]."""
+        axes = {name: last[name] for name in others}
+        inner = jax.vmap(lambda a, rest: row.function(**{head: a}, **rest), (None, axes), -1)
+        return jax.vmap(inner, (last[head], None), 0)(both[head], {name: both[name] for name in others})
+
+    def program(one, two):
+        both = {name: jnp.stack([one[name], two[name]], axis) for name, axis in last.items()}
+        made = {"vmap of grad": jax.vmap(value_and_gradients(row.function), (last, None), -1)(both, ct)}
+        moving, fixed = split(both)
+        made["nested"], back = jax.vjp(lambda moving: nested({**moving, **fixed}), moving)
+        made["grad of nested"] = back(jnp.stack([jnp.stack([f * ct for f in line], -1) for line in FACTORS]))[0]
+        for name in by_themselves:
+            axis = one[name].ndim // 2  # 0 of numbers and rows, 1 of matrices
+            pair = jnp.stack([one[name], two[name]], axis)
+            made[name] = jax.vmap(lambda a, name=name: row.function(**{**one, name: a}, **whole), axis, -1)(pair)
+        if row.apart:
+            axes = {name: 0 if name in OF_EXAMPLES else None for name in one}
+            made["examples"] = jax.vmap(lambda given: row.function(**given), (axes,))(one)
+        return made
+
+    alone = compiled(value_and_gradients(row.function))
+    grid = [[alone({**rest, head: of_head[head]}, ct) for rest in (one, two)] for of_head in (one, two)]
+    values = [[cell[0] for cell in line] for line in grid]
+    gradients = stack(*(stack(*(cell[1] for cell in line)) for line in grid))
+    of_pairs = {  # of the first argument summed over those of the others, and the other way round
+        name: jnp.einsum("ij,ij...->i..." if name == head else "ij,ij...->j...", jnp.asarray(FACTORS), g)
+        for name, g in gradients.items()
+    }
+    want = {
+        "vmap of grad": stack(grid[0][0], grid[1][1], axis=-1),
+        "nested": jnp.stack([jnp.stack(line, -1) for line in values]),
+        "grad of nested": {name: jnp.stack([*pair], last[name]) for name, pair in of_pairs.items()},
+        **{name: jnp.stack([values[0][0], alone({**one, name: two[name]}, ct)[0]], -1) for name in by_themselves},
+    }
+    if row.apart:
+        want["examples"] = values[0][0]
+    assert_close(compiled(program)(one, two), want)
+
+
+# --- derivatives ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("x64")
+@every_row
+def test_a_hessian_a_linearization_and_a_checkpoint_in_a_scan_match_the_definition(row):
+    """The Hessian is jacfwd of jacrev; the linearized function is that of all arguments, and batched."""
+    given = arrays(row, jnp.float64)
+    moving, fixed = split(given)
+    ct, head = output_like(row, given), next(iter(given))
+    smaller = {name: 0.9 * a for name, a in moving.items()}
+
+    def parts(function):
+        f = lambda moving: function(**moving, **fixed)
+        total = lambda moving: (ct * f(moving)).sum()
+        return f, total, lambda: jax.hessian(lambda a: total({**moving, head: a}))(moving[head])
+
+    def program(moving, smaller):
+        f, total, hessian = parts(row.function)
+        step = lambda c, m: (c + jax.checkpoint(total)(m), None)
+        value, linear = jax.linearize(f, moving)
+        along = {name: jnp.eye(a.size).reshape(a.size, *a.shape) for name, a in moving.items()}
+        none = jax.tree.map(jnp.zeros_like, moving)
+        return {
+            "value": value,
+            "linearize": {n: jax.vmap(lambda d, n=n: linear({**none, n: d}), out_axes=-1)(along[n]) for n in moving},
+            "hessian": hessian(),
+            "scan": jax.grad(lambda both: jax.lax.scan(step, jnp.zeros(()), both)[0])(stack(moving, smaller)),
+        }
+
+    f, _, hessian = parts(row.definition)
+    jacobian = compiled(jax.jacrev(f))
+    of_both = jacobian(moving), jacobian(smaller)
+    want = {
+        "value": f(moving),
+        "linearize": {name: j.reshape(*ct.shape, -1) for name, j in of_both[0].items()},
+        "hessian": compiled(hessian)(),
+        "scan": stack(*(jax.tree.map(lambda j: jnp.tensordot(ct, j, ct.ndim), of_one) for of_one in of_both)),
+    }
+    assert_close(compiled(program)(moving, smaller), want)
+
+
+# --- traces, types, debugging, donation -------------------------------------------------------------
+
+
+@every_row
+def test_one_trace_without_leaks_serves_donated_arrays_and_other_numbers(row):
+    moving, fixed = split(arrays(row, jnp.float32))
+    ct = output_like(row, {**moving, **fixed})
+    wanted = compiled(value_and_gradients(row.definition))({**moving, **fixed}, ct)
+    numbers = {name: float(moving.pop(name)) for name in NUMBERS if name in moving}
+    traces = []
+
+    def program(moving, fixed, numbers):
+        traces.append(1)
+        return value_and_gradients(row.function)({**moving, **fixed, **numbers}, ct)
+
+    donated = jax.jit(program, donate_argnums=0, compiler_options=QUICKLY)
+    copies = jax.tree.map(jnp.copy, moving)
+    with jax.checking_leaks():
+        got = jax.block_until_ready(donated(copies, fixed, numbers))
+    assert all(a.is_deleted() for a in copies.values())
+    assert_close(got, wanted, 2e-5)
+    assert not any(a.weak_type for a in (got[0], *(got[1][name] for name in moving)))
+    other = donated(jax.tree.map(jnp.copy, moving), fixed, {name: 1.25 * number for name, number in numbers.items()})
+    assert len(traces) == 1
+    assert not numbers or (other[0] != got[0]).any()
+
+
+def sane(row):
+    """Finite arrays without a class left out, and Python's numbers."""
+    given = arrays(row, jnp.float32)
+    given |= {"where": jnp.ones(K, bool)} if "where" in given else {}
+    return given | {name: float(given[name]) for name in NUMBERS if name in given}
+
+
+@every_row
+def test_sane_input_and_numbers_meet_no_nan_on_the_way_and_no_wider_type(row):
+    given = sane(row)
+    with jax.debug_nans(True):
+        value = row.function(**given)
+    assert np.isfinite(value).all()
+    assert (value.dtype, value.weak_type) == (jnp.float32, False)
+    with jax.enable_x64(True):
+        moving, fixed = split({name: a for name, a in given.items() if name not in NUMBERS})
+        numbers = {name: given[name] for name in NUMBERS if name in given}
+        ct = output_like(row, given)
+        out = jax.eval_shape(
+            lambda m: value_and_gradients(ft.partial(row.function, **numbers))({**m, **fixed}, ct), moving
+        )
+        assert all((a.dtype, a.weak_type) == (jnp.float32, False) for a in jax.tree.leaves(out))
+
+
+@every_row
+def test_sane_input_meets_no_infinity_on_the_way(row):
+    """Each operation outside of a compiled part is looked at."""
+    given = sane(row)
+    with jax.debug_infs(True):
+        assert np.isfinite(row.function(**given)).all()
+
+
+# --- trees of the user's --------------------------------------------------------------------------
+
+
+@ft.partial(jax.tree_util.register_dataclass, data_fields=["scale", "more"], meta_fields=["power"])
+@dataclasses.dataclass
+class Customer:
+    scale: Any
+    more: dict
+    power: int = 2
+
+
+@jax.tree_util.register_pytree_node_class
+class Goods:
+    def __init__(self, prices, kinds):
+        self.prices, self.kinds = prices, kinds
+
+    def tree_flatten(self):
+        return (self.prices, self.kinds), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+def spent(prices, kinds, wanted, power):
+    """What each customer [N] pays for each of the goods [B]: nothing for one of another kind."""
+    return jnp.where(kinds[None] == wanted[:, None], prices.sum(-1)[None] ** power, 0)
+
+
+SPENT = softjax.Loss(
+    lambda z, ids, of, goods: softjax.Columns(
+        z, t=(of.scale[:, None] * spent(goods.prices, goods.kinds, of.more["wanted"], of.power),)
+    ),
+    lambda q, of: q.t[0].value + of.more["debts"][0],
+)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("where_from", ["of_logits", "of_linear", "of_mixture"])
+def test_examples_and_classes_may_be_trees_of_the_users_own_kind(where_from):
+    r = cases.Random(jnp.float64, seed=3)
+    wanted, kinds = r.integers(2, N), jnp.arange(K, dtype=jnp.int32) % 2
+    moving = {"x": r.normal(N, K if where_from == "of_logits" else D), "scale": r.normal(N), "debt": r.normal(N)}
+    moving |= {"prices": r.normal(K, 2)}
+    if where_from != "of_logits":
+        moving |= {"of_classes": r.normal(D, K) if where_from == "of_linear" else r.normal(K, D)}
+    logits_of = {
+        "of_logits": lambda x: x,
+        "of_linear": lambda x, w: x @ w,
+        "of_mixture": lambda x, c: -((x[:, None] - c) ** 2).sum(-1),
+    }[where_from]
+    call = getattr(softjax, where_from)
+    options = {} if where_from == "of_logits" else {"block_size": 3}
+
+    def function(moving):
+        customers = Customer(moving["scale"], {"wanted": wanted, "debts": (moving["debt"],)})
+        scores = [moving[name] for name in ("x", "of_classes") if name in moving]
+        return call(SPENT, *scores, customers, Goods(moving["prices"], kinds), **options)
+
+    def definition(moving):
+        p = cases.softmax(logits_of(*(moving[name] for name in ("x", "of_classes") if name in moving)))
+        t = spent(moving["prices"], kinds, wanted, 2)
+        return moving["scale"] * (p * t).sum(-1) + moving["debt"]
+
+    two = stack(moving, jax.tree.map(lambda a: 0.7 * a, moving))
+    ct = r.normal(2, N)
+    got, want = (
+        compiled(lambda two, f=f: jax.value_and_grad(lambda two: (ct * jax.vmap(f)(two)).sum())(two))(two)
+        for f in (function, definition)
+    )
+    assert_close(got, want)
+
+
+# --- the checks themselves ------------------------------------------------------------------------
+
+
+def test_an_error_a_wrong_type_and_a_missing_array_are_found():
+    right = {"a": jnp.ones(3), "b": jnp.zeros(2)}
+    assert_close(right, right)
+    for wrong in (
+        {**right, "a": jnp.array([1.0, 1.0, 1.0001])},
+        {**right, "b": jnp.array([0.0, 0.0001])},
+        {**right, "b": jnp.array([0.0, jnp.nan])},
+        {**right, "a": jnp.ones((3, 1))},
+        {**right, "a": jnp.ones(3, jnp.bfloat16)},
+        {"a": right["a"]},
+    ):
+        with pytest.raises(AssertionError):
+            assert_close(wrong, right, rtol=1e-5)
+
+
+def test_every_public_function_has_a_row():
+    rows = {row.name for row in ROWS}
+    apart = {"softargmax", "placement"}  # another name of softmax; what has no arrays
+    public = {name for name in softjax.__all__ if not isinstance(getattr(softjax, name), type)}
+    assert public - apart <= rows
+    assert softjax.softargmax is softjax.softmax
