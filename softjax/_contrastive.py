@@ -59,6 +59,8 @@ def contrastive_loss(
     _arguments.shape("y", y, x.shape, "that of `x`")
 
     symmetric = _arguments.flag("symmetric", symmetric)
+    if symmetric:  # the gradients of both directions are added up before they are rounded
+        x, y = (a.astype(_arguments.wide(a.dtype)) for a in (x, y))
 
     def one_way(x, y):
         return linear_softmax_cross_entropy(

@@ -28,7 +28,13 @@ No digit is lost for a row that is sure of its class. Let o be the class with th
 
 All that makes the row unsure is in r, which is summed without the 1 beside which it would vanish,
 and every payoff is taken relative to the top class. A, E and D stay such pairs, base + rest, until a
-loss has subtracted what it compares them with. The base is a constant of the derivative: dA, dE and
+loss has subtracted what it compares them with.
+
+Nor for a row that is unsure of many classes. Its gradient sum_k p_k (t_k - E) dh_k is a sum of terms that
+cancel, in which any error of E counts as often as there are terms. So E is merged as a mean of means,
+E + share (E' - E), and what rounding takes from it goes to the rest of the pair.
+
+The base is a constant of the derivative: dA, dE and
 dD above are the derivatives of the rest, by `pull` and, should JAX drop that rule, by JAX's own. C is
 a sum of what is not negative, y_k (m - h_k) and Y log(1 + r).
 """
@@ -224,42 +230,6 @@ def fold(c: Columns, ids: Array) -> Sums:
     return Sums(a, t, s, tuple(map(vector_payoff, c.v)), e, _cross_entropy(c, ids, a.m), plain)
 
 
-def _check(c, ids):
-    """Refuses columns that are none, as those of a user's loss may be."""
-    if not isinstance(c, Columns):
-        raise TypeError(f"`columns` of a loss must return `softjax.Columns`, got {_arguments.shown(c)}.")
-
-    def check(name, x, wanted, meaning):
-        if not isinstance(x, Array):
-            raise TypeError(f"`{name}` of `Columns` must be of JAX's arrays, got {_arguments.shown(x)}.")
-        if len(x.shape) != len(wanted) or any(b not in (a, None) for a, b in zip(x.shape, wanted, strict=True)):
-            raise ValueError(f"`{name}` of `Columns` must have shape {meaning}, got {x.shape}.")
-
-    check("h", c.h, (None, ids.size), f"[N, {ids.size}] for the ids of {ids.size} classes")
-    if not jnp.issubdtype(c.h.dtype, jnp.floating):
-        raise TypeError(f"`h` of `Columns` must be floating-point numbers, got dtype {c.h.dtype}.")
-    for name, wanted, meaning in (
-        ("t", c.h.shape, "[N, B] as `h`"),
-        ("v", (ids.size, None), f"[{ids.size}, E] for the ids of {ids.size} classes"),
-        ("e", c.h.shape, "[N, B] as `h`"),
-        ("l", (c.h.shape[0], None), "[N, B] as `h`, or [N, 1]"),
-    ):
-        terms = getattr(c, name)
-        if not isinstance(terms, tuple):
-            raise TypeError(f"`{name}` of `Columns` must be a tuple of arrays, got {_arguments.shown(terms)}.")
-        for x in terms:
-            check(name, x, wanted, meaning)
-    if c.y is not None:
-        if not isinstance(c.y, Weights):
-            raise TypeError(f"`y` of `Columns` must be `softjax.Weights`, got {_arguments.shown(c.y)}.")
-        check("y.ids", c.y.ids, (c.h.shape[0], None), "[N, T] for the N of `h`")
-        check("y.of_ids", c.y.of_ids, c.y.ids.shape, "[N, T] as `y.ids`")
-        if not jnp.issubdtype(c.y.ids.dtype, jnp.integer):
-            raise TypeError(f"`y.ids` of `Columns` must be integers, got dtype {c.y.ids.dtype}.")
-        if c.y.per_class is not None:
-            check("y.per_class", c.y.per_class, (ids.size,), f"[{ids.size}] for the ids of {ids.size} classes")
-
-
 def merge(x: Sums, y: Sums) -> Sums:
     """Sums over two sets of classes from the sums over each."""
     x_wins = _wins(x.a, y.a)
@@ -368,6 +338,42 @@ def log_softmax_cotangent(p: Array, g: Array) -> Array:
 def dot(a: Array, b: Array) -> Array:
     """a [..., I] @ b [I, J] with all the digits of the operands' type, on every platform."""
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _check(c, ids):
+    """Refuses columns that are none, as those of a user's loss may be."""
+    if not isinstance(c, Columns):
+        raise TypeError(f"`columns` of a loss must return `softjax.Columns`, got {_arguments.shown(c)}.")
+
+    def check(name, x, wanted, meaning):
+        if not isinstance(x, Array):
+            raise TypeError(f"`{name}` of `Columns` must be of JAX's arrays, got {_arguments.shown(x)}.")
+        if len(x.shape) != len(wanted) or any(b not in (a, None) for a, b in zip(x.shape, wanted, strict=True)):
+            raise ValueError(f"`{name}` of `Columns` must have shape {meaning}, got {x.shape}.")
+
+    check("h", c.h, (None, ids.size), f"[N, {ids.size}] for the ids of {ids.size} classes")
+    if not jnp.issubdtype(c.h.dtype, jnp.floating):
+        raise TypeError(f"`h` of `Columns` must be floating-point numbers, got dtype {c.h.dtype}.")
+    for name, wanted, meaning in (
+        ("t", c.h.shape, "[N, B] as `h`"),
+        ("v", (ids.size, None), f"[{ids.size}, E] for the ids of {ids.size} classes"),
+        ("e", c.h.shape, "[N, B] as `h`"),
+        ("l", (c.h.shape[0], None), "[N, B] as `h`, or [N, 1]"),
+    ):
+        terms = getattr(c, name)
+        if not isinstance(terms, tuple):
+            raise TypeError(f"`{name}` of `Columns` must be a tuple of arrays, got {_arguments.shown(terms)}.")
+        for x in terms:
+            check(name, x, wanted, meaning)
+    if c.y is not None:
+        if not isinstance(c.y, Weights):
+            raise TypeError(f"`y` of `Columns` must be `softjax.Weights`, got {_arguments.shown(c.y)}.")
+        check("y.ids", c.y.ids, (c.h.shape[0], None), "[N, T] for the N of `h`")
+        check("y.of_ids", c.y.of_ids, c.y.ids.shape, "[N, T] as `y.ids`")
+        if not jnp.issubdtype(c.y.ids.dtype, jnp.integer):
+            raise TypeError(f"`y.ids` of `Columns` must be integers, got dtype {c.y.ids.dtype}.")
+        if c.y.per_class is not None:
+            check("y.per_class", c.y.per_class, (ids.size,), f"[{ids.size}] for the ids of {ids.size} classes")
 
 
 def _normaliser(h, ids):

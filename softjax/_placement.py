@@ -109,7 +109,7 @@ def _choose(n, k, d, reduction, itemsize, platform):
     if n == 1:  # taken for one of a batch under vmap, which is unseen from here
         return Placement(1, min(k, 512))
     if n * k <= scores(1):
-        return Placement(n, min(k, 4096))  # sums over more lose digits
+        return Placement(n, min(k, 2048))  # sums over more lose digits
     if platform != "cpu":
         tile = max(min(n, scores(2048) // k), min(n, 256))
         return Placement(tile, min(k, max(scores(2048) // tile, 1024)), "forward" if scalar else "backward")
