@@ -34,6 +34,80 @@ class Random:
         return jnp.asarray(self.generator.integers(high, size=shape), jnp.int32)
 
 
+# --- compiling and comparing --------------------------------------------------------------------
+
+
+def known_to_xla(options):
+    """Those that the installed compiler has."""
+
+    def is_known(name):
+        try:
+            jax.jit(lambda: 0, compiler_options={name: options[name]})()
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    return {name: options[name] for name in options if is_known(name)}
+
+
+# Most of the tests' time is that of the compiler, and what is compiled runs once or twice. What users get is compiled
+# as they do in the tests of accuracy, memory and edges.
+QUICKLY = known_to_xla({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
+compiled = ft.partial(jax.jit, compiler_options=QUICKLY)
+
+PARTS = ("value", "gradient", "value along", "gradient along")
+
+
+def in_all_modes(function):
+    """The value, the gradient for a cotangent, and the derivatives of both along a tangent, in one program."""
+
+    def of(moving, fixed, cotangent, tangent):
+        def reverse_mode(moving):
+            value, back = jax.vjp(lambda moving: function(*joined(moving, fixed)), moving)
+            return value, back(cotangent)[0]
+
+        (value, gradient), along = jax.jvp(reverse_mode, (moving,), (tangent,))
+        return dict(zip(PARTS, (value, gradient, *along), strict=True))
+
+    return of
+
+
+def parted(args):
+    """(the floating-point arrays, everything else), each with None where the other has something."""
+    moves = lambda a: jnp.issubdtype(jnp.result_type(a), jnp.inexact)
+    return jax.tree.map(lambda a: a if moves(a) else None, args), jax.tree.map(lambda a: None if moves(a) else a, args)
+
+
+def joined(moving, fixed):
+    return jax.tree.map(lambda a, b: b if a is None else a, moving, fixed, is_leaf=lambda a: a is None)
+
+
+def assert_close(got, want, rtol=None):
+    """Errors are relative to the largest element of each array; None allows eps^(2/3)."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        where = jax.tree_util.keystr(path)
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), where
+        limit = rtol or float(jnp.finfo(b.dtype).eps) ** (2 / 3)
+        error = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max(initial=0)
+        assert error <= limit * (np.abs(b).max(initial=0) or 1), f"{where} is off by {error:.1e}, of {np.abs(b).max()}"
+
+
+def agreement(function, definition):
+    """A check that both have the same derivatives; one compilation serves all arguments of the same shapes."""
+    ours, theirs = (compiled(in_all_modes(f)) for f in (function, definition))
+
+    def check(*args, rtol=None, parts=PARTS):
+        moving, fixed = parted(args)
+        random = np.random.default_rng(5)
+        normal_like = ft.partial(jax.tree.map, lambda a: jnp.asarray(random.normal(size=a.shape), a.dtype))
+        given = moving, fixed, normal_like(jax.eval_shape(definition, *args)), normal_like(moving)
+        got, want = ours(*given), theirs(*given)
+        assert_close(*({part: both[part] for part in parts} for both in (got, want)), rtol)
+
+    return check
+
+
 # --- definitions --------------------------------------------------------------------------------
 
 

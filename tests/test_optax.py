@@ -27,10 +27,17 @@ def standard_promotion():
 
 def agree(name, *args, rtol=1e-6, **options):
     ours, theirs = PAIRS[name]
-    got, want = (jax.vjp(lambda z, f=f: f(z, *args[1:], **options), args[0]) for f in (ours, theirs))
-    ct = jnp.asarray(np.random.default_rng(0).normal(size=want[0].shape), want[0].dtype)
+    like = jax.eval_shape(lambda *args: theirs(*args, **options), *args)
+    ct = jnp.asarray(np.random.default_rng(0).normal(size=like.shape), like.dtype)
+
+    @cases.compiled
+    def both(*args):
+        of_each = [jax.vjp(lambda z, f=f: f(z, *args[1:], **options), args[0]) for f in (ours, theirs)]
+        return [(value, back(ct)[0]) for value, back in of_each]
+
+    got, want = both(*args)
     np.testing.assert_allclose(got[0], want[0], rtol=rtol, atol=1e-6)
-    np.testing.assert_allclose(got[1](ct)[0], want[1](ct)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got[1], want[1], rtol=1e-5, atol=1e-6)
     assert got[0].shape == want[0].shape
     assert got[0].dtype == want[0].dtype
 
@@ -91,16 +98,24 @@ def test_hinge(dtype):
 
 def test_softmax_and_logsumexp_of_jax_nn(dtype):
     z, where = cases.Random(dtype).normal(2, 3, 4), jnp.arange(4) != 1
-    for axis in (-1, 0, (0, 2), None):
-        for options in ({}, {"where": where}):
-            for ours, theirs in (
-                (softjax.softmax, jax.nn.softmax),
-                (softjax.log_softmax, jax.nn.log_softmax),
-                (softjax.logsumexp, jax.nn.logsumexp),
-            ):
-                got, want = ours(z, axis=axis, **options), theirs(z, axis=axis, **options)
-                np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-                assert (got.shape, got.dtype) == (want.shape, want.dtype)
+    ours = softjax.softmax, softjax.log_softmax, softjax.logsumexp
+    theirs = jax.nn.softmax, jax.nn.log_softmax, jax.nn.logsumexp
+
+    @cases.compiled
+    def every(z, where):
+        return [
+            [
+                f(z, axis=axis, **options)
+                for axis in (-1, 0, (0, 2), None)
+                for options in ({}, {"where": where})
+                for f in fs
+            ]
+            for fs in (ours, theirs)
+        ]
+
+    for got, want in zip(*every(z, where), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+        assert (got.shape, got.dtype) == (want.shape, want.dtype)
     kept = softjax.logsumexp(z, (0, 2), keepdims=True)
     np.testing.assert_allclose(kept, jax.nn.logsumexp(z, (0, 2), keepdims=True), rtol=1e-5)
 
