@@ -241,7 +241,7 @@ def check(case, function, scores, arguments, modes=DERIVATIVES, reduce=lambda x:
 by_name = {"argvalues": EVERY, "ids": lambda case: case.name}
 TILES = softjax.Placement(3, 5, "backward")
 FORWARD = softjax.Placement(3, 5, "forward")
-WEIGHTS = jnp.asarray([0.5, 2.0, 0.0, 1.5], jnp.float32)
+WEIGHTS = jnp.asarray([0.5, 2.0, 0.0, 1.25], jnp.float32)  # not N in all
 
 
 def weighed_mean(x):
