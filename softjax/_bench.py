@@ -23,7 +23,7 @@ from jax import Array
 from rich.console import Console
 from rich.table import Table
 
-from . import _logits, _mixture
+from . import _logits, _mixture, _peers
 from ._linear import linear_softmax_cross_entropy
 from ._placement import Placement
 
@@ -102,37 +102,7 @@ def _linear(sizes: tuple[int, int, int], reduction: str, limits: tuple[Limit, ..
         "3 products": products,
     }
     name = f"linear cross entropy, {reduction}, N={n} D={d} K={k}"
-    return Row(name, (x, w / d**0.5, labels), contestants | _torch_linear(reduction), limits)
-
-
-def _torch_linear(reduction: str) -> dict[str, Callable]:
-    if importlib.util.find_spec("torch") is None:
-        return {}
-    import torch
-    from torch.nn import functional
-
-    def tensors(x, w, y):
-        x, w = (torch.tensor(jax.device_get(a), requires_grad=True) for a in (x, w.T))
-        return x, w, torch.tensor(jax.device_get(y), dtype=torch.int64)
-
-    def run(loss):
-        def prepare(*arguments):
-            x, w, y = tensors(*arguments)
-            weights = torch.linspace(0.5, 1.5, len(y)) if reduction == "none" else torch.tensor(1.0)
-
-            def step():
-                x.grad = w.grad = None
-                (loss(x, w, y) * weights).sum().backward()
-
-            return step
-
-        prepare.eager = True  # type: ignore[attr-defined]
-        return prepare
-
-    peers = {"torch": run(lambda x, w, y: functional.cross_entropy(x @ w.T, y, reduction=reduction))}
-    if hasattr(functional, "linear_cross_entropy"):
-        peers["torch fused"] = run(lambda x, w, y: functional.linear_cross_entropy(x, w, y, reduction=reduction))
-    return peers
+    return Row(name, (x, w / d**0.5, labels), contestants | _peers.of_linear(reduction), limits)
 
 
 def _mixture_losses(h: Callable, log_likelihood: Callable) -> dict[str, Callable]:
@@ -173,36 +143,8 @@ def _mixture_row(kind: str, sizes: tuple[int, int, int, int], limits: tuple[Limi
     }
     with_gradients = {name: jax.value_and_grad(f, (0, 1, 2, 3)) for name, f in contestants.items()}
     arguments = _normal(2, (n, d), (n, e), (k, d), (k, e))
-    peers = _keops(kind) if importlib.util.find_spec("pykeops") else {}
-    return Row(f"mixture {kind}, N={n} K={k} D={d} E={e}", arguments, with_gradients | peers, limits)
-
-
-def _keops(kind: str) -> dict[str, Callable]:
-    """The matrix form with KeOps's lazy tensors, which hold no [N, K] either."""
-    import torch
-    from pykeops.torch import LazyTensor
-
-    def loss(z, x, c, v):
-        h = -((LazyTensor(z[:, None]) - LazyTensor(c[None])) ** 2).sum(-1)
-        if kind == "autoencoder":
-            return ((x - h.sumsoftmaxweight(LazyTensor(v[None]), axis=1)) ** 2).sum(-1).mean()
-        log_likelihood = -((LazyTensor(x[:, None]) - LazyTensor(v[None])) ** 2).sum(-1)
-        if kind == "EOL":
-            return -h.sumsoftmaxweight(log_likelihood, axis=1).mean()
-        return (h.logsumexp(1) - (h + log_likelihood).logsumexp(1)).mean()
-
-    def prepare(*arguments):
-        tensors = [torch.tensor(jax.device_get(a), requires_grad=True) for a in arguments]
-
-        def step():
-            for t in tensors:
-                t.grad = None
-            loss(*tensors).backward()
-
-        return step
-
-    prepare.eager = True  # type: ignore[attr-defined]
-    return {"KeOps": prepare}
+    contestants = with_gradients | _peers.of_mixture(kind)
+    return Row(f"mixture {kind}, N={n} K={k} D={d} E={e}", arguments, contestants, limits)
 
 
 def _dense(n: int, k: int) -> Iterator[Row]:
