@@ -92,7 +92,7 @@ def test_the_usual_cross_entropy_loses_all_digits_of_a_sure_row(audit):
 def test_nan_and_what_should_be_0_are_errors():
     places = {"z": np.zeros((2, 3))}
     scenario = _audit.Scenario("", places, ("float32",), ("value",), _audit.LOGITS)
-    problem = _audit._Problem(lambda z: z, scenario, "float32")
+    problem = _audit._Problem(lambda z: z, lambda z: z, scenario, "float32")
     want = np.array([[0.0, 0.0, 0.0], [1e4, 1.0, 0.0]])
     error = lambda got: problem.error("value", np.asarray(got, np.float32), want)
     assert error(want) == 0
