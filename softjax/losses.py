@@ -58,22 +58,14 @@ def _partial(name, function):
 # What losses are made of
 
 
-def softplus(x: Pair) -> Array:
-    """log(1 + exp x). Where x is very negative, the error of rounding x would be the error of the result."""
-    positive, u = _odds(x)
-    return jnp.where(positive, x.value, 0) + jnp.log1p(u)
-
-
 def sigmoid(x: Pair) -> Array:
-    """1 / (1 + exp -x), with the same care."""
-    positive, u = _odds(x)
-    return jnp.where(positive, 1, u) / (1 + u)
+    """1 / (1 + exp -x), for a pair that came of a difference: its rest is small.
 
-
-def _odds(x):
-    """(x > 0, exp -|x|), for a pair that came of a difference: its rest is small."""
+    Where x is very negative, the error of rounding x would be the error of the result.
+    """
     positive = x.base > 0
-    return positive, jnp.exp(jnp.where(positive, -x.base, x.base)) * (1 + jnp.where(positive, -x.rest, x.rest))
+    u = jnp.exp(jnp.where(positive, -x.base, x.base)) * (1 + jnp.where(positive, -x.rest, x.rest))  # exp -|x|
+    return jnp.where(positive, 1, u) / (1 + u)
 
 
 def of_labels(labels: Array | tuple[Array, Array], z: Array) -> Weights:

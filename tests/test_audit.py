@@ -155,3 +155,22 @@ def test_classes_that_attain_the_maximum_share_its_gradient():
     assert gradient.tolist() == [[0.5, 0.5, 0]]
     (gradient,) = _truth.gradients(_truth.positive(z - 1), [[1.0, 1.0, 1.0]], [z])
     assert gradient.tolist() == [[0.5, 0.5, 0]]
+
+
+def test_second_derivatives_are_compared_too():
+    z = np.array([[0.0, 1.0, 2.0], [0.5, 0.0, -1.0]])
+    scenario = _audit.Scenario("", {"logits": z}, ("float32",), _audit.ALL, _audit.LOGITS)
+    (entry,) = [e for e in _audit.measure(_audit.Work("entropy", _truth.entropy, [scenario], {})) if e.mode == "HVP"]
+    assert 0 < entry.error < 1e-5
+    off = lambda logits: _truth.entropy(logits) * 1.01
+    (entry,) = [e for e in _audit.measure(_audit.Work("entropy", off, [scenario], {})) if e.mode == "HVP"]
+    assert entry.error == pytest.approx(0.01, rel=0.1)
+
+
+def test_numbers_add_from_both_sides():
+    assert float((1 + _truth.Numbers(np.array([2.0]))).value[0]) == 3
+
+
+def test_without_a_report_it_prints_alone(capsys):
+    assert __main__.main(["audit", "--quick", "-k", "multiclass_svm"]) == 0
+    assert "0 beyond their limits" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import importlib
 import io
 import json
 import re
@@ -15,6 +16,8 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
+
+from softjax import __main__, _bench
 
 ROOT = Path(__file__).parent.parent
 NUMBER = re.compile(r"-?\d+\.\d*(?:e[+-]\d+)?")
@@ -117,6 +120,51 @@ def test_the_benchmark_compares_placements():
     done = run("bench", "--small", "--rounds", "1", "--placements")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("softjax") == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["demo", "--steps", "0"], "must be a positive integer, got '0'"),
+        (["demo", "--seed", "x"], "must be an integer of at least 0, got 'x'"),
+        (["demo", "-o", "digits.jpg"], "must be a .png file in a folder that exists, got 'digits.jpg'"),
+    ],
+)
+def test_options_are_read_with_care(options, message, capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(options)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["demo", "bench", "audit"])
+def test_ctrl_c_ends_a_command_with_a_word(command, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(f"softjax._{command}"), "run", interrupted)
+    assert __main__.main([command]) == 130
+    assert capsys.readouterr().err == "Stopped.\n"
+
+
+def test_a_slow_contestant_is_not_run_again_and_an_absent_one_has_no_ratio(monkeypatch, capsys):
+    clock = iter(range(0, 10**6, 4))  # every look at it is 4 seconds later
+    monkeypatch.setattr(_bench.time, "perf_counter", lambda: next(clock))
+    runs = []
+
+    def prepare():
+        return lambda: runs.append(1)
+
+    prepare.eager = True
+    limits = (_bench.Limit("absent", "time", 1.0), _bench.Limit("eager", "temporaries", 1.0))
+    row = _bench.Row("a row", (), {_bench.OURS: lambda: jax.numpy.zeros(()), "eager": prepare}, limits)
+    results = _bench.measure(row, 5)
+    assert (results["eager"].runs, results[_bench.OURS].runs) == (2, 5)
+    assert results["eager"].seconds == 4
+    assert [_bench._ratio(results, limit) for limit in limits] == [None, None]
+    monkeypatch.setattr(_bench, "rows", lambda small: [row])
+    monkeypatch.setattr(_bench, "growth", lambda small: [])
+    assert _bench.run(1, True, None, None) == 0
+    assert "a row" in capsys.readouterr().out
 
 
 def test_bad_options_are_refused_in_words():

@@ -413,3 +413,7 @@ x, w, y = jnp.ones((4, 3)), jnp.ones((3, 7)), jnp.zeros(4, int)
 def test_refusals_name_the_argument(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_an_ignored_label_that_the_labels_type_cannot_hold_ignores_none():
+    assert (ce(x, w, y.astype("int8"), ignore_index=-1000) == ce(x, w, y)).all()
