@@ -116,6 +116,12 @@ def test_the_benchmark_measures_reports_and_draws(tmp_path):
     assert picture.read_bytes().startswith(base64.b64decode("iVBORw0KGgo="))
 
 
+def test_figures_with_aims_are_drawn(tmp_path):
+    figures = json.loads((ROOT / "benchmarks" / "results" / "cpu-2-cores.json").read_text())
+    _bench._draw(figures["rows"], figures["machine"], tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").read_bytes().startswith(base64.b64decode("iVBORw0KGgo="))
+
+
 def test_the_benchmark_compares_placements():
     done = run("bench", "--small", "--rounds", "1", "--placements")
     assert done.returncode == 0, done.stderr
