@@ -1,4 +1,9 @@
-"""Where the classes live: all in one array, of which some are held at a time. The custom rules, in both modes."""
+"""Where the classes live: in one array or over the devices of a mesh, and how many are held at a time.
+
+The custom rules, in both modes. On a mesh every array that they are given varies along every axis along which one
+of them does; the transpose of the cast that makes it so, outside of the rules, adds up the gradients of the devices.
+The totals are the same on all devices, and are cast once more in the backward pass, which holds no sum over devices.
+"""
 
 import functools as ft
 import inspect
@@ -9,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.custom_derivatives import zero_from_primal
 from jax.typing import ArrayLike
 
-from . import _arguments
+from . import _arguments, _mesh
 from . import _gibbs as g
 
 
@@ -43,7 +49,7 @@ def both_modes(rule: jax.custom_vjp, *, options: int = 0) -> Callable:
 
         inexact, pullback, out = jax.vjp(inexact_part, differentiable, has_aux=True)
         (moved,) = jax.linear_transpose(pullback, inexact)((tangents,))
-        still = jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), split(out)[1])
+        still = jax.tree.map(zero_from_primal, split(out)[1])
         return out, join(moved, still)
 
     return function
@@ -64,28 +70,44 @@ def join(inexact: Any, others: Any) -> Any:
     return jax.tree.map(lambda a, b: b if a is None else a, inexact, others, is_leaf=is_none)
 
 
-Axes = tuple[int, ...]
+class Layout(NamedTuple):
+    """Where the classes are, how many things a device has, and how many of them are held at a time."""
 
-
-class Sizes(NamedTuple):
-    """How many there are, and how many of them are held at a time."""
-
+    axes: tuple[int, ...]  # of each part of the classes, the axis along which they lie
     examples: int
     classes: int
     tile: int
     block: int
+    mesh: _mesh.Names = ()  # the axes of a mesh over which the classes are spread, in the order of their ids
 
 
-def totals(columns: Callable, examples: Any, classes: tuple, axes: Axes, sizes: Sizes) -> g.Totals:
+def totals(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> g.Totals:
     """Totals over all classes of `columns(examples, block, ids) -> Columns`.
 
     `columns` is a `jax.tree_util.Partial`, whose arrays have gradients too. `examples` is any pytree and
-    `classes` a tuple of pytrees of arrays, each with its classes on one of the `axes`; of these `columns`
+    `classes` a tuple of pytrees of arrays, each with its classes on one of the layout's axes; of these `columns`
     sees a tile of examples and a block of classes at a time, with the ids of these, in at least float32.
     The backward pass makes each block's columns again, and nothing of the size of all of them is held in
     any mode of differentiation.
     """
-    return _totals(axes, sizes, *split((columns, examples, classes)))
+    return _totals(layout, *split(spread((columns, examples, classes), layout)))
+
+
+def spread(tree: Any, layout: Layout) -> Any:
+    """The arguments of a rule over the classes, alike in the axes along which they vary."""
+    return _mesh.vary(tree, _mesh.varying(tree) | set(layout.mesh))
+
+
+def of_class(layout: Layout, ids: Array, values: Callable) -> Any:
+    """`values(places)` [N, ...] of one class per example, made by the device that has it. 0 for no class.
+
+    The places are where its arrays have the classes.
+    """
+    places = ids - layout.classes * _mesh.place(layout.mesh)
+    here = (places >= 0) & (places < layout.classes)
+    made = values(jnp.where(here, places, 0))
+    known = lambda a: jnp.where(here.reshape(*here.shape, *(1,) * (a.ndim - here.ndim)), a, 0)
+    return _mesh.total(jax.tree.map(known, made), layout.mesh)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -110,23 +132,23 @@ def over_tiles(step: Callable, carry: Any, examples: Any, n: int, tile: int) -> 
 # Blocks of classes
 
 
-def take(classes: tuple, axes: Axes, start: ArrayLike, size: int) -> tuple:
+def take(classes: tuple, layout: Layout, start: ArrayLike, size: int) -> tuple:
     """Some of the classes, in a type to compute in."""
 
     def of_axis(axis, tree):
         return jax.tree.map(lambda a: wide(lax.dynamic_slice_in_dim(a, start, size, axis)), tree)
 
-    return tuple(map(of_axis, axes, classes))
+    return tuple(map(of_axis, layout.axes, classes))
 
 
-def put(classes: tuple, axes: Axes, start: ArrayLike, block: tuple) -> tuple:
+def put(classes: tuple, layout: Layout, start: ArrayLike, block: tuple) -> tuple:
     """The classes, with a block in place of what they have there."""
 
     def on_axis(axis, tree, block):
         write = lambda a, b: lax.dynamic_update_slice_in_dim(a, b.astype(a.dtype), start, axis)
         return jax.tree.map(write, tree, block)
 
-    return tuple(map(on_axis, axes, classes, block))
+    return tuple(map(on_axis, layout.axes, classes, block))
 
 
 def wide(x: Array) -> Array:
@@ -134,9 +156,10 @@ def wide(x: Array) -> Array:
     return x.astype(_arguments.wide(x.dtype)) if jnp.issubdtype(x.dtype, jnp.inexact) else x
 
 
-def ids(start: ArrayLike, size: int) -> Array:
-    """Consecutive classes."""
-    return jnp.asarray(start, jnp.int32) + jnp.arange(size, dtype=jnp.int32)
+def ids(layout: Layout, start: ArrayLike, size: int) -> Array:
+    """Those of consecutive classes."""
+    first = layout.classes * _mesh.place(layout.mesh)
+    return (first + jnp.asarray(start, jnp.int32)) + jnp.arange(size, dtype=jnp.int32)
 
 
 def each(step: Callable, carry: Any, count: int, size: int, made: Any = None) -> tuple[Any, Any]:
@@ -167,16 +190,22 @@ def _scanned(step, size, carry, x):
     return step(carry, start, size, made)
 
 
-def sums(columns: Callable, examples: Any, classes: tuple, axes: Axes, count: int, size: int) -> tuple[g.Sums, Any]:
+def sums(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> tuple[g.Sums, Any]:
     """(the sums over all classes, the columns that were made for it)."""
 
     def step(sums, start, size, _):
-        of_block = ids(start, size)
-        made = columns(examples, take(classes, axes, start, size), of_block)
-        folded = g.fold(made, of_block)
+        of_block = ids(layout, start, size)
+        made = made_of(columns, examples, take(classes, layout, start, size), of_block)
+        folded = spread(g.fold(made, of_block), layout)
         return (folded if sums is None else g.merge(sums, folded)), made
 
-    return each(step, None, count, size)
+    sums, made = each(step, None, layout.classes, layout.block)
+    return (g.merge_over(sums, layout.mesh) if layout.mesh else sums), made
+
+
+def made_of(columns: Callable, examples: Any, block: tuple, ids: Array) -> g.Columns:
+    """The columns of a block, alike to its classes in the axes along which they vary."""
+    return _mesh.vary(columns(examples, block, ids), _mesh.varying(columns, examples, block))
 
 
 def pull_block(differentiable: tuple, fixed: tuple, ids: Array, pull: Callable) -> tuple:
@@ -184,10 +213,11 @@ def pull_block(differentiable: tuple, fixed: tuple, ids: Array, pull: Callable) 
 
     def of_block(differentiable):
         columns, examples, block = join(differentiable, fixed)
-        return split(columns(examples, block, ids))
+        return split(made_of(columns, examples, block, ids))
 
     made, back, others = jax.vjp(of_block, differentiable, has_aux=True)
-    (cotangents,) = back(split(pull(join(made, others)))[0])
+    cotangents = split(pull(join(made, others)))[0]
+    (cotangents,) = back(_mesh.vary(cotangents, _mesh.varying(made)))
     return cotangents
 
 
@@ -195,52 +225,53 @@ def pull_block(differentiable: tuple, fixed: tuple, ids: Array, pull: Callable) 
 # The rule
 
 
-@ft.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _rule(axes, sizes, differentiable, fixed):
+@ft.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rule(layout, differentiable, fixed):
     columns, examples, classes = join(differentiable, fixed)
 
     def step(_, examples):
-        return None, g.close(sums(columns, examples, classes, axes, sizes.classes, sizes.block)[0])
+        return None, g.close(sums(columns, examples, classes, layout)[0])
 
-    return over_tiles(step, None, examples, sizes.examples, sizes.tile)[1]
+    return over_tiles(step, None, examples, layout.examples, layout.tile)[1]
 
 
-def _fwd(axes, sizes, differentiable, fixed):
-    out = _totals(axes, sizes, differentiable, fixed)
+def _fwd(layout, differentiable, fixed):
+    out = _totals(layout, differentiable, fixed)
     return out, (differentiable, fixed, out)
 
 
 # Without `checkpoint` a derivative of the loops below would keep what this computes for every block.
 @ft.partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1))
-def _pull_block(axes, size, start, residuals, ct):
+def _pull_block(layout, size, start, residuals, ct):
     (*others, classes), (*fixed_others, fixed_classes), out = residuals
-    differentiable = (*others, take(classes, axes, start, size))
-    fixed = (*fixed_others, take(fixed_classes, axes, start, size))
-    of_block = ids(start, size)
+    differentiable = (*others, take(classes, layout, start, size))
+    fixed = (*fixed_others, take(fixed_classes, layout, start, size))
+    of_block = ids(layout, start, size)
     return pull_block(differentiable, fixed, of_block, lambda made: g.pull(made, of_block, out, ct))
 
 
-def _pull_tile(axes, sizes, dclasses, residuals, ct):
+def _pull_tile(layout, dclasses, residuals, ct):
     """(the gradients for columns and examples, those for classes with others added to them)."""
-    alone = sizes.tile >= sizes.examples
+    alone = layout.tile >= layout.examples
 
     def step(grads, start, size, _):
         grads, dclasses = grads
-        *d, dblock = _pull_block(axes, size, start, residuals, ct)
+        *d, dblock = spread(_pull_block(layout, size, start, residuals, ct), layout)
         if not alone:
-            dblock = jax.tree.map(jnp.add, dblock, take(dclasses, axes, start, size))
-        return (jax.tree.map(jnp.add, grads, d), put(dclasses, axes, start, dblock)), None
+            dblock = jax.tree.map(jnp.add, dblock, take(dclasses, layout, start, size))
+        return (jax.tree.map(jnp.add, grads, d), put(dclasses, layout, start, dblock)), None
 
     columns, examples, _ = residuals[0]
     zeros = jax.tree.map(jnp.zeros_like, [columns, examples])
-    (grads, dclasses), _ = each(step, (zeros, dclasses), sizes.classes, sizes.block)
+    (grads, dclasses), _ = each(step, (zeros, dclasses), layout.classes, layout.block)
     return grads, dclasses
 
 
-def _bwd(axes, sizes, residuals, ct):
+def _bwd(layout, residuals, ct):
+    residuals, ct = spread((residuals, ct), layout)
     (columns, examples, classes), (fixed_columns, fixed_examples, fixed_classes), out = residuals
-    if sizes.tile >= sizes.examples:
-        grads, dclasses = _pull_tile(axes, sizes, jax.tree.map(jnp.zeros_like, classes), residuals, ct)
+    if layout.tile >= layout.examples:
+        grads, dclasses = _pull_tile(layout, jax.tree.map(jnp.zeros_like, classes), residuals, ct)
         return (*grads, dclasses), None
 
     @ft.partial(jax.checkpoint, prevent_cse=False)
@@ -248,16 +279,16 @@ def _bwd(axes, sizes, residuals, ct):
         dcolumns, dclasses = carry
         examples, fixed_examples, out, ct = tile
         residuals = (columns, examples, classes), (fixed_columns, fixed_examples, fixed_classes), out
-        (d, dexamples), dclasses = _pull_tile(axes, sizes, dclasses, residuals, ct)
+        (d, dexamples), dclasses = _pull_tile(layout, dclasses, residuals, ct)
         return (jax.tree.map(jnp.add, dcolumns, d), dclasses), dexamples
 
     # What is added up over the tiles is wide, and rounded once.
     zeros = jax.tree.map(lambda a: jnp.zeros_like(wide(a)), (columns, classes))
     tiles = (examples, fixed_examples, out, ct)
-    (dcolumns, dclasses), dexamples = over_tiles(step, zeros, tiles, sizes.examples, sizes.tile)
+    (dcolumns, dclasses), dexamples = over_tiles(step, zeros, tiles, layout.examples, layout.tile)
     as_given = lambda d, a: d.astype(a.dtype)
     return (*jax.tree.map(as_given, (dcolumns, dexamples, dclasses), (columns, examples, classes)),), None
 
 
 _rule.defvjp(_fwd, _bwd)
-_totals = both_modes(_rule, options=2)
+_totals = both_modes(_rule, options=1)

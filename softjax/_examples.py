@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.tree_util import Partial
 
-from . import _arguments, _classes
+from . import _arguments, _classes, _mesh
 from . import _gibbs as g
-from ._classes import Sizes
+from ._classes import Layout
 from ._placement import Placement
 
 
@@ -26,26 +26,53 @@ class Problem(NamedTuple):
     columns: Callable
     """(examples, block of classes, ids) -> Columns"""
     finish: Callable
-    """(Totals, examples, classes) -> [N, ...], where the classes have no gradient"""
+    """(Totals, targets, classes, layout) -> [N, ...], where the classes have no gradient"""
     examples: Any
     """a pytree of [N, ...]"""
+    targets: Any
+    """a pytree of [N, ...]: what the finish knows of the examples"""
     classes: tuple
     """of pytrees"""
 
 
-def per_example(axes: _classes.Axes, sizes: Sizes, problem: Problem) -> Array:
-    """The losses [N, ...] of a problem whose classes lie on the `axes`."""
-    columns, finish, examples, classes = problem
-    totals = _classes.totals(columns, examples, classes, axes, sizes)
-    return finish(totals, examples, lax.stop_gradient(classes))
+class Shards(NamedTuple):
+    """The axes of a mesh over which classes and examples are spread."""
+
+    classes: _mesh.Names = ()
+    examples: _mesh.Names = ()
+
+    @classmethod
+    def named(cls, axis_name: _mesh.AxisName, batch_axis_name: _mesh.AxisName = None) -> "Shards":
+        """The checked axes that the arguments of these names give."""
+        shards = cls(_mesh.names("axis_name", axis_name), _mesh.names("batch_axis_name", batch_axis_name))
+        if set(shards.classes) & set(shards.examples):
+            raise ValueError(f"`batch_axis_name` must name other axes than `axis_name`, got {batch_axis_name!r}.")
+        return shards
+
+    def check(self, of_classes: str, classes: Array, of_examples: str, examples: Array) -> None:
+        """Refuses arrays that are not spread over the axes."""
+        for name, x, argument, axes in (
+            (of_classes, classes, "axis_name", self.classes),
+            (of_examples, examples, "batch_axis_name", self.examples),
+        ):
+            if not set(axes) <= _mesh.varying(x):
+                raise ValueError(f"`{name}` must vary over the axes {axes} of `{argument}`, got {jax.typeof(x)}.")
+
+
+def per_example(layout: Layout, problem: Problem) -> Array:
+    """The losses [N, ...] of a problem."""
+    columns, finish, examples, targets, classes = problem
+    totals = _classes.totals(columns, examples, classes, layout)
+    return finish(totals, targets, lax.stop_gradient(classes), layout)
 
 
 def evaluate(
     problem: Problem,
-    axes: _classes.Axes,
+    axes: tuple[int, ...],
     n: int,
     count: int,
     placement: Placement,
+    shards: Shards,
     *,
     weights: Array | None = None,
     kept: Array | None = None,
@@ -56,32 +83,31 @@ def evaluate(
     """The losses [N, ...] times their weights [N], their sum, or their mean.
 
     The mean is sum(weights losses) / sum(weights shares). An example that is not `kept` has loss and
-    gradient 0, and is no part of it. One that is not `known` has NaN for both.
+    gradient 0, and is no part of it. One that is not `known` has NaN for both. Sums and means are
+    those of the examples of all devices.
     """
     dtype = _arguments.common_dtype(*_arguments.inexact(problem.examples))
     if reduction == "mean":
         # In the forward pass: a gradient that is scaled later has to be read and written once more.
-        weights = of_mean(jnp.ones(n, dtype) if weights is None else weights, shares, kept)
+        weights = of_mean(jnp.ones(n, dtype) if weights is None else weights, shares, kept, shards.examples)
     if known is not None:
         weights = jnp.where(known, jnp.ones(n, dtype) if weights is None else weights, jnp.nan)
-    problem = Problem(
-        Partial(_columns_of_weighed, problem.columns),
-        Partial(_weighed, problem.finish),
-        (problem.examples, weights, kept),
-        problem.classes,
+    problem = problem._replace(
+        finish=Partial(_weighed, problem.finish),
+        targets=(problem.targets, weights, kept),
     )
-    sizes = Sizes(n, count, placement.tile, min(placement.block, count))
+    layout = Layout(axes, n, count, placement.tile, min(placement.block, count), shards.classes)
     if reduction == "none":
-        return per_example(axes, sizes, problem)
+        return per_example(layout, problem)
     if placement.gradient == "backward":
-        return per_example(axes, sizes, problem).sum()
-    return _total(axes, sizes, *_classes.split(problem))
+        return _mesh.total(per_example(layout, problem).sum(), shards.examples)
+    return _mesh.total(_total(layout, *_classes.split(_spread(problem, layout))), shards.examples)
 
 
-def of_mean(weights: Array, shares: Array | None = None, kept: Array | None = None) -> Array:
+def of_mean(weights: Array, shares: Array | None = None, kept: Array | None = None, axes: _mesh.Names = ()) -> Array:
     """The weights whose sum of losses is the mean."""
     shared = weights if shares is None else weights * shares
-    total = (shared if kept is None else jnp.where(kept, shared, 0)).sum()
+    total = _mesh.total((shared if kept is None else jnp.where(kept, shared, 0)).sum(), axes)
     return jnp.where(total == 0, 0, weights / jnp.where(total == 0, 1, total))
 
 
@@ -93,13 +119,9 @@ def reduce(losses: Array, weights: Array | None, reduction: str) -> Array:
     return weighed if reduction == "none" else weighed.sum()
 
 
-def _columns_of_weighed(columns, examples, block, ids):
-    return columns(examples[0], block, ids)
-
-
-def _weighed(finish, totals, examples, classes):
-    examples, weights, kept = examples
-    loss = finished(finish(totals, examples, classes), totals.a.m.shape[0])
+def _weighed(finish, totals, targets, classes, layout):
+    targets, weights, kept = targets
+    loss = finished(finish(totals, targets, classes, layout), totals.a.m.shape[0])
     if kept is not None:
         loss = jnp.where(_rank_of(loss, kept), loss, 0)
     return loss if weights is None else _times(loss, weights)
@@ -130,24 +152,36 @@ def _rank_of(x, a):
 # The gradient in the forward pass
 
 
-def _of_tile(axes, sizes, differentiable, fixed, dclasses):
-    """((value, gradients for columns and finish), those for examples, those for classes added to `dclasses`)."""
-    columns, _, examples, classes = _classes.join(differentiable, fixed)
-    sums, made = _classes.sums(columns, examples, classes, axes, sizes.classes, sizes.block)
+def _spread(problem, layout):
+    """The problem with its parts alike in the axes of a mesh along which they vary.
+
+    What is finished is the same on all devices over which the classes are spread, and its gradients are counted once.
+    """
+    columns, examples, classes = _classes.spread((problem.columns, problem.examples, problem.classes), layout)
+    of_totals = _mesh.varying(columns, examples, classes) - set(layout.mesh)
+    finish, targets = problem.finish, problem.targets
+    finish, targets = _mesh.vary((finish, targets), of_totals | _mesh.varying(finish, targets))
+    return Problem(columns, finish, examples, targets, classes)
+
+
+def _of_tile(layout, differentiable, fixed, dclasses):
+    """((value, gradients for columns and finish), those for examples and targets, those for classes and `dclasses`)."""
+    columns, _, examples, _, classes = _classes.join(differentiable, fixed)
+    sums, made = _classes.sums(columns, examples, classes, layout)
     inexact, others = _classes.split(g.close(sums))
 
-    def of_totals(totals, finish, examples):
-        totals, finish, examples = _classes.join((totals, finish, examples), (others, fixed.finish, fixed.examples))
-        return finish(totals, examples, classes).sum()
+    def of_totals(totals, finish, targets):
+        totals, finish, targets = _classes.join((totals, finish, targets), (others, fixed.finish, fixed.targets))
+        return finish(totals, targets, classes, layout).sum()
 
-    value, back = jax.vjp(of_totals, inexact, differentiable.finish, differentiable.examples)
-    ct, dfinish, dexamples = back(jnp.ones_like(value))
-    totals, ct = (_classes.join(a, others) for a in (inexact, ct))
+    value, back = jax.vjp(of_totals, inexact, differentiable.finish, differentiable.targets)
+    ct, dfinish, dtargets = back(jnp.ones_like(value))
+    totals, ct = (_classes.spread(_classes.join(a, others), layout) for a in (inexact, ct))
 
     def step(grads, start, size, made):
         *others, dclasses = grads
-        take = lambda classes: _classes.take(classes, axes, start, size)
-        ids = _classes.ids(start, size)
+        take = lambda classes: _classes.take(classes, layout, start, size)
+        ids = _classes.ids(layout, start, size)
         # The columns are made again for their derivative, from which XLA drops whatever it does not need.
         d = _classes.pull_block(
             (differentiable.columns, differentiable.examples, take(differentiable.classes)),
@@ -156,62 +190,66 @@ def _of_tile(axes, sizes, differentiable, fixed, dclasses):
             lambda _: g.pull(made, ids, totals, ct),
         )
         *others, dblock = jax.tree.map(jnp.add, (*others, take(dclasses)), d)
-        return (*others, _classes.put(dclasses, axes, start, dblock)), None
+        return (*others, _classes.put(dclasses, layout, start, dblock)), None
 
-    grads = (_zeros(differentiable.columns), dexamples, dclasses)
-    (dcolumns, dexamples, dclasses), _ = _classes.each(step, grads, sizes.classes, sizes.block, made)
-    return (value, dcolumns, dfinish), dexamples, dclasses
+    grads = (*_zeros((differentiable.columns, differentiable.examples)), dclasses)
+    (dcolumns, dexamples, dclasses), _ = _classes.each(step, grads, layout.classes, layout.block, made)
+    return (value, dcolumns, dfinish), (dexamples, dtargets), dclasses
 
 
 def _zeros(tree):
     return jax.tree.map(lambda a: jnp.zeros_like(_classes.wide(a)), tree)
 
 
-@ft.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _value_and_gradients(axes, sizes, differentiable, fixed):
+@ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _value_and_gradients(layout, differentiable, fixed):
     def step(carry, tile):
         so_far, dclasses = carry
         moving, still = (
-            part._replace(examples=examples) for part, examples in zip((differentiable, fixed), tile, strict=True)
+            part._replace(examples=examples, targets=targets)
+            for part, (examples, targets) in zip((differentiable, fixed), tile, strict=True)
         )
-        sums, dexamples, dclasses = _of_tile(axes, sizes, moving, still, dclasses)
-        return (jax.tree.map(jnp.add, so_far, sums), dclasses), dexamples
+        sums, of_tile, dclasses = _of_tile(layout, moving, still, dclasses)
+        return (jax.tree.map(jnp.add, so_far, sums), dclasses), of_tile
 
+    whole = _classes.join(differentiable, fixed)
+    finished = _mesh.varying(whole) - set(layout.mesh) | _mesh.varying(whole.finish, whole.targets)
     zero = jnp.zeros((), _arguments.common_dtype(*jax.tree.leaves(differentiable.examples)))
-    carry = (zero, _zeros(differentiable.columns), _zeros(differentiable.finish)), _zeros(differentiable.classes)
-    examples = (differentiable.examples, fixed.examples)
-    carry, dexamples = _classes.over_tiles(step, carry, examples, sizes.examples, sizes.tile)
+    zeros = _mesh.vary(zero, finished), *_zeros((differentiable.columns, differentiable.finish))
+    tiles = tuple((part.examples, part.targets) for part in (differentiable, fixed))
+    carry = zeros, _zeros(differentiable.classes)
+    carry, (dexamples, dtargets) = _classes.over_tiles(step, carry, tiles, layout.examples, layout.tile)
     (value, dcolumns, dfinish), dclasses = carry
-    return value, Problem(dcolumns, dfinish, dexamples, dclasses)
+    return value, Problem(dcolumns, dfinish, dexamples, dtargets, dclasses)
 
 
 @_value_and_gradients.defjvp
-def _(axes, sizes, primals, tangents):
+def _(layout, primals, tangents):
     """The derivatives of these gradients are those of the rule in `_classes`."""
     differentiable, fixed = primals
 
     def of_blocks(differentiable):
-        total = lambda d: per_example(axes, sizes, _classes.join(d, fixed)).sum()
+        total = lambda d: per_example(layout, _classes.join(d, fixed)).sum()
         value, gradients = jax.value_and_grad(total)(differentiable)
         return value, jax.tree.map(_classes.wide, gradients)
 
     return jax.jvp(of_blocks, (differentiable,), (tangents[0],))
 
 
-@ft.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _rule(axes, sizes, differentiable, fixed):
-    return per_example(axes, sizes, _classes.join(differentiable, fixed)).sum()
+@ft.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rule(layout, differentiable, fixed):
+    return per_example(layout, _classes.join(differentiable, fixed)).sum()
 
 
-def _fwd(axes, sizes, differentiable, fixed):
-    value, gradients = _value_and_gradients(axes, sizes, differentiable, fixed)
+def _fwd(layout, differentiable, fixed):
+    value, gradients = _value_and_gradients(layout, differentiable, fixed)
     return value, (gradients, differentiable)
 
 
-def _bwd(axes, sizes, residuals, ct):  # noqa: ARG001
+def _bwd(layout, residuals, ct):  # noqa: ARG001
     gradients, differentiable = residuals
     return jax.tree.map(lambda d, a: (ct * d).astype(a.dtype), gradients, differentiable), None
 
 
 _rule.defvjp(_fwd, _bwd)
-_total = _classes.both_modes(_rule, options=2)
+_total = _classes.both_modes(_rule, options=1)

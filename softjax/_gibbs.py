@@ -47,7 +47,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from . import _arguments
+from . import _arguments, _mesh
 
 
 @jax.tree_util.register_dataclass
@@ -253,6 +253,45 @@ def merge(x: Sums, y: Sums) -> Sums:
         None if x.y is None else _merge_cross_entropies(x, y),
         tuple(map(jnp.add, x.l, y.l)),
     )
+
+
+def merge_over(x: Sums, axes: _mesh.Names) -> Sums:
+    """Sums over the classes of all devices, the same on each, from the sums over those of each.
+
+    Up to four rounds: the largest scores; which of their classes is the top one, where payoffs are compared with
+    its own; sums relative to it; means relative to the mean of the device that has it.
+    """
+    n = jax.tree.map(lambda *of_each: jnp.stack(of_each, -1), x.a, *x.e)
+    m = _mesh.most(n.m, axes)
+    wins, top = (n.m == m) & (m > -jnp.inf), jnp.full_like(n.top, -1)
+    if x.t or x.s or x.v or x.e:
+        none = jnp.iinfo(n.top.dtype).max
+        top = _mesh.least(jnp.where(wins & (n.top >= 0), n.top, none), axes)
+        wins, top = wins & (n.top == top), jnp.where(top < none, top, -1)
+    has_top = wins[..., 0]
+
+    r = n.r + n.lost
+    w = jnp.exp(n.m - finite(m)) * (1 + r)
+    y = None if x.y is None else x.y._replace(sum=x.y.sum + x.y.weight * (finite(m) - finite(n.m))[..., 0])
+    means = (x.t, x.s, x.v)
+    of_top = lambda mean: tuple(jnp.where(_like(has_top, a), a, 0) for a in (mean.base, mean.top))
+    of_tops = jax.tree.map(of_top, means, is_leaf=_is_mean)
+    of_devices = (jnp.where(wins, r, w), wins.astype(r.dtype), y, x.l, of_tops)
+    r, winners, y, plain, of_tops = _mesh.total(of_devices, axes)
+    # Where devices have the same maximum, each leaves out its own 1. Their sum is not small, and gets them back.
+    r = _empty(m, r + (winners - 1))
+    a, *e = (Normaliser(*of_one) for of_one in zip(*(jnp.moveaxis(x, -1, 0) for x in (m, top, r, 0 * r)), strict=True))
+
+    share = w[..., 0] / a.s
+    above = lambda mean, of_top: _like(share, mean.base) * ((mean.base - of_top[0]) + mean.rest)
+    rests = _mesh.total(jax.tree.map(above, means, of_tops, is_leaf=_is_mean), axes)
+
+    def mean(rest, of_top):
+        base, rest = _pair(of_top[0], rest)
+        return Mean(base, rest, of_top[1])
+
+    t, s, v = jax.tree.map(mean, rests, of_tops)
+    return Sums(a, t, s, v, tuple(e), y, plain)
 
 
 def close(x: Sums) -> Totals:
@@ -515,6 +554,10 @@ def _wins(x, y):
 def _weight_of_lower(x, y):
     """exp(lower m - higher m)."""
     return jnp.exp(jnp.minimum(x.m, y.m) - finite(jnp.maximum(x.m, y.m)))
+
+
+def _is_mean(x):
+    return isinstance(x, Mean)
 
 
 def _choose(condition, a, b):

@@ -7,7 +7,7 @@ Nothing of size [N, K] is held, forward or backward, and the kernel is neither t
 
 import functools as ft
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,10 @@ from jax import Array
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from . import _arguments, _placement, losses
-from ._examples import Problem, evaluate
-from ._gibbs import dot
+from . import _arguments, _classes, _mesh, _placement, losses
+from ._examples import Problem, Shards, evaluate
+from ._gibbs import Columns, Labels, dot
+from ._mesh import AxisName
 from ._placement import BlockSize
 from .losses import Loss
 
@@ -35,6 +36,8 @@ def of_linear(
     weights: ArrayLike | None = None,
     reduction: str = "none",
     block_size: BlockSize = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
 ) -> Array:
     """A loss of linear scores, which are never held all at once.
 
@@ -52,6 +55,9 @@ def of_linear(
         weights: of the examples [...]; None for 1.
         reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is 0.
         block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for none.
+            kernel, per_class, bias and where are then this device's shard; class ids are global.
+        batch_axis_name: likewise for the examples, whose sum or mean is then that of all devices.
 
     Returns:
         The loss [...], or a scalar, in at least float32.
@@ -69,30 +75,33 @@ def of_linear(
 
     Source: The softmax function and its derivative (the softmax layer), whose Jacobian of size [K, D K] is never built.
     """
-    scores = _Linear(features, kernel, bias, class_axis, where, example, per_class)
+    shards = Shards.named(axis_name, batch_axis_name)
+    scores = _Linear(features, kernel, bias, class_axis, where, example, per_class, shards)
     weights = _arguments.weights(weights, scores.batch, scores.dtype)
-    return scores.evaluate(loss, weights, reduction, block_size)
+    return scores.evaluate(loss, weights, _arguments.reduction(reduction), block_size)
 
 
 class _Linear:
     """The checked arguments that all functions of linear scores have."""
 
-    def __init__(self, features, kernel, bias, class_axis, where, example, per_class):
+    def __init__(self, features, kernel, bias, class_axis, where, example, per_class, shards):
         features = _arguments.floating("features", features)
         kernel, self.axis = _kernel(kernel, class_axis)
-        d, self.k = kernel.shape[1 - self.axis], kernel.shape[self.axis]
+        shards.check("kernel", kernel, "features", features)
+        self.shards, d, k = shards, kernel.shape[1 - self.axis], kernel.shape[self.axis]
         _arguments.shape("features", features, (*features.shape[:-1], d), "[..., D] for the D of `kernel`")
+        self.k, self.count = k, k * _mesh.size(shards.classes)  # on this device, and on all
         self.batch = features.shape[:-1]
         self.n = math.prod(self.batch)
-        live, bias = _arguments.live_classes(where, "bias", bias, self.k, "[K] for the K of `kernel`")
+        live, bias = _arguments.live_classes(where, "bias", bias, k, "[K] for the K of `kernel`")
         example = _arguments.leading("example", example, self.batch, "the leading axes of `features`")
-        per_class = _arguments.leading("per_class", per_class, (self.k,), "[K] for the K of `kernel`")
+        per_class = _arguments.leading("per_class", per_class, (k,), "[K] for the K of `kernel`")
 
         arrays = _arguments.inexact((features, kernel, bias, example, per_class))
         self.given_dtype = _arguments.common_dtype(*arrays)
         self.dtype = _arguments.wide(self.given_dtype)
         self.features, self.example = self.wide((features.reshape(self.n, d), example))
-        self.classes = tuple(self.of_classes(a) for a in (kernel, bias, live, per_class))
+        self.classes = _Classes(*map(self.of_classes, (kernel, bias, live, per_class)))
 
     def wide(self, tree):
         return _arguments.cast(tree, self.dtype)
@@ -102,17 +111,33 @@ class _Linear:
         return jax.tree.map(lambda a: self.wide(a) if a.dtype.itemsize >= 4 else a, tree)
 
     def uniform(self):
-        """1 / K, or of each class [K] where some are left out."""
-        live = self.classes[2]
-        return 1 / self.k if live is None else live.astype(self.dtype) / jnp.maximum(live.sum(), 1).astype(self.dtype)
+        """The probability of each of this device's classes [K] if all that are not left out have the same."""
+        live = self.classes.live
+        if live is None:
+            return jnp.full(self.k, 1 / self.count, self.dtype)
+        count = _mesh.total(live.sum(), self.shards.classes)
+        return live.astype(self.dtype) / jnp.maximum(count, 1).astype(self.dtype)
+
+    def of_class(self, per_class, ids):
+        """What [K] has for one class per example [N], from the device that has it; 0 for no class."""
+        layout = _classes.Layout((0,), self.n, self.k, self.n, self.k, self.shards.classes)
+        return _classes.of_class(layout, ids, lambda place: per_class[place])
 
     def evaluate(self, loss, weights, reduction, block_size, kept=None, known=None, shares=None):
-        reduction = _arguments.reduction(reduction)
         placement = _placement.of(block_size, self.n, self.k, self.features.shape[1], reduction, self.dtype)
         loss = losses.as_tree(loss, self.dtype)
         examples, of_examples = (self.features, self.example), (weights, kept, known, shares)
-        out = _evaluate(loss, examples, self.classes, of_examples, self.axis, reduction, placement)
+        options = self.axis, reduction, placement, self.shards
+        out = _evaluate(loss, examples, tuple(self.classes), of_examples, *options)
         return out.reshape(*self.batch, *out.shape[1:]) if reduction == "none" else out
+
+
+class _Classes(NamedTuple):
+    kernel: Array
+    bias: Array | None
+    live: Array | None
+    per_class: Any
+    of_labels: Any = None  # per class, also of those that are left out; in place of the former
 
 
 def _kernel(kernel, class_axis):
@@ -127,31 +152,31 @@ def _kernel(kernel, class_axis):
     return kernel, axis
 
 
-@ft.partial(jax.jit, static_argnums=(4, 5, 6), inline=True)
-def _evaluate(loss, examples, classes, of_examples, axis, reduction, placement):
+@ft.partial(jax.jit, static_argnums=(4, 5, 6, 7), inline=True)
+def _evaluate(loss, examples, classes, of_examples, axis, reduction, placement, shards):
     weights, kept, known, shares = of_examples
     columns = Partial(_COLUMNS[axis], loss.columns)
-    problem = Problem(columns, Partial(_finish, loss.finish), examples, classes)
+    problem = Problem(columns, Partial(_finish, loss.finish), examples, examples[1], classes)
     n, k = examples[0].shape[0], classes[0].shape[axis]
     options = {"weights": weights, "kept": kept, "known": known, "shares": shares, "reduction": reduction}
-    return evaluate(problem, (axis, 0, 0, 0), n, k, placement, **options)
+    return evaluate(problem, (axis, 0, 0, 0, 0), n, k, placement, shards, **options)
 
 
 def _columns(axis, columns, examples, block, ids):
-    (features, example), (kernel, bias, live, per_class) = examples, block
+    (features, example), (kernel, bias, live, per_class, of_labels) = examples, block
     if live is not None:
         kernel = jnp.where(jnp.expand_dims(live, 1 - axis), kernel, 0)
         bias = jnp.where(live, 0 if bias is None else bias, -jnp.inf).astype(kernel.dtype)
         per_class = _arguments.only(live, per_class)
     z = dot(features, kernel if axis else kernel.T)
-    return columns(z if bias is None else z + bias[None], ids, example, per_class)
+    return columns(z if bias is None else z + bias[None], ids, example, per_class if of_labels is None else of_labels)
 
 
 _COLUMNS = (ft.partial(_columns, 0), ft.partial(_columns, 1))  # made once: JAX compares functions by identity
 
 
-def _finish(finish, totals, examples, _):
-    return finish(totals, examples[1])
+def _finish(finish, totals, example, *_):
+    return finish(totals, example)
 
 
 def linear_softmax_cross_entropy(
@@ -171,6 +196,8 @@ def linear_softmax_cross_entropy(
     temperature: ArrayLike = 1.0,
     reduction: str = "none",
     block_size: BlockSize = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
 ) -> Array:
     """Cross entropy of a linear layer and its softmax, without ever holding the logits [..., K].
 
@@ -201,6 +228,9 @@ def linear_softmax_cross_entropy(
         reduction: "none", "sum", or "mean": sum(w L) / sum(w v), and 0 where that sum is 0; v is the class
             weight of the label, or 1 with a pair, as in PyTorch.
         block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for none.
+            kernel, bias, where and class_weights are then this device's shard; class ids are global.
+        batch_axis_name: likewise for the examples, whose sum or mean is then that of all devices.
 
     Returns:
         L in nats [...], or a scalar, in at least float32.
@@ -219,25 +249,40 @@ def linear_softmax_cross_entropy(
     Source: Notes on gradients, 1 (softmax loss, a batch and its mean); The softmax function and its
     derivative (the softmax layer).
     """
-    scores = _Linear(features, kernel, bias, class_axis, where, None, None)
-    labels, known, kept = _labels(labels, ignore_index, scores.batch, scores.k)
+    shards = Shards.named(axis_name, batch_axis_name)
+    scores = _Linear(features, kernel, bias, class_axis, where, None, None, shards)
+    reduction = _arguments.reduction(reduction)
+    labels, known, kept = _labels(labels, ignore_index, scores.batch, scores.count)
     if kept is not None:
         scores.features = jnp.where(kept[:, None], scores.features, 0)  # what an ignored example is does not matter
     scores.example = scores.wide(labels)
     weights = _arguments.weights(weights, scores.batch, scores.dtype)
 
-    loss, of_labels = losses.cross_entropy, None
+    loss, rate, shares = losses.cross_entropy, None, None
     if not _is(label_smoothing, 0):
-        loss = losses.label_smoothing(loss, _arguments.scalar("label_smoothing", label_smoothing), scores.uniform())
+        rate = _arguments.scalar("label_smoothing", label_smoothing)
     if class_weights is not None:
         class_weights = _arguments.floating("class_weights", class_weights).astype(scores.dtype)
         _arguments.shape("class_weights", class_weights, (scores.k,), "[K] for the K of `kernel`")
-        loss = losses.class_weights(loss, class_weights)
-        of_labels = None if isinstance(labels, tuple) else class_weights[labels]
+        if reduction == "mean" and not isinstance(labels, tuple):
+            shares = scores.of_class(class_weights, labels)
+    if not (rate is None and class_weights is None):
+        loss = Loss(Partial(_weighed, rate), loss.finish)
+        of_labels = None if rate is None else scores.uniform(), class_weights
+        scores.classes = scores.classes._replace(of_labels=of_labels)
     if not _is(z_loss, 0):
         loss = losses.z_loss(loss, _arguments.scalar("z_loss", z_loss))
     loss = _of_logits_made(loss, softcap, temperature)
-    return scores.evaluate(loss, weights, reduction, block_size, kept, known, of_labels)
+    return scores.evaluate(loss, weights, reduction, block_size, kept, known, shares)
+
+
+def _weighed(rate, z, ids, labels, per_class):
+    """Columns of the cross entropy of labels that are smoothed to a prior, and weighed, per class."""
+    prior, weights = per_class
+    y = losses.of_labels(labels, z)
+    if rate is not None:
+        y = losses.smoothed(y, rate, prior)
+    return Columns(z, y=y if weights is None else losses.weighed(y, weights[Labels(y.ids, ids).within], weights))
 
 
 def _labels(labels, ignore_index, batch, k):
@@ -288,6 +333,7 @@ def linear_expectation(
     where: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     block_size: BlockSize = None,
+    axis_name: AxisName = None,
 ) -> Array:
     """Expectation of values under the softmax of a linear layer, without ever holding the logits [..., K].
 
@@ -304,6 +350,8 @@ def linear_expectation(
         where: booleans [K], the classes to include; None for all.
         temperature: what the logits are divided by, a scalar.
         block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for none.
+            kernel, values, bias and where are then this device's shard; class ids are global.
 
     Returns:
         E_p[v] [..., E], in the type that the arguments promote to; 0 where no class is left.
@@ -324,7 +372,7 @@ def linear_expectation(
     """
     weights, axis = _kernel(kernel, class_axis)
     payoffs = _arguments.values(values, weights.shape[axis], "kernel")
-    scores = _Linear(features, weights, bias, class_axis, where, None, payoffs)
+    scores = _Linear(features, weights, bias, class_axis, where, None, payoffs, Shards.named(axis_name))
     out = scores.evaluate(_of_logits_made(losses.expectation, None, temperature), None, "none", block_size)
     return out.astype(scores.given_dtype)
 
@@ -339,6 +387,7 @@ def linear_logsumexp(
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     block_size: BlockSize = None,
+    axis_name: AxisName = None,
 ) -> Array:
     """Logarithm of the sum of exponentials of linear scores, without ever holding them all.
 
@@ -353,6 +402,8 @@ def linear_logsumexp(
         softcap: the bound of the logits; None for none.
         temperature: what the logits are divided by, after the softcap: a scalar.
         block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for none.
+            kernel, bias and where are then this device's shard; class ids are global.
 
     Returns:
         A [...], in at least float32; -inf where no class is left.
@@ -369,5 +420,5 @@ def linear_logsumexp(
 
     Source: CATSMILE-1012 (softargmax), which would reserve the name softmax for it.
     """
-    scores = _Linear(features, kernel, bias, class_axis, where, None, None)
+    scores = _Linear(features, kernel, bias, class_axis, where, None, None, Shards.named(axis_name))
     return scores.evaluate(_of_logits_made(losses.logsumexp, softcap, temperature), None, "none", block_size)

@@ -15,9 +15,11 @@ from jax import Array, lax
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from . import _arguments, _placement, losses
-from ._examples import Problem, evaluate
+from . import _arguments, _mesh, _placement, losses
+from ._classes import of_class
+from ._examples import Problem, Shards, evaluate
 from ._gibbs import Pair, dot
+from ._mesh import AxisName
 from ._placement import BlockSize
 from .losses import Loss
 
@@ -35,6 +37,8 @@ def of_mixture(
     weights: ArrayLike | None = None,
     reduction: str = "none",
     block_size: BlockSize = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
 ) -> Array:
     """A loss of the scores of a mixture, which are never held all at once.
 
@@ -52,6 +56,9 @@ def of_mixture(
         weights: of the examples [...]; None for 1.
         reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is 0.
         block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for none.
+            centers, per_class, log_prior and where are then this device's shard; class ids are global.
+        batch_axis_name: likewise for the examples, whose sum or mean is then that of all devices.
 
     Returns:
         The loss [...], or a scalar, in at least float32.
@@ -70,7 +77,8 @@ def of_mixture(
     Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder.
     """
     latents, means = _latents(z, centers)
-    m = _Mixture(latents, means, log_prior, temperature, where, example, per_class)
+    shards = Shards.named(axis_name, batch_axis_name)
+    m = _Mixture(latents, means, log_prior, temperature, where, example, per_class, shards)
     return m.evaluate(loss, m.example, _arguments.only(m.live, m.per_class), weights, reduction, block_size)
 
 
@@ -80,8 +88,10 @@ class _Mixture:
     The latents and centers were checked before, as others are compared with them.
     """
 
-    def __init__(self, z, centers, log_prior, temperature, where, example, per_class):
+    def __init__(self, z, centers, log_prior, temperature, where, example, per_class, shards):
         k, d = centers.shape
+        shards.check("centers", centers, "z", z)
+        self.shards = shards
         self.batch, self.k = z.shape[:-1], k
         self.n = math.prod(self.batch)
         live, bias = _arguments.live_classes(where, "log_prior", log_prior, k, "[K] for the K of `centers`")
@@ -95,7 +105,7 @@ class _Mixture:
         self.z, self.centers, self.example, self.per_class = self.wide(
             (z.reshape(self.n, d), centers, example, per_class)
         )
-        self.bias = _prior(jnp.zeros(k, self.dtype) if bias is None else self.wide(bias), live)
+        self.bias = _prior(jnp.zeros(k, self.dtype) if bias is None else self.wide(bias), live, shards)
 
     def wide(self, tree):
         return _arguments.cast(tree, self.dtype)
@@ -104,21 +114,20 @@ class _Mixture:
         reduction = _arguments.reduction(reduction)
         placement = _placement.of(block_size, self.n, self.k, self.centers.shape[1], reduction, self.dtype)
         weights = _arguments.weights(weights, self.batch, self.dtype)
-        centers, middle = _around_0(self.centers, self.live)
+        centers, middle = _around_0(self.centers, self.live, self.shards)
         z = self.z - middle[None]
         loss = losses.as_tree(loss, self.dtype)
-        out = _evaluate(
-            loss, z, centers, self.bias, self.temperature, example, per_class, weights, reduction, placement
-        )
+        arrays = z, centers, self.bias, self.temperature, example, per_class, weights
+        out = _evaluate(loss, *arrays, reduction, placement, self.shards)
         return out.reshape(*self.batch, *out.shape[1:]) if reduction == "none" else out
 
 
-@ft.partial(jax.jit, inline=True)
-def _prior(bias, live):
+@ft.partial(jax.jit, static_argnums=2, inline=True)
+def _prior(bias, live, shards):
     """The logarithms of the priors [K], the largest 0: a common part does not matter, and would cost digits."""
     if live is None:
         return bias
-    bias -= lax.stop_gradient(jnp.max(bias, initial=jnp.finfo(bias.dtype).min, where=live))
+    bias -= _mesh.most(jnp.max(bias, initial=jnp.finfo(bias.dtype).min, where=live), shards.classes)
     return jnp.where(live, bias, -jnp.inf)
 
 
@@ -133,44 +142,45 @@ def _latents(z, centers):
     return z, centers
 
 
-@ft.partial(jax.jit, static_argnums=(8, 9), inline=True)
-def _evaluate(loss, z, centers, bias, temperature, example, per_class, weights, reduction, placement):
+@ft.partial(jax.jit, static_argnums=(8, 9, 10), inline=True)
+def _evaluate(loss, z, centers, bias, temperature, example, per_class, weights, reduction, placement, shards):
     # |z|^2 is the same for every class and drops out. A coordinate that is 0 everywhere is added: jaxlib 0.10.2
     # crashes on CPUs in the gradient of a ragged block under vmap, in a product that it fuses without it.
     with_0 = lambda a: jnp.concatenate([a, jnp.zeros_like(a[:, :1])], -1)
-    examples = (with_0(2 / temperature * z), z, example)
-    classes = (with_0(centers), bias - (centers**2).sum(-1) / temperature, per_class)
-    finish = Partial(_finish, loss.finish, loss.payoff, bias, temperature)
-    problem = Problem(Partial(_columns, loss.columns), finish, examples, classes)
-    return evaluate(problem, (0, 0, 0), z.shape[0], centers.shape[0], placement, weights=weights, reduction=reduction)
+    examples = (with_0(2 / temperature * z), example)
+    classes = (with_0(centers), bias - (centers**2).sum(-1) / temperature, per_class, loss.payoff and bias)
+    finish = Partial(_finish, loss.finish, loss.payoff, temperature)
+    problem = Problem(Partial(_columns, loss.columns), finish, examples, (z, example), classes)
+    n, k = z.shape[0], centers.shape[0]
+    return evaluate(problem, (0, 0, 0, 0), n, k, placement, shards, weights=weights, reduction=reduction)
 
 
 def _columns(columns, examples, block, ids):
-    (z, _, example), (centers, bias, per_class) = examples, block
+    (z, example), (centers, bias, per_class, _) = examples, block
     return columns(dot(z, centers.T) + bias[None], ids, example, per_class)
 
 
-def _finish(finish, payoff, bias, temperature, totals, examples, classes):
-    _, z, example = examples
-    centers, _, per_class = classes
+def _finish(finish, payoff, temperature, totals, targets, classes, layout):
     if payoff is not None:
-        classes = (centers[:, :-1], bias, per_class)
-        totals = _with_exact_tops(totals, payoff, (z, temperature, example), classes)
-    return finish(totals, example)
+        totals = _with_exact_tops(totals, payoff, temperature, targets, classes, layout)
+    return finish(totals, targets[1])
 
 
-def _with_exact_tops(q, payoff, examples, classes):
+def _with_exact_tops(q, payoff, temperature, targets, classes, layout):
     """The totals with what the top classes have said again, from the differences z - c_o and x - A_o themselves.
 
     The matrix products that make scores and payoffs of all classes lose digits where z or x is close
     to a center or a value. What a top class has is a constant of the derivative, and so is what replaces it.
     """
-    (z, temperature, example), classes = lax.stop_gradient((examples, classes))
+    temperature, (z, example), classes = lax.stop_gradient((temperature, targets, classes))
     known = q.a.top >= 0
 
     def at(top):
-        centers, bias, per_class = jax.tree.map(lambda a: a.at[top].get(mode="clip"), classes)
-        return bias - ((z - centers) ** 2).sum(-1) / temperature, payoff(example, per_class)
+        def values(place):
+            centers, _, per_class, bias = jax.tree.map(lambda a: a[place], classes)
+            return bias - ((z - centers[:, :-1]) ** 2).sum(-1) / temperature, payoff(example, per_class)
+
+        return of_class(layout, top, values)
 
     h, t = at(q.a.top)
     left_out = (z**2).sum(-1) / temperature  # of the scores
@@ -188,32 +198,35 @@ def _with_exact_tops(q, payoff, examples, classes):
     return q._replace(t=tuple(map(mean, q.t)), s=tuple(map(mean, q.s)), e=tuple(map(log_mean, q.e, q.n)))
 
 
-def _around_0(a, live):
+def _around_0(a, live, shards):
     """(a [K, D] less its middle, the middle [D]); 0 for the classes that are left out.
 
     Scores and losses do not depend on where 0 is, but the digits of |c_k|^2, of z c_k and of E_p[A] do. The
     middle is the mean of the live classes but for those far away, as the median of some of them tells.
     """
-    some = slice(None, None, max(1, a.shape[0] // 32))
+    some = slice(None, None, max(1, a.shape[0] // max(1, 32 // _mesh.size(shards.classes))))
     of_some = a[some] if live is None else jnp.where(live[some, None], a[some], jnp.nan)
+    of_some = _mesh.gathered(lax.stop_gradient(of_some), shards.classes)
     median = lambda a: jnp.nan_to_num(jnp.nanmedian(a, 0), posinf=0.0, neginf=0.0)
     about = median(of_some)
     spread = median(jnp.abs(of_some - about[None]))
-    near = jnp.abs(a - about[None]) <= 8 * spread[None]
+    above = lax.stop_gradient(a) - about[None]
+    near = jnp.abs(above) <= 8 * spread[None]
     near = near if live is None else near & live[:, None]
-    count = jnp.maximum(near.sum(0), 1).astype(a.dtype)
-    middle = lax.stop_gradient(about + jnp.where(near, a - about[None], 0).sum(0) / count)
+    sums = jnp.where(near, above, 0).sum(0), near.sum(0).astype(a.dtype)
+    total, count = _mesh.total(sums, shards.classes)
+    middle = about + total / jnp.maximum(count, 1)
     moved = a - middle[None]
     return moved if live is None else jnp.where(live[:, None], moved, 0), middle
 
 
-def _mixture(loss, z, x, centers, values, log_prior, temperature, where, weights, reduction, block_size):
+def _mixture(loss, z, x, centers, values, log_prior, temperature, where, shards, weights, reduction, block_size):
     """The loss of the data and the values of a mixture."""
     z, centers = _latents(z, centers)
     values, x = _arguments.values(values, centers.shape[0], "centers"), _arguments.floating("x", x)
     _arguments.shape("x", x, (*z.shape[:-1], values.shape[1]), "the leading axes of `z`, and the E of `values`")
-    m = _Mixture(z, centers, log_prior, temperature, where, x, values)
-    values, middle = _around_0(m.per_class, m.live)
+    m = _Mixture(z, centers, log_prior, temperature, where, x, values, shards)
+    values, middle = _around_0(m.per_class, m.live, shards)
     return m.evaluate(loss, m.example - middle[None], values, weights, reduction, block_size)
 
 
@@ -229,6 +242,8 @@ def mixture_autoencoder_loss(
     weights: ArrayLike | None = None,
     reduction: str = "none",
     block_size: BlockSize = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
 ) -> Array:
     """L2 loss of a mixture autoencoder.
 
@@ -249,6 +264,9 @@ def mixture_autoencoder_loss(
         weights: of the examples [...]; None for 1.
         reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is 0.
         block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for none.
+            centers, values, log_prior and where are then this device's shard; class ids are global.
+        batch_axis_name: likewise for the examples, whose sum or mean is then that of all devices.
 
     Returns:
         The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
@@ -267,9 +285,9 @@ def mixture_autoencoder_loss(
 
     Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder, there without its minus sign.
     """
-    return _mixture(
-        losses.mixture_autoencoder, z, x, centers, values, log_prior, temperature, where, weights, reduction, block_size
-    )
+    shards = Shards.named(axis_name, batch_axis_name)
+    options = log_prior, temperature, where, shards, weights, reduction, block_size
+    return _mixture(losses.mixture_autoencoder, z, x, centers, values, *options)
 
 
 def eol_loss(
@@ -284,6 +302,8 @@ def eol_loss(
     weights: ArrayLike | None = None,
     reduction: str = "none",
     block_size: BlockSize = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
 ) -> Array:
     """Expected squared error of a mixture: the negative expected log-likelihood (EOL).
 
@@ -304,6 +324,9 @@ def eol_loss(
         weights: of the examples [...]; None for 1.
         reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is 0.
         block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for none.
+            centers, values, log_prior and where are then this device's shard; class ids are global.
+        batch_axis_name: likewise for the examples, whose sum or mean is then that of all devices.
 
     Returns:
         The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
@@ -322,7 +345,9 @@ def eol_loss(
 
     Source: CATSMILE-1012 (softargmax), EOL, there to be maximised.
     """
-    return _mixture(losses.eol, z, x, centers, values, log_prior, temperature, where, weights, reduction, block_size)
+    shards = Shards.named(axis_name, batch_axis_name)
+    options = log_prior, temperature, where, shards, weights, reduction, block_size
+    return _mixture(losses.eol, z, x, centers, values, *options)
 
 
 def leop_loss(
@@ -337,6 +362,8 @@ def leop_loss(
     weights: ArrayLike | None = None,
     reduction: str = "none",
     block_size: BlockSize = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
 ) -> Array:
     """Negative log-likelihood of a mixture (LEOP).
 
@@ -356,6 +383,9 @@ def leop_loss(
         weights: of the examples [...]; None for 1.
         reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is 0.
         block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for none.
+            centers, values, log_prior and where are then this device's shard; class ids are global.
+        batch_axis_name: likewise for the examples, whose sum or mean is then that of all devices.
 
     Returns:
         The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
@@ -374,7 +404,9 @@ def leop_loss(
 
     Source: the log-likelihood of the mixture whose expectation CATSMILE-1012 (softargmax) calls EOL.
     """
-    return _mixture(losses.leop, z, x, centers, values, log_prior, temperature, where, weights, reduction, block_size)
+    shards = Shards.named(axis_name, batch_axis_name)
+    options = log_prior, temperature, where, shards, weights, reduction, block_size
+    return _mixture(losses.leop, z, x, centers, values, *options)
 
 
 def mixture_expectation(
@@ -386,6 +418,7 @@ def mixture_expectation(
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     block_size: BlockSize = None,
+    axis_name: AxisName = None,
 ) -> Array:
     """Expectation of the values under a mixture: the decoder of the mixture autoencoder.
 
@@ -400,6 +433,8 @@ def mixture_expectation(
         temperature: what the squared distances are divided by, a scalar.
         where: booleans [K], the classes to include; None for all.
         block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for none.
+            centers, values, log_prior and where are then this device's shard; class ids are global.
 
     Returns:
         E_p[A] [..., E], in the type that the arguments promote to; 0 where no class is left.
@@ -420,8 +455,8 @@ def mixture_expectation(
     """
     latents, means = _latents(z, centers)
     payoffs = _arguments.values(values, means.shape[0], "centers")
-    m = _Mixture(latents, means, log_prior, temperature, where, None, payoffs)
-    payoffs, middle = _around_0(m.per_class, m.live)
+    m = _Mixture(latents, means, log_prior, temperature, where, None, payoffs, Shards.named(axis_name))
+    payoffs, middle = _around_0(m.per_class, m.live, m.shards)
     of_classes = losses.expectation._replace(finish=Partial(_moved_back, middle))
     return m.evaluate(of_classes, None, payoffs, None, "none", block_size).astype(m.given_dtype)
 

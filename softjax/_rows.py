@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.tree_util import Partial
 
-from . import _classes, losses
+from . import _classes, _mesh, losses
 from . import _gibbs as g
 from ._arguments import wide
 from ._examples import finished
@@ -27,7 +27,7 @@ def of_logits(loss: Loss, logits: Array, example: Any = None, per_class: Any = N
 @ft.partial(jax.jit, inline=True)
 def _of_logits(loss, logits, example, per_class):
     columns = Partial(_columns_of_rows, loss.columns)
-    totals = _classes.totals(columns, (logits, example), (per_class,), (0,), _at_once(logits))
+    totals = _classes.totals(columns, (logits, example), (per_class,), _at_once(logits, 0))
     return finished(loss.finish(totals, example), logits.shape[0])
 
 
@@ -37,12 +37,12 @@ def _columns_of_rows(columns, examples, block, ids):
 
 
 def _normaliser(logits):
-    return _classes.totals(_SCORES_ALONE, logits, (), (), _at_once(logits)).a
+    return _classes.totals(_SCORES_ALONE, logits, (), _at_once(logits)).a
 
 
-def _at_once(logits):
+def _at_once(logits, *axes):
     n, k = logits.shape
-    return _classes.Sizes(n, k, n, k)
+    return _classes.Layout(axes, n, k, n, k)
 
 
 _SCORES_ALONE = Partial(lambda logits, _, ids: g.Columns(_classes.wide(logits)))
@@ -102,7 +102,7 @@ def _rule(kept: Callable, value: Callable, pull: Callable) -> Callable:
 
     rule.defvjp(fwd, bwd)
     function = jax.jit(_classes.both_modes(rule), inline=True)
-    return lambda *arrays: function(*_classes.split(arrays))
+    return lambda *arrays: function(*_classes.split(_mesh.alike(arrays)))
 
 
 def _impossible(logits):

@@ -372,9 +372,15 @@ def label_smoothing(loss: Loss, rate: ArrayLike, prior: ArrayLike) -> Loss:
 
 def _label_smoothing(columns, rate, prior, z, ids, example, per_class):
     c = _with_weights("label_smoothing", columns(z, ids, example, per_class))
-    more = rate * (jnp.full(ids.shape, prior, z.dtype) if prior.ndim == 0 else _of_each(prior, ids))
-    of_classes = more if c.y.per_class is None else (1 - rate) * c.y.per_class + more
-    return c._replace(y=Weights(c.y.ids, (1 - rate) * c.y.of_ids, of_classes))
+    of_block = jnp.full(ids.shape, prior, z.dtype) if prior.ndim == 0 else _of_each(prior, ids)
+    return c._replace(y=smoothed(c.y, rate, of_block))
+
+
+def smoothed(y: Weights, rate: Array, prior: Array) -> Weights:
+    """Weights (1 - rate) y_k + rate * prior_k, for a prior [B]."""
+    more = rate * prior
+    of_classes = more if y.per_class is None else (1 - rate) * y.per_class + more
+    return Weights(y.ids, (1 - rate) * y.of_ids, of_classes)
 
 
 def _with_weights(name, c):
@@ -398,8 +404,12 @@ def class_weights(loss: Loss, weights: ArrayLike) -> Loss:
 
 def _class_weights(columns, weights, z, ids, example, per_class):
     c = _with_weights("class_weights", columns(z, ids, example, per_class))
-    of_classes = None if c.y.per_class is None else _of_each(weights, ids) * c.y.per_class
-    return c._replace(y=Weights(c.y.ids, _of_each(weights, c.y.ids) * c.y.of_ids, of_classes))
+    return c._replace(y=weighed(c.y, _of_each(weights, c.y.ids), _of_each(weights, ids)))
+
+
+def weighed(y: Weights, of_ids: Array, of_classes: Array) -> Weights:
+    """Weights w_k y_k, for w of the labels [N, T] and of the classes [B]."""
+    return Weights(y.ids, of_ids * y.of_ids, None if y.per_class is None else of_classes * y.per_class)
 
 
 def z_loss(loss: Loss, weight: ArrayLike) -> Loss:

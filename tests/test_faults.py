@@ -281,7 +281,7 @@ FAULTS = [
     Fault(
         "the cotangent of a gradient taken in the forward pass is lost",
         (_examples._rule, "bwd"),
-        lambda bwd: lambda axes, sizes, residuals, ct: bwd(axes, sizes, residuals, jnp.ones_like(ct)),
+        lambda bwd: lambda layout, residuals, ct: bwd(layout, residuals, jnp.ones_like(ct)),
         "gradient, forward",
     ),
     Fault("a negative label wraps", (_arguments, "class_ids"), wrapping, "a label of -1", "a label of K"),
@@ -324,7 +324,7 @@ FAULTS = [
     Fault(
         "the ids of a block are off by one",
         (_classes, "ids"),
-        lambda ids: lambda start, size: ids(start, size) + 1,
+        lambda ids: lambda layout, start, size: ids(layout, start, size) + 1,
         "value, small logits in ragged blocks",
     ),
     Fault(
@@ -343,7 +343,7 @@ FAULTS = [
     Fault(
         "ignored examples stay in the denominator",
         (_examples, "of_mean"),
-        lambda of_mean: lambda weights, shares=None, kept=None: of_mean(weights, shares),
+        lambda of_mean: lambda weights, shares=None, kept=None, axes=(): of_mean(weights, shares),
         "mean without the ignored",
     ),
     Fault(

@@ -327,8 +327,8 @@ def test_the_placement_that_is_printed_is_the_one_that_is_used(monkeypatch):
 
     used = []
     evaluate = _examples.evaluate
-    spy = lambda problem, axes, n, count, placement, **options: (
-        used.append(placement) or evaluate(problem, axes, n, count, placement, **options)
+    spy = lambda problem, axes, n, count, placement, shards, **options: (
+        used.append(placement) or evaluate(problem, axes, n, count, placement, shards, **options)
     )
     monkeypatch.setattr(_linear, "evaluate", spy)
     for n, d, k, reduction in (

@@ -1,0 +1,101 @@
+"""Axes of a mesh of devices, inside `jax.shard_map`: what each device has, and what they know together.
+
+The type of an array says along which axes it varies, that is, along which the devices hold different parts of it.
+What varies along none of some axes is one and the same number on their devices.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+Names = tuple[str, ...]
+AxisName = str | Names | None
+
+
+def names(argument: str, axes: AxisName) -> Names:
+    """The names of the axes that an argument gives, if they are those of a mesh."""
+    given = () if axes is None else (axes,) if isinstance(axes, str) else axes
+    if not isinstance(given, tuple) or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"`{argument}` must be the name of a mesh axis, a tuple of such or None, got {axes!r}.")
+    if len(set(given)) < len(given):
+        raise ValueError(f"`{argument}` must not name an axis twice, got {axes!r}.")
+    for name in given:
+        try:
+            place = lax.axis_index(name)
+        except NameError as error:
+            raise ValueError(f"`{argument}` must name axes of the mesh of a `jax.shard_map`, got {axes!r}.") from error
+        if name not in varying(place):  # the transpose of a sum over devices would not be known
+            raise ValueError(f"`{argument}` must name axes of a `jax.shard_map` with check_vma=True, got {axes!r}.")
+    return given
+
+
+def varying(*trees: Any) -> frozenset[str]:
+    """The axes along which any of the arrays varies."""
+    axes = [jax.typeof(a).manual_axis_type.varying for a in jax.tree.leaves(trees)]
+    return frozenset().union(*axes)
+
+
+def vary(tree: Any, axes: frozenset[str]) -> Any:
+    """The tree, with every array varying along the axes.
+
+    The transpose is the sum over their devices: of what the gradient for an array is from each.
+    """
+
+    def cast(a):
+        more = axes - varying(a)
+        return lax.pcast(a, tuple(sorted(more)), to="varying") if more else a
+
+    return jax.tree.map(cast, tree)
+
+
+def alike(tree: Any) -> Any:
+    """The tree, with every array varying along the axes along which any of them varies."""
+    return vary(tree, varying(tree))
+
+
+def size(axes: Names) -> int:
+    """How many devices there are."""
+    return lax.axis_size(axes) if axes else 1
+
+
+def place(axes: Names) -> Array | int:
+    """Which of them this one is."""
+    return lax.axis_index(axes) if axes else 0
+
+
+def total(tree: Any, axes: Names) -> Any:
+    """The sums over devices, of arrays [N, ...] of one type in one go."""
+    return _at_once(lambda a: lax.psum(a, axes), vary(tree, frozenset(axes))) if axes else tree
+
+
+def most(x: Array, axes: Names) -> Array:
+    """The maximum over devices, a constant to a derivative. It is NaN where one of them is."""
+    x = lax.stop_gradient(x)
+    if not axes:
+        return x
+    x = lax.pmax(vary(jnp.where(jnp.isnan(x), jnp.inf, x), frozenset(axes)), axes)  # not all networks keep NaN
+    return jnp.where(jnp.isposinf(x), jnp.nan, x)
+
+
+def least(x: Array, axes: Names) -> Array:
+    """The minimum over devices of integers."""
+    return lax.pmin(vary(x, frozenset(axes)), axes) if axes else x
+
+
+def gathered(x: Array, axes: Names) -> Array:
+    """The parts [N, ...] of all devices, one after the other, the same on each."""
+    return lax.all_gather(vary(x, frozenset(axes)), axes, tiled=True, to="invarying") if axes else x
+
+
+def _at_once(function: Callable, tree: Any) -> Any:
+    """The function of arrays [N, ...], laid side by side."""
+    leaves, structure = jax.tree.flatten(tree)
+    if len(leaves) < 2 or any(a.ndim == 0 for a in leaves):
+        return jax.tree.map(function, tree)
+    flat = [a.reshape(a.shape[0], -1) for a in leaves]
+    ends = [sum(a.shape[1] for a in flat[: i + 1]) for i in range(len(flat))]
+    done = jnp.split(function(jnp.concatenate(flat, -1)), ends[:-1], -1)
+    return jax.tree.unflatten(structure, [a.reshape(b.shape) for a, b in zip(done, leaves, strict=True)])
