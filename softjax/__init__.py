@@ -1,6 +1,7 @@
 """Softmax-family losses for JAX: one derivative, any number of classes."""
 
 from . import losses as losses
+from . import sharded as sharded
 from . import testing as testing
 from ._contrastive import contrastive_loss as contrastive_loss
 from ._gibbs import Columns as Columns

@@ -1,11 +1,13 @@
 """Contrastive losses: the classes of an example are the other view's examples."""
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
-from . import _arguments
+from . import _arguments, _mesh
+from ._examples import Shards
 from ._linear import linear_softmax_cross_entropy
+from ._mesh import AxisName
 from ._placement import BlockSize
 
 
@@ -18,6 +20,7 @@ def contrastive_loss(
     weights: ArrayLike | None = None,
     reduction: str = "none",
     block_size: BlockSize = None,
+    axis_name: AxisName = None,
 ) -> Array:
     """Contrastive loss of two views of N examples, without ever holding their similarities [N, N].
 
@@ -35,6 +38,9 @@ def contrastive_loss(
         weights: of the examples [N]; None for 1.
         reduction: "none" for the loss of each example, "sum", or "mean": sum(w L) / sum(w), and 0 if sum(w) is 0.
         block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for none.
+            x, y and weights are then this device's shard, each example is compared with those of all devices, and a
+            sum or mean is that of all.
 
     Returns:
         L in nats [N], or a scalar, in at least float32. All arguments have gradients.
@@ -58,20 +64,30 @@ def contrastive_loss(
         raise ValueError(f"`x` must have shape [N, D] with at least one example, got {x.shape}.")
     _arguments.shape("y", y, x.shape, "that of `x`")
 
-    symmetric = _arguments.flag("symmetric", symmetric)
+    symmetric, reduction = _arguments.flag("symmetric", symmetric), _arguments.reduction(reduction)
+    shards, n = Shards.named(axis_name), x.shape[0]
+    for name, view in (("x", x), ("y", y)):
+        shards.check(name, view)
     if symmetric:  # the gradients of both directions are added up before they are rounded
         x, y = (a.astype(_arguments.wide(a.dtype)) for a in (x, y))
+    of_pairs = _arguments.weights(weights, (n,), _arguments.wide(x.dtype))
+    of_pairs = None if of_pairs is None else _mesh.gathered(of_pairs, shards.classes)
+    labels = jnp.arange(n * _mesh.size(shards.classes), dtype=jnp.int32)
 
     def one_way(x, y):
         return linear_softmax_cross_entropy(
-            x,
+            _mesh.gathered(x, shards.classes, varying=True),
             y,
-            jnp.arange(x.shape[0], dtype=jnp.int32),
+            labels,
             class_axis=0,
-            weights=weights,
+            weights=of_pairs,
             temperature=temperature,
             reduction=reduction,
             block_size=block_size,
+            axis_name=axis_name,
         )
 
-    return (one_way(x, y) + one_way(y, x)) / 2 if symmetric else one_way(x, y)
+    loss = (one_way(x, y) + one_way(y, x)) / 2 if symmetric else one_way(x, y)
+    if reduction != "none" or not shards.classes:
+        return loss
+    return lax.dynamic_slice_in_dim(loss, n * _mesh.place(shards.classes), n)

@@ -49,7 +49,7 @@ class Shards(NamedTuple):
             raise ValueError(f"`batch_axis_name` must name other axes than `axis_name`, got {batch_axis_name!r}.")
         return shards
 
-    def check(self, of_classes: str, classes: Array, of_examples: str, examples: Array) -> None:
+    def check(self, of_classes: str, classes: Array, of_examples: str = "", examples: Array | None = None) -> None:
         """Refuses arrays that are not spread over the axes."""
         for name, x, argument, axes in (
             (of_classes, classes, "axis_name", self.classes),

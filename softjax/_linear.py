@@ -86,7 +86,7 @@ class _Linear:
 
     def __init__(self, features, kernel, bias, class_axis, where, example, per_class, shards):
         features = _arguments.floating("features", features)
-        kernel, self.axis = _kernel(kernel, class_axis)
+        kernel, self.axis = checked_kernel(kernel, class_axis)
         shards.check("kernel", kernel, "features", features)
         self.shards, d, k = shards, kernel.shape[1 - self.axis], kernel.shape[self.axis]
         _arguments.shape("features", features, (*features.shape[:-1], d), "[..., D] for the D of `kernel`")
@@ -140,7 +140,7 @@ class _Classes(NamedTuple):
     of_labels: Any = None  # per class, also of those that are left out; in place of the former
 
 
-def _kernel(kernel, class_axis):
+def checked_kernel(kernel: ArrayLike, class_axis: int) -> tuple[Array, int]:
     """(the checked kernel, the axis of its classes)."""
     kernel, axis = _arguments.floating("kernel", kernel), _arguments.integer("class_axis", class_axis, "0 or -1")
     if axis not in (0, 1, -1):
@@ -370,7 +370,7 @@ def linear_expectation(
 
     Source: CATSMILE-1012 (softargmax), expectation of t_k under p_k.
     """
-    weights, axis = _kernel(kernel, class_axis)
+    weights, axis = checked_kernel(kernel, class_axis)
     payoffs = _arguments.values(values, weights.shape[axis], "kernel")
     scores = _Linear(features, weights, bias, class_axis, where, None, payoffs, Shards.named(axis_name))
     out = scores.evaluate(_of_logits_made(losses.expectation, None, temperature), None, "none", block_size)

@@ -85,9 +85,14 @@ def least(x: Array, axes: Names) -> Array:
     return lax.pmin(vary(x, frozenset(axes)), axes) if axes else x
 
 
-def gathered(x: Array, axes: Names) -> Array:
-    """The parts [N, ...] of all devices, one after the other, the same on each."""
-    return lax.all_gather(vary(x, frozenset(axes)), axes, tiled=True, to="invarying") if axes else x
+def gathered(x: Array, axes: Names, *, varying: bool = False) -> Array:
+    """The parts [N, ...] of all devices, one after the other, in the order of their places.
+
+    They are the same on each device. Where they are made to vary, their gradient is what each device has of it.
+    """
+    if not axes:
+        return x
+    return lax.all_gather(vary(x, frozenset(axes)), axes, tiled=True, to="varying" if varying else "invarying")
 
 
 def _at_once(function: Callable, tree: Any) -> Any:

@@ -35,10 +35,14 @@ class Loss(NamedTuple):
 
 def as_tree(loss: Loss, dtype: jnp.dtype) -> Loss:
     """The loss as a pytree of the numbers that it is made with, in a type to compute in."""
+    return _arguments.cast(jax.tree.map(jnp.asarray, as_partials(loss)), dtype)
+
+
+def as_partials(loss: Loss) -> Loss:
+    """The loss as a pytree of the numbers that it is made with."""
     checked(loss)
     payoff = None if loss.payoff is None else _partial("payoff", loss.payoff)
-    parts = Loss(_partial("columns", loss.columns), _partial("finish", loss.finish), payoff)
-    return _arguments.cast(jax.tree.map(jnp.asarray, parts), dtype)
+    return Loss(_partial("columns", loss.columns), _partial("finish", loss.finish), payoff)
 
 
 def checked(loss: Loss) -> Loss:

@@ -1,0 +1,255 @@
+"""The fused functions over a mesh of devices, without `jax.shard_map` of your own.
+
+Each function is that of the same name in `softjax`, of the same arguments and result, for arrays of the whole. It
+runs on every device of a mesh with the classes, the examples or both that the device has. What crosses the network
+does not depend on the number of classes.
+
+    mesh = jax.make_mesh((2, 4), ("data", "classes"))
+    loss = softjax.sharded.linear_softmax_cross_entropy(
+        features, kernel, labels, mesh=mesh, class_axis_name="classes", batch_axis_name="data", reduction="mean"
+    )
+
+In place of `axis_name` they take
+
+    mesh: the mesh; None for that of `jax.set_mesh`.
+    class_axis_name: the axis or axes over which the classes are sharded; () for none. None reads them off the
+        type of the kernel or the centers, which has those of `jax.sharding.AxisType.Explicit`.
+    batch_axis_name: the axis or axes over which the first axis of features, labels and other examples is sharded;
+        () for none. None reads those of all leading axes off the type of the features, z or x.
+
+Numbers of classes that the devices do not divide are made up to the next multiple, by a padded copy of the arrays
+of the classes. `pad_classes` does the same once, when they are made.
+"""
+
+import functools as ft
+import inspect
+import math
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
+
+from . import _arguments, _contrastive, _linear, _mesh, _mixture, losses
+
+
+def pad_classes(x: ArrayLike, devices: int, *, class_axis: int = 0) -> tuple[Array, Array]:
+    """Makes up the number of classes K to a multiple of the number of devices.
+
+    Zeros are put behind the last class. They are no classes as long as `where` is given to the function that gets
+    them, so that class ids, losses and gradients are those of the K classes, and the gradient of the zeros is 0.
+
+    Args:
+        x: of K classes: a kernel, centers, values or a bias.
+        devices: how many devices the classes are sharded over.
+        class_axis: the axis of x along which the classes lie.
+
+    Returns:
+        (x with K' >= K classes, `where` [K']: booleans, True for the first K).
+
+    Raises:
+        ValueError: if x has no such axis, or `devices` is not positive.
+        TypeError: if x is no array.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from softjax import sharded
+        >>> kernel, where = sharded.pad_classes(jnp.ones((2, 5)), 4, class_axis=-1)
+        >>> print(kernel.shape, where)
+        (2, 8) [ True  True  True  True  True False False False]
+    """
+    x, devices = _arguments.array("x", x), _arguments.size("devices", devices)
+    axis = _arguments.integer("class_axis", class_axis, "an integer")
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"`class_axis` must be an axis of `x`, got {axis} for shape {x.shape}.")
+    k = x.shape[axis]
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -k % devices)
+    return jnp.pad(x, widths), jnp.arange(k + -k % devices) < k
+
+
+_OF_EXAMPLES = ("features", "z", "x", "y", "labels", "example", "weights")
+_OF_CLASSES = ("kernel", "centers", "values", "per_class", "bias", "log_prior", "where", "class_weights")
+_NUMBERS = ("loss", "label_smoothing", "z_loss", "softcap", "temperature")
+
+
+class _Plan(NamedTuple):
+    """What is to be run, apart from the arrays."""
+
+    function: Callable
+    options: tuple[tuple[str, Any], ...]
+    mesh: Mesh | None
+    classes: _mesh.Names
+    batch: tuple[_mesh.Names, ...]  # of each leading axis
+    place: int  # of the classes in a kernel
+
+    @property
+    def examples(self):
+        return sum(self.batch, ())
+
+    def spec(self, name):
+        """Of an argument, all of whose arrays have theirs in the same place."""
+        if name in _OF_EXAMPLES:
+            return P(*(axes or None for axes in self.batch))
+        return P(*[None] * (self.place if name == "kernel" else 0), self.classes or None)
+
+    def shard_axes(self):
+        """The arguments that tell the function of the axes."""
+        if self.function is _contrastive.contrastive_loss:
+            return {"axis_name": self.examples}
+        of_classes = {"axis_name": self.classes}
+        return of_classes | {"batch_axis_name": self.examples} if _has_reduction(self.function) else of_classes
+
+
+def _has_reduction(function):
+    return "reduction" in inspect.signature(function).parameters
+
+
+def _over_mesh(function: Callable) -> Callable[..., Array]:
+    """The function for arrays of the whole, over a mesh."""
+    of_mesh = ["mesh", "class_axis_name", "batch_axis_name"]
+    if function is _contrastive.contrastive_loss:
+        of_mesh.remove("class_axis_name")  # the examples are the classes
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in of_mesh]
+    own = inspect.signature(function).parameters.items()
+    kept = [parameter for name, parameter in own if name not in ("axis_name", "batch_axis_name")]
+    signature = inspect.Signature(kept + more, return_annotation=Array)
+
+    @ft.wraps(function)
+    def over_mesh(*args, **options):
+        given = signature.bind(*args, **options).arguments
+        return _run(
+            function, given, *(given.pop(name, None) for name in ("mesh", "class_axis_name", "batch_axis_name"))
+        )
+
+    over_mesh.__signature__ = signature  # type: ignore[attr-defined]
+    over_mesh.__module__ = __name__
+    over_mesh.__doc__ = f"""`softjax.{function.__name__}`, with the same arguments, over a mesh of devices.
+
+    The arrays are those of the whole. What {", ".join(f"`{name}`" for name in of_mesh)} are stands at the top of
+    `softjax.sharded`.
+    """
+    return over_mesh
+
+
+def _run(function, given, mesh, class_axis_name, batch_axis_name):
+    devices = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    if not isinstance(devices, AbstractMesh | Mesh) or not devices.axis_names:
+        raise ValueError(f"`mesh` must be a mesh of devices, or set by `jax.set_mesh`, got {_arguments.shown(mesh)}.")
+    given = {name: x for name, x in given.items() if x is not None}
+    asarray = lambda name: jax.tree.map(ft.partial(_arguments.array, name), given.pop(name))
+    arrays = {name: asarray(name) for name in _OF_EXAMPLES + _OF_CLASSES if name in given}
+    if "loss" in given:
+        given["loss"] = losses.as_partials(given["loss"])
+    numbers = {name: given.pop(name) for name in _NUMBERS if not isinstance(given.get(name, 0), int | float)}
+    for name, x in given.items():
+        if not isinstance(x, Hashable):
+            raise TypeError(f"`{name}` must be one of Python's numbers, words or tuples, got {_arguments.shown(x)}.")
+
+    data = next(name for name in ("features", "z", "x") if name in arrays)
+    batch = _names(devices, "batch_axis_name", batch_axis_name)
+    batch = _of_type(devices, arrays[data])[:-1] if batch is None else (batch,)
+    place, classes = 0, _names(devices, "class_axis_name", class_axis_name)
+    if "kernel" in arrays:
+        arrays["kernel"], place = _linear.checked_kernel(arrays["kernel"], given.get("class_axis", -1))
+    of_classes = next((name for name in ("kernel", "centers") if name in arrays), None)
+    if of_classes is not None:
+        classes = _of_type(devices, arrays[of_classes])[place] if classes is None else classes
+        arrays = _made_up(arrays, of_classes, place, _size(devices, classes))
+    plan = _Plan(function, tuple(given.items()), mesh, classes or (), batch, place)
+    if not (plan.classes or plan.examples):
+        raise ValueError("`class_axis_name` or `batch_axis_name` must name an axis of the mesh, got None.")
+    if set(plan.classes) & set(plan.examples):
+        raise ValueError(f"`batch_axis_name` must name other axes than `class_axis_name`, got {batch_axis_name!r}.")
+    for axis, axes in enumerate(batch):
+        n = arrays[data].shape[axis]
+        if n % _size(devices, axes):
+            got = f"{n} for {_size(devices, axes)} devices"
+            raise ValueError(f"`{data}` must have leading axes that the devices of its mesh axes divide, got {got}.")
+    return _call(plan, arrays, numbers)
+
+
+@ft.partial(jax.jit, static_argnums=0, inline=True)
+def _call(plan, arrays, numbers):
+    def local(arrays, numbers):
+        return plan.function(**arrays, **numbers, **dict(plan.options), **plan.shard_axes())
+
+    mesh = jax.sharding.get_abstract_mesh() if plan.mesh is None else plan.mesh
+    specs = {name: plan.spec(name) for name in arrays}
+    arrays = {name: jax.tree.map(ft.partial(_placed, mesh, specs[name]), tree) for name, tree in arrays.items()}
+    numbers = jax.tree.map(ft.partial(_placed, mesh, P()), numbers)
+    reduced = dict(plan.options).get("reduction", "none") != "none"
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(specs, P()),
+        out_specs=P() if reduced else plan.spec("features"),
+        axis_names={*plan.classes, *plan.examples},
+    )(arrays, numbers)
+
+
+def _placed(mesh, spec, x):
+    """x, of a type that says where it is: along the explicit axes of a mesh."""
+    explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
+    if not explicit:
+        return x
+    known = (tuple(name for name in axes if name in explicit) or None for axes in _axes_of(spec))
+    return jax.sharding.reshard(x, NamedSharding(mesh, P(*known)))
+
+
+def _axes_of(spec):
+    """The names of the mesh axes along which each axis of an array lies."""
+    return tuple(() if axes is None else (axes,) if isinstance(axes, str) else axes for axes in spec)
+
+
+def _made_up(arrays, of_classes, place, devices):
+    """The arrays with as many classes as the devices divide, and a mask of those that are some."""
+    k = arrays[of_classes].shape[place]
+    of_class = {name: tree for name, tree in arrays.items() if name in _OF_CLASSES}
+    for name, tree in of_class.items():
+        axis = place if name == of_classes else 0
+        for a in jax.tree.leaves(tree):
+            if a.shape[axis : axis + 1] != (k,):
+                raise ValueError(f"`{name}` must have the {k} classes of `{of_classes}`, got shape {a.shape}.")
+    if k % devices == 0:
+        return arrays
+    of_class.setdefault("where", jnp.ones(k, bool))
+    pad = lambda name, a: pad_classes(a, devices, class_axis=place if name == of_classes else 0)[0]
+    return arrays | {name: jax.tree.map(ft.partial(pad, name), tree) for name, tree in of_class.items()}
+
+
+def _names(devices, argument, axes):
+    """The names that an argument gives, if they are those of the mesh; None for None."""
+    if axes is None:
+        return None
+    names = (axes,) if isinstance(axes, str) else axes
+    if not isinstance(names, tuple) or not all(name in devices.axis_names for name in names):
+        raise ValueError(f"`{argument}` must name axes of the mesh, {devices.axis_names}, got {axes!r}.")
+    return names
+
+
+def _of_type(devices, x):
+    """The names of the axes along which each axis of an array lies, as its type has those of explicit axes."""
+    if AxisType.Explicit not in devices.axis_types:
+        return ((),) * x.ndim
+    return _axes_of(jax.typeof(x).sharding.spec)
+
+
+def _size(devices, axes):
+    return math.prod(devices.shape[name] for name in axes)
+
+
+contrastive_loss = _over_mesh(_contrastive.contrastive_loss)
+linear_expectation = _over_mesh(_linear.linear_expectation)
+linear_logsumexp = _over_mesh(_linear.linear_logsumexp)
+linear_softmax_cross_entropy = _over_mesh(_linear.linear_softmax_cross_entropy)
+of_linear = _over_mesh(_linear.of_linear)
+eol_loss = _over_mesh(_mixture.eol_loss)
+leop_loss = _over_mesh(_mixture.leop_loss)
+mixture_autoencoder_loss = _over_mesh(_mixture.mixture_autoencoder_loss)
+mixture_expectation = _over_mesh(_mixture.mixture_expectation)
+of_mixture = _over_mesh(_mixture.of_mixture)
