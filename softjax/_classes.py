@@ -79,6 +79,7 @@ class Layout(NamedTuple):
     tile: int
     block: int
     mesh: _mesh.Names = ()  # the axes of a mesh over which the classes are spread, in the order of their ids
+    total: int | None = None  # of the classes of all devices, if behind them is what makes up their number
 
 
 def totals(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> g.Totals:
@@ -157,9 +158,10 @@ def wide(x: Array) -> Array:
 
 
 def ids(layout: Layout, start: ArrayLike, size: int) -> Array:
-    """Those of consecutive classes."""
+    """Those of consecutive classes; a number that is no label behind the last."""
     first = layout.classes * _mesh.place(layout.mesh)
-    return (first + jnp.asarray(start, jnp.int32)) + jnp.arange(size, dtype=jnp.int32)
+    of_block = (first + jnp.asarray(start, jnp.int32)) + jnp.arange(size, dtype=jnp.int32)
+    return of_block if layout.total is None else jnp.where(of_block < layout.total, of_block, _arguments.INT32.min)
 
 
 def each(step: Callable, carry: Any, count: int, size: int, made: Any = None) -> tuple[Any, Any]:

@@ -40,10 +40,13 @@ class Shards(NamedTuple):
 
     classes: _mesh.Names = ()
     examples: _mesh.Names = ()
+    total: int | None = None  # of the classes, if behind them is what makes up their number
 
     @classmethod
-    def named(cls, axis_name: _mesh.AxisName, batch_axis_name: _mesh.AxisName = None) -> "Shards":
+    def named(cls, axis_name: "_mesh.AxisName | Shards", batch_axis_name: _mesh.AxisName = None) -> "Shards":
         """The checked axes that the arguments of these names give."""
+        if isinstance(axis_name, Shards):
+            return axis_name
         shards = cls(_mesh.names("axis_name", axis_name), _mesh.names("batch_axis_name", batch_axis_name))
         if set(shards.classes) & set(shards.examples):
             raise ValueError(f"`batch_axis_name` must name other axes than `axis_name`, got {batch_axis_name!r}.")
@@ -89,14 +92,17 @@ def evaluate(
     dtype = _arguments.common_dtype(*_arguments.inexact(problem.examples))
     if reduction == "mean":
         # In the forward pass: a gradient that is scaled later has to be read and written once more.
-        weights = of_mean(jnp.ones(n, dtype) if weights is None else weights, shares, kept, shards.examples)
+        if weights is None and shares is None and kept is None:
+            weights = jnp.full(n, 1 / max(n * _mesh.size(shards.examples), 1), dtype)
+        else:
+            weights = of_mean(jnp.ones(n, dtype) if weights is None else weights, shares, kept, shards.examples)
     if known is not None:
         weights = jnp.where(known, jnp.ones(n, dtype) if weights is None else weights, jnp.nan)
     problem = problem._replace(
         finish=Partial(_weighed, problem.finish),
         targets=(problem.targets, weights, kept),
     )
-    layout = Layout(axes, n, count, placement.tile, min(placement.block, count), shards.classes)
+    layout = Layout(axes, n, count, placement.tile, min(placement.block, count), shards.classes, shards.total)
     if reduction == "none":
         return per_example(layout, problem)
     if placement.gradient == "backward":

@@ -463,8 +463,9 @@ class Labels:
 
     def __init__(self, labels: Array, ids: Array):
         self.place = labels - ids[0]
-        self.here = (self.place >= 0) & (self.place < ids.size)
-        self.within = jnp.where(self.here, self.place, 0)
+        within = (self.place >= 0) & (self.place < ids.size)
+        self.within = jnp.where(within, self.place, 0)
+        self.here = within & (ids[self.within] == labels)
 
     def of(self, a):
         """What [..., B] has for the labels, 0 for those elsewhere."""

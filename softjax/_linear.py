@@ -90,7 +90,7 @@ class _Linear:
         shards.check("kernel", kernel, "features", features)
         self.shards, d, k = shards, kernel.shape[1 - self.axis], kernel.shape[self.axis]
         _arguments.shape("features", features, (*features.shape[:-1], d), "[..., D] for the D of `kernel`")
-        self.k, self.count = k, k * _mesh.size(shards.classes)  # on this device, and on all
+        self.k, self.count = k, shards.total or k * _mesh.size(shards.classes)  # on this device, and on all
         self.batch = features.shape[:-1]
         self.n = math.prod(self.batch)
         live, bias = _arguments.live_classes(where, "bias", bias, k, "[K] for the K of `kernel`")

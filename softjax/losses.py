@@ -394,8 +394,9 @@ def _with_weights(name, c):
 
 
 def _of_each(of_classes, ids):
-    """What the classes have [K] for some of them; NaN for those that it lacks, never what another has."""
-    return of_classes.at[jnp.where(ids < 0, of_classes.size, ids)].get(mode="fill", fill_value=jnp.nan)
+    """What the classes have [K] for some of them; NaN for those that it lacks, never what another has; 0 for none."""
+    known = of_classes.at[jnp.where(ids < 0, of_classes.size, ids)].get(mode="fill", fill_value=jnp.nan)
+    return jnp.where(ids < 0, 0, known)
 
 
 def class_weights(loss: Loss, weights: ArrayLike) -> Loss:

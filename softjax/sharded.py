@@ -35,6 +35,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from . import _arguments, _contrastive, _linear, _mesh, _mixture, losses
+from ._examples import Shards
 
 
 def pad_classes(x: ArrayLike, devices: int, *, class_axis: int = 0) -> tuple[Array, Array]:
@@ -86,6 +87,7 @@ class _Plan(NamedTuple):
     classes: _mesh.Names
     batch: tuple[_mesh.Names, ...]  # of each leading axis
     place: int  # of the classes in a kernel
+    total: int | None  # of the classes, if they were made up
 
     @property
     def examples(self):
@@ -101,12 +103,7 @@ class _Plan(NamedTuple):
         """The arguments that tell the function of the axes."""
         if self.function is _contrastive.contrastive_loss:
             return {"axis_name": self.examples}
-        of_classes = {"axis_name": self.classes}
-        return of_classes | {"batch_axis_name": self.examples} if _has_reduction(self.function) else of_classes
-
-
-def _has_reduction(function):
-    return "reduction" in inspect.signature(function).parameters
+        return {"axis_name": Shards(self.classes, self.examples, self.total)}
 
 
 def _over_mesh(function: Callable) -> Callable[..., Array]:
@@ -153,14 +150,14 @@ def _run(function, given, mesh, class_axis_name, batch_axis_name):
     data = next(name for name in ("features", "z", "x") if name in arrays)
     batch = _names(devices, "batch_axis_name", batch_axis_name)
     batch = _of_type(devices, arrays[data])[:-1] if batch is None else (batch,)
-    place, classes = 0, _names(devices, "class_axis_name", class_axis_name)
+    place, total, classes = 0, None, _names(devices, "class_axis_name", class_axis_name)
     if "kernel" in arrays:
         arrays["kernel"], place = _linear.checked_kernel(arrays["kernel"], given.get("class_axis", -1))
     of_classes = next((name for name in ("kernel", "centers") if name in arrays), None)
     if of_classes is not None:
         classes = _of_type(devices, arrays[of_classes])[place] if classes is None else classes
-        arrays = _made_up(arrays, of_classes, place, _size(devices, classes))
-    plan = _Plan(function, tuple(given.items()), mesh, classes or (), batch, place)
+        arrays, total = _made_up(arrays, of_classes, place, _size(devices, classes))
+    plan = _Plan(function, tuple(given.items()), mesh, classes or (), batch, place, total)
     if not (plan.classes or plan.examples):
         raise ValueError("`class_axis_name` or `batch_axis_name` must name an axis of the mesh, got None.")
     if set(plan.classes) & set(plan.examples):
@@ -207,7 +204,7 @@ def _axes_of(spec):
 
 
 def _made_up(arrays, of_classes, place, devices):
-    """The arrays with as many classes as the devices divide, and a mask of those that are some."""
+    """(the arrays with as many classes as the devices divide, how many there are if it is not that)."""
     k = arrays[of_classes].shape[place]
     of_class = {name: tree for name, tree in arrays.items() if name in _OF_CLASSES}
     for name, tree in of_class.items():
@@ -216,10 +213,10 @@ def _made_up(arrays, of_classes, place, devices):
             if a.shape[axis : axis + 1] != (k,):
                 raise ValueError(f"`{name}` must have the {k} classes of `{of_classes}`, got shape {a.shape}.")
     if k % devices == 0:
-        return arrays
+        return arrays, None
     of_class.setdefault("where", jnp.ones(k, bool))
     pad = lambda name, a: pad_classes(a, devices, class_axis=place if name == of_classes else 0)[0]
-    return arrays | {name: jax.tree.map(ft.partial(pad, name), tree) for name, tree in of_class.items()}
+    return arrays | {name: jax.tree.map(ft.partial(pad, name), tree) for name, tree in of_class.items()}, k
 
 
 def _names(devices, argument, axes):
@@ -253,3 +250,16 @@ leop_loss = _over_mesh(_mixture.leop_loss)
 mixture_autoencoder_loss = _over_mesh(_mixture.mixture_autoencoder_loss)
 mixture_expectation = _over_mesh(_mixture.mixture_expectation)
 of_mixture = _over_mesh(_mixture.of_mixture)
+
+FUNCTIONS = (
+    contrastive_loss,
+    eol_loss,
+    leop_loss,
+    linear_expectation,
+    linear_logsumexp,
+    linear_softmax_cross_entropy,
+    mixture_autoencoder_loss,
+    mixture_expectation,
+    of_linear,
+    of_mixture,
+)

@@ -1,4 +1,4 @@
-"""Checks of a function against a definition in plain JAX: for your own losses, and for this library's."""
+"""Checks of a function against a definition in plain JAX, and of what a program sends between devices."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,10 +9,11 @@ import numpy as np
 from jax import Array
 
 from ._classes import join, split
+from ._network import Collective, collectives
 
 MODES = ("value", "vjp", "jvp", "hessian-vector product", "jit", "vmap")
 
-__all__ = ["MODES", "assert_matches_autodiff", "relative_errors"]
+__all__ = ["MODES", "Collective", "assert_matches_autodiff", "collectives", "relative_errors"]
 
 
 def assert_matches_autodiff(

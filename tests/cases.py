@@ -21,6 +21,11 @@ class Case(NamedTuple):
     arguments: Callable  # (random, scale) -> arguments
 
 
+def mesh(data, classes, kind=jax.sharding.AxisType.Auto):
+    """A mesh of the devices of the tests."""
+    return jax.make_mesh((data, classes), ("data", "classes"), axis_types=(kind,) * 2)
+
+
 class Random:
     """Seeded arrays of one type."""
 

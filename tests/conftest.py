@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # What the definitions multiply is exact to float32 on accelerators too; the library says so by itself.
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -5,9 +5,11 @@ and the places where their classes live. What is wanted is a definition of one e
 left to it, as if the others were not there, in NumPy's float64, with its slopes by central differences.
 """
 
+import contextlib
 import functools as ft
 from collections.abc import Callable
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 import softjax
-from softjax import losses
+from softjax import losses, sharded
 
 from . import cases
 from .cases import D, E, K, N
@@ -208,6 +210,7 @@ MIXTURE_TEMPERATURE = 1.3
 class Place(NamedTuple):
     block_size: int | softjax.Placement | None = None
     reduction: str = "none"
+    devices: tuple[int, int] | None = None  # over which examples and classes are spread
 
 
 PLACES = {
@@ -216,6 +219,8 @@ PLACES = {
     "tiles": Place(softjax.Placement(3, 5, "backward")),
     "forward, sum": Place(softjax.Placement(3, 5, "forward"), "sum"),
     "forward, mean": Place(softjax.Placement(3, 5, "forward"), "mean"),
+    "devices": Place(2, devices=(2, 4)),  # of which the last have no class, or one
+    "devices, mean": Place(softjax.Placement(1, 1, "forward"), "mean", (2, 4)),
 }
 
 
@@ -314,7 +319,7 @@ def dense(s):
     return 0.75 * hot(s["y"]) + 0.5 * hot(jnp.full_like(s["y"], 4))
 
 
-ce = softjax.linear_softmax_cross_entropy
+ce = lambda *a, **o: softjax.linear_softmax_cross_entropy(*a, **o)  # looked up when it is called
 bias = lambda a: {"bias": a["b"]}
 OPTIONS = {"label_smoothing": 0.2, "class_weights": CLASS_WEIGHTS, "z_loss": 0.1, "softcap": 3.0, "temperature": 0.6}
 
@@ -430,7 +435,7 @@ LINEAR = [
 
 
 def of_mixture_data(function):
-    return lambda a, s, **o: function(
+    return lambda a, s, **o: getattr(softjax, function.__name__)(
         a["z"], a["d"], a["c"], a["v"], log_prior=a["b"], temperature=MIXTURE_TEMPERATURE, **o
     )
 
@@ -639,6 +644,19 @@ def shares(subject, g, place):
     return w / (w * of_label).sum() if w.any() else w
 
 
+@contextlib.contextmanager
+def on_devices(shape):
+    """The functions of a linear layer and of a mixture are those over a mesh."""
+    if shape is None:
+        yield
+        return
+    mesh = cases.mesh(*shape)
+    options = {"mesh": mesh, "class_axis_name": "classes", "batch_axis_name": "data"}
+    over_mesh = {f.__name__: ft.partial(f, **options) for f in sharded.FUNCTIONS if f is not sharded.contrastive_loss}
+    with mock.patch.multiple(softjax, **over_mesh):
+        yield
+
+
 @ft.cache
 def compiled(name, place):
     """(value, gradients, derivative along a direction), of one compilation for all rows."""
@@ -654,7 +672,10 @@ def compiled(name, place):
 
     @jax.jit
     def run(arrays, directions, ct, known, where):
-        f = lambda arrays: call(arrays, known, where)
+        def f(arrays):
+            with on_devices(place.devices):
+                return call(arrays, known, where)
+
         value, back = jax.vjp(f, arrays)
         _, along = jax.jvp(f, (arrays,), (directions,))
         return value, back(ct)[0], along
@@ -784,6 +805,12 @@ CELLS = [
                 "leop_loss",
             ),
             "forward, mean": ("linear cross entropy of every option", "linear cross entropy of pairs"),
+            "devices": tuple(s.name for s in LINEAR + MIXTURES),
+            "devices, mean": (
+                "linear cross entropy of every option",
+                "linear cross entropy of pairs",
+                "mixture_autoencoder_loss",
+            ),
         }.items()
         for name in names
     ),

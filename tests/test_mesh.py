@@ -1,0 +1,521 @@
+"""Classes and examples over a mesh of 8 devices, inside `jax.shard_map` and by `softjax.sharded`."""
+
+import functools as ft
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import softjax
+from softjax import losses, sharded
+
+from . import cases
+from .test_linear import definition as linear_definition
+from .test_linear import option_sets
+
+N, D, E, K = 8, 3, 5, 24
+MESHES = [(2, 4), (1, 8), (4, 2), (8, 1)]
+AXES = {"axis_name": "classes", "batch_axis_name": "data"}
+OVER = {"class_axis_name": "classes", "batch_axis_name": "data"}
+ce = softjax.linear_softmax_cross_entropy
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def spread(function, mesh, specs, out):
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out)
+
+
+def linear_arguments(dtype="float64", k=K):
+    r = cases.Random(dtype, seed=8)
+    return r.normal(N, D), r.normal(D, k), r.normal(k), r.integers(k, N).at[0].set(0).at[1].set(k - 1)
+
+
+def mixture_arguments(dtype="float64", k=K):
+    r = cases.Random(dtype, seed=9)
+    return r.normal(N, D), r.normal(N, E), r.normal(k, D), r.normal(k, E)
+
+
+def reduced(reduction, loss):
+    return {"none": loss, "mean": loss.mean(), "sum": loss.sum()}[reduction]
+
+
+# --- inside shard_map: value, reverse and forward mode, Hessian-vector products ---------------------
+
+PLACEMENTS = {
+    "whole": None,
+    "blocks": 2,
+    "tiles": softjax.Placement(3, 2, "backward"),
+    "forward": softjax.Placement(2, 2, "forward"),
+}
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_cross_entropy_over_classes_and_examples(placement, reduction):
+    specs = P("data"), P(None, "classes"), P("classes"), P("data")
+    options = {"reduction": reduction, "block_size": PLACEMENTS[placement], **AXES}
+    f = lambda x, w, b, y: ce(x, w, y, bias=b, **options)
+    over = spread(f, cases.mesh(2, 4), specs, P("data") if reduction == "none" else P())
+    cases.agreement(over, lambda x, w, b, y: reduced(reduction, cases.softmax_loss(x @ w + b, y)))(*linear_arguments())
+
+
+@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize("replicated", [False, True], ids=["sharded", "replicated"])
+def test_meshes_of_every_shape_and_features_that_are_sharded_or_not(shape, replicated):
+    batch = P() if replicated else P("data")
+    options = {"axis_name": "classes"} if replicated else AXES
+    specs = batch, P(None, "classes"), P("classes"), batch
+    f = lambda x, w, b, y: ce(x, w, y, bias=b, reduction="mean", **options)
+    over = spread(f, cases.mesh(*shape), specs, P())
+    cases.agreement(over, lambda x, w, b, y: cases.softmax_loss(x @ w + b, y).mean())(*linear_arguments())
+
+
+@pytest.mark.parametrize("placement", ["whole", "blocks", "forward"])
+@pytest.mark.parametrize("case", cases.MIXTURES, ids=lambda case: case.name)
+def test_mixtures_over_classes_and_examples(case, placement):
+    z, *more = mixture_arguments()
+    args = (z, *more) if case.name != "decode" else (z, *more[1:])
+    specs = (P("data"),) * (len(args) - 2) + (P("classes"), P("classes"))
+    block_size = PLACEMENTS[placement]
+    reduction = "mean" if placement == "forward" and case.name != "decode" else "none"
+    options = {} if case.name == "decode" else {"reduction": reduction, "batch_axis_name": "data"}
+    f = ft.partial(case.function, axis_name="classes", block_size=block_size, **options)
+    over = spread(f, cases.mesh(2, 4), specs, P("data") if reduction == "none" else P())
+    cases.agreement(over, lambda *args: reduced(reduction, case.definition(*args)))(*args)
+
+
+def test_classes_over_two_axes():
+    """The first axis is the slower one, as in a PartitionSpec."""
+    specs = P(), P(None, ("data", "classes")), P(("data", "classes")), P()
+    f = lambda x, w, b, y: ce(x, w, y, bias=b, axis_name=("data", "classes"))
+    over = spread(f, cases.mesh(2, 4), specs, P())
+    cases.agreement(over, lambda x, w, b, y: cases.softmax_loss(x @ w + b, y))(*linear_arguments())
+
+
+def test_examples_alone():
+    over = spread(
+        lambda x, w, b, y: ce(x, w, y, bias=b, reduction="mean", batch_axis_name=("data", "classes")),
+        cases.mesh(2, 4),
+        (P(("data", "classes")), P(), P(), P(("data", "classes"))),
+        P(),
+    )
+    cases.agreement(over, lambda x, w, b, y: cases.softmax_loss(x @ w + b, y).mean())(*linear_arguments())
+
+
+def test_functions_of_logits_know_of_arrays_that_are_spread():
+    """Payoffs that all devices share have a gradient that all devices make."""
+    z, t = cases.Random("float64").normal(N, K), cases.Random("float64", 2).normal(K)
+    over = spread(softjax.expectation, cases.mesh(8, 1), (P("data"), P()), P("data"))
+    cases.agreement(over, cases.expectation)(z, t)
+    of_logits = lambda z, t: softjax.of_logits(losses.expectation, z, None, t[:, None])[:, 0]
+    over = spread(of_logits, cases.mesh(8, 1), (P("data"), P()), P("data"))
+    cases.agreement(over, cases.expectation)(z, t)
+
+
+def test_a_gradient_that_is_taken_inside_is_that_of_the_whole():
+    """What is replicated has a gradient that is the same on all devices, added up: to be summed once more by nobody."""
+    x, w, b, y = linear_arguments()
+
+    def gradients(x, w, b, y):
+        loss = lambda x, w, b: ce(x, w, y, bias=b, reduction="mean", **AXES)
+        grads = jax.grad(loss, (0, 1, 2))(x, w, b)
+        varying = [jax.typeof(g).manual_axis_type.varying for g in grads]
+        assert varying == [{"data"}, {"classes"}, {"classes"}]
+        return grads
+
+    specs = P("data"), P(None, "classes"), P("classes"), P("data")
+    got = jax.jit(spread(gradients, cases.mesh(2, 4), specs, specs[:3]))(x, w, b, y)
+    want = jax.grad(lambda x, w, b: cases.softmax_loss(x @ w + b, y).mean(), (0, 1, 2))(x, w, b)
+    cases.assert_close(got, want)
+
+
+def test_axes_that_no_function_needs_may_be_left_to_the_compiler():
+    mesh = jax.make_mesh((2, 2, 2), ("data", "classes", "rest"), axis_types=(AxisType.Auto,) * 3)
+    x, w, b, y = linear_arguments()
+    place = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, P(*spec)))
+    args = place(x, "data", None), place(w, None, "classes"), place(b, "classes"), place(y, "data")
+    over = lambda x, w, b, y: sharded.linear_softmax_cross_entropy(x, w, y, bias=b, mesh=mesh, **OVER)
+    cases.agreement(over, lambda x, w, b, y: cases.softmax_loss(x @ w + b, y))(*args)
+
+
+# --- softjax.sharded, of classes that the devices do not divide --------------------------------------
+
+UNEVEN = 13  # of which 4 devices have 4, 4, 4 and 1
+
+
+class Row(NamedTuple):
+    name: str
+    function: object  # (functions, arguments...) -> output
+    definition: object
+    arguments: tuple
+
+
+def clip(x, y, temperature=1.0):
+    s, own = x @ y.T / temperature, jnp.arange(x.shape[0], dtype=jnp.int32)
+    return (cases.softmax_loss(s, own) + cases.softmax_loss(s.T, own)) / 2
+
+
+def rows():
+    x, w, b, y = linear_arguments(k=UNEVEN)
+    z, data, centers, values = mixture_arguments(k=UNEVEN)
+    r = cases.Random("float64", seed=4)
+    prior, payoffs, weights, live = r.normal(UNEVEN), r.normal(UNEVEN, E), jnp.abs(r.normal(N)), np.arange(UNEVEN) != 2
+    mixture = {"temperature": 1.7, "where": live}
+    return [
+        Row(
+            "of_linear",
+            lambda s, x, w, cap: s.of_linear(losses.softcap(losses.entropy, cap), x, w, where=live),
+            lambda x, w, cap: cases.entropy(cap * jnp.tanh(x @ w / cap), where=live),
+            (x, w, jnp.asarray(3.0)),
+        ),
+        Row(
+            "linear_expectation",
+            lambda s, x, w, v, b: s.linear_expectation(x, w.T, v, bias=b, class_axis=0, temperature=0.7),
+            lambda x, w, v, b: cases.softmax((x @ w + b) / 0.7) @ v,
+            (x, w, payoffs, b),
+        ),
+        Row(
+            "linear_logsumexp",
+            lambda s, x, w: s.linear_logsumexp(x.reshape(2, 4, D), w, softcap=5.0).reshape(N),
+            lambda x, w: cases.log_sum_exp(5 * jnp.tanh(x @ w / 5)),
+            (x, w),
+        ),
+        Row(
+            "contrastive_loss",
+            lambda s, x, y, t: s.contrastive_loss(x, y, temperature=t),
+            clip,
+            (x, r.normal(N, D), jnp.asarray(0.8)),
+        ),
+        Row(
+            "contrastive_loss, weighed mean",
+            lambda s, x, y, q: s.contrastive_loss(x, y, weights=q, reduction="mean"),
+            lambda x, y, q: (q * clip(x, y)).sum() / q.sum(),
+            (x, r.normal(N, D), weights),
+        ),
+        Row(
+            "of_mixture",
+            lambda s, z, c, y: s.of_mixture(losses.focal(1.5), z, c, y),
+            lambda z, c, y: (lambda l: (-jnp.expm1(-l)) ** 1.5 * l)(
+                cases.softmax_loss(-((z[:, None] - c) ** 2).sum(-1), y)
+            ),
+            (z, centers, y),
+        ),
+        *(
+            Row(
+                case.name,
+                lambda s, *a, case=case: getattr(s, case.function.__name__)(*a[:-1], log_prior=a[-1], **mixture),
+                lambda *a, case=case: case.definition(*a[:-1], log_prior=a[-1], **mixture),
+                (z, *((data,) if case.name != "decode" else ()), centers, values, prior),
+            )
+            for case in cases.MIXTURES
+        ),
+    ]
+
+
+ROWS = ["of_linear", "linear_expectation", "linear_logsumexp", "contrastive_loss", "contrastive_loss, weighed mean"]
+ROWS += ["of_mixture", *(case.name for case in cases.MIXTURES)]
+
+
+class OverMesh:
+    """The functions of `softjax.sharded`, told of a mesh."""
+
+    def __init__(self, mesh, **axes):
+        self.mesh, self.axes = mesh, axes
+
+    def __getattr__(self, name):
+        axes = dict(self.axes)
+        if name == "contrastive_loss":
+            axes = {"batch_axis_name": ("data", "classes")}
+        return ft.partial(getattr(sharded, name), mesh=self.mesh, **axes)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("name", ROWS)
+def test_sharded_functions_of_the_whole(name, kind):
+    row = next(row for row in rows() if row.name == name)
+    functions = OverMesh(cases.mesh(2, 4, kind), **OVER)
+    cases.agreement(lambda *args: row.function(functions, *args), row.definition)(*row.arguments)
+
+
+def test_every_function_with_an_axis_is_there():
+    import inspect
+
+    takes = lambda f: inspect.isfunction(f) and "axis_name" in inspect.signature(f).parameters
+    fused = {name for name, f in vars(softjax).items() if takes(f)}
+    assert fused == {f.__name__ for f in sharded.FUNCTIONS}
+    assert fused == {name for name, f in vars(sharded).items() if not name.startswith("_") and f in sharded.FUNCTIONS}
+    assert fused - {row.name for row in rows()} - {case.function.__name__ for case in cases.MIXTURES} == {
+        "linear_softmax_cross_entropy"
+    }
+    for f in sharded.FUNCTIONS:
+        assert "mesh" in inspect.signature(f).parameters
+        assert "axis_name" not in inspect.signature(f).parameters
+        assert "over a mesh" in f.__doc__
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("number", range(10))
+def test_options_of_the_cross_entropy(number, reduction):
+    """Those of the definition of one device, which has as many classes and half as many examples."""
+    r = cases.Random("float64", seed=6)
+    x, w, y = r.normal(cases.N, cases.D), r.normal(cases.D, cases.K), jnp.asarray([0, 5, 3, 11], jnp.int32)
+    options = option_sets(r)[number] | {"reduction": reduction}
+    moving = {k: v for k, v in options.items() if isinstance(v, jax.Array)}
+    fixed = {k: v for k, v in options.items() if k not in moving}
+    size = PLACEMENTS["forward" if reduction == "mean" else "blocks"]
+    functions = OverMesh(cases.mesh(2, 4), **OVER)
+    cases.agreement(
+        lambda x, w, moving: functions.linear_softmax_cross_entropy(x, w, y, **fixed, **moving, block_size=size),
+        lambda x, w, moving: linear_definition(x, w, y, **fixed, **moving),
+    )(x, w, moving)
+
+
+def test_classes_are_made_up_and_masked():
+    w = cases.Random("float64").normal(D, UNEVEN)
+    padded, where = sharded.pad_classes(w, 4, class_axis=1)
+    assert padded.shape == (D, 16)
+    np.testing.assert_array_equal(padded[:, :UNEVEN], w)
+    np.testing.assert_array_equal(where, np.arange(16) < UNEVEN)
+    unchanged, where = sharded.pad_classes(w, UNEVEN, class_axis=-1)
+    np.testing.assert_array_equal(unchanged, w)
+    assert where.all()
+    x, _, _, y = linear_arguments(k=UNEVEN)
+    f = lambda x, w: sharded.linear_softmax_cross_entropy(x, w, y, where=where16, mesh=cases.mesh(2, 4), **OVER)
+    where16 = np.arange(16) < UNEVEN
+    cases.agreement(f, lambda x, w: cases.softmax_loss((x @ w)[:, :UNEVEN], y))(x, padded)
+
+
+@pytest.mark.parametrize("made_up", [False, True])
+def test_a_label_of_no_class_is_nan_on_a_mesh_too(made_up):
+    k = UNEVEN if made_up else 16
+    x, w, _, y = linear_arguments("float32", k)
+    y = y.at[2].set(k).at[5].set(-1).at[6].set(2**31 - 1)
+    f = lambda x: sharded.linear_softmax_cross_entropy(x, w, y, mesh=cases.mesh(2, 4), **OVER)
+    loss, dx = f(x), jax.grad(lambda x: f(x).sum())(x)
+    np.testing.assert_array_equal(np.isnan(loss), [False, False, True, False, False, True, True, False])
+    np.testing.assert_array_equal(np.isnan(dx).all(-1), np.isnan(loss))
+
+
+# --- what is read off the arrays' types ----------------------------------------------------------------
+
+
+def test_explicit_meshes_tell_where_the_arrays_are():
+    x, w, _, y = linear_arguments()
+    mesh = cases.mesh(2, 4, AxisType.Explicit)
+    place = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, P(*spec)))
+    with jax.set_mesh(mesh):
+        x_, w_, y_ = place(x, "data", None), place(w, None, "classes"), place(y, "data")
+        loss = jax.jit(sharded.linear_softmax_cross_entropy)(x_, w_, y_)
+        assert jax.typeof(loss).sharding.spec == P("data")
+        mean = lambda x, w: sharded.linear_softmax_cross_entropy(x, w, y_, reduction="mean")
+        value, (dx, dw) = jax.jit(jax.value_and_grad(mean, (0, 1)))(x_, w_)
+        assert (jax.typeof(dx), jax.typeof(dw)) == (jax.typeof(x_), jax.typeof(w_))
+        of_sequences = jax.jit(
+            lambda x, w, y: sharded.linear_softmax_cross_entropy(x, w, y, reduction="mean", class_axis=0)
+        )(place(x.reshape(2, 4, D), "data", "classes"), place(w.T), place(y.reshape(2, 4), "data", "classes"))
+    want = lambda x, w: cases.softmax_loss(x @ w, y)
+    np.testing.assert_allclose(loss, want(x, w), rtol=1e-12)
+    np.testing.assert_allclose([value, of_sequences], want(x, w).mean(), rtol=1e-12)
+    cases.assert_close((dx, dw), jax.grad(lambda x, w: want(x, w).mean(), (0, 1))(x, w))
+
+
+def test_the_mesh_that_was_set_is_used():
+    x, w, _, y = linear_arguments()
+    with jax.set_mesh(cases.mesh(2, 4)):
+        loss = jax.jit(ft.partial(sharded.linear_softmax_cross_entropy, **OVER))(x, w, y)
+    np.testing.assert_allclose(loss, cases.softmax_loss(x @ w, y), rtol=1e-12)
+
+
+# --- digits ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("margin", [-80.0, -20.0, 0.0, 6.0, 17.0, 80.0])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_no_digit_is_lost_in_sure_rows_whoever_has_the_label(margin, offset):
+    """The label's class is on the second of 4 devices; the truth is log(1 + 15 exp(-margin))."""
+    z = np.full(16, offset, np.float32)
+    z[5] += margin
+    loss = lambda w: sharded.linear_softmax_cross_entropy(
+        np.ones((2, 1), np.float32), w, np.full(2, 5), mesh=cases.mesh(2, 4), **OVER
+    ).mean()
+    value, dw = jax.value_and_grad(loss)(z[None])
+    truth = np.log1p(15 * np.exp(-np.float64(margin)))
+    others = np.exp(-np.float64(margin)) / (1 + 15 * np.exp(-np.float64(margin)))
+    np.testing.assert_allclose(value, truth, rtol=2e-6)
+    np.testing.assert_allclose(dw[0, 5], -15 * others, rtol=2e-6)
+    np.testing.assert_allclose(dw[0, 6], others, rtol=2e-6)
+
+
+@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
+def test_results_do_not_depend_on_the_number_of_devices(shape, scale):
+    """In float32, beside the definition in float64; where all scores are equal, each device has the largest."""
+    x, w, b, y = linear_arguments("float32", k=4096)
+    z, data, centers, values = mixture_arguments("float32", k=4096)
+    over = OverMesh(cases.mesh(*shape), **OVER)
+    wide = lambda *arrays: tuple(a.astype("float64") if a.dtype == "float32" else a for a in arrays)
+
+    def both(function, definition, *args):
+        i = tuple(j for j, a in enumerate(args) if a.dtype == "float32")
+        got = jax.jit(jax.value_and_grad(lambda *a: function(*a).sum(), i))(*args)
+        want = jax.jit(jax.value_and_grad(lambda *a: definition(*a).sum(), i))(*wide(*args))
+        cases.assert_close(jax.tree.map(lambda a: a.astype("float64"), got), want, rtol=2e-6)
+
+    x, w, b = scale * x, w, scale * b
+    both(over.linear_softmax_cross_entropy, lambda x, w, y: cases.softmax_loss(x @ w, y), x, w, y)
+    for name, definition in (
+        ("mixture_autoencoder_loss", cases.autoencoder),
+        ("eol_loss", cases.minus_eol),
+        ("leop_loss", cases.leop),
+    ):
+        both(getattr(over, name), definition, z, data, (scale / 10 or 0.1) * centers, values)
+
+
+# --- in training loops -------------------------------------------------------------------------------------
+
+
+def test_a_loop_that_is_compiled_whole():
+    """Steps of gradient descent under `lax.scan`, with the batch made again under `jax.checkpoint`."""
+    x, w, _, y = linear_arguments()
+    over = OverMesh(cases.mesh(2, 4), **OVER)
+
+    def train(loss):
+        def step(w, _):
+            value, dw = jax.value_and_grad(jax.checkpoint(lambda w: loss(jnp.tanh(x), w).mean()))(w)
+            return w - dw, value
+
+        return jax.jit(lambda w: lax.scan(step, w, length=5))(w)
+
+    got = train(lambda x, w: over.linear_softmax_cross_entropy(x, w, y))
+    cases.assert_close(got, train(lambda x, w: cases.softmax_loss(x @ w, y)))
+
+
+def test_sharded_functions_under_vmap():
+    x, w, _, y = linear_arguments()
+    over = OverMesh(cases.mesh(2, 4), **OVER)
+    stack = jnp.stack([w, 2 * w, w - 1])
+    got = jax.vmap(lambda w: jax.grad(lambda w: over.linear_softmax_cross_entropy(x, w, y).sum())(w))(stack)
+    want = jax.vmap(lambda w: jax.grad(lambda w: cases.softmax_loss(x @ w, y).sum())(w))(stack)
+    cases.assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_rounded_once(dtype):
+    x, w, _, y = linear_arguments("float32")
+    over = OverMesh(cases.mesh(2, 4), **OVER)
+    x, w = x.astype(dtype), w.astype(dtype)
+    loss = lambda x, w: over.linear_softmax_cross_entropy(x, w, y, reduction="mean")
+    value, grads = jax.value_and_grad(loss, (0, 1))(x, w)
+    assert value.dtype == jnp.float32
+    wide = [a.astype("float64") for a in (x, w)]
+    want = jax.grad(lambda x, w: cases.softmax_loss(x @ w, y).mean(), (0, 1))(*wide)
+    for a, b in zip(grads, want, strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(a.astype("float64"), b, atol=float(jnp.finfo(dtype).eps) * np.abs(b).max())
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+def inside(*, check_vma=True, mesh=(2, 4), specs=None, **options):
+    specs = specs or (P("data"), P(None, "classes"), P("data"))
+    x, w, _, y = linear_arguments("float32")
+    f = lambda x, w, y: ce(x, w, y, **options)
+    return jax.shard_map(f, mesh=cases.mesh(*mesh), in_specs=specs, out_specs=P("data"), check_vma=check_vma)(x, w, y)
+
+
+def whole(**options):
+    x, w, _, y = linear_arguments("float32")
+    given = {"features": x, "kernel": w, "labels": y, "mesh": cases.mesh(2, 4), **OVER} | options
+    return sharded.linear_softmax_cross_entropy(**given)
+
+
+REFUSALS = {
+    "no name": (lambda: inside(axis_name=1), TypeError, "`axis_name` must be the name of a mesh axis, a tuple of such"),
+    "a name twice": (lambda: inside(axis_name=("classes",) * 2), ValueError, "must not name an axis twice"),
+    "no such axis": (
+        lambda: inside(axis_name="k"),
+        ValueError,
+        "`axis_name` must name axes of the mesh of a `jax.shard_map`",
+    ),
+    "outside of shard_map": (
+        lambda: ce(*linear_arguments()[:2], linear_arguments()[3], axis_name="classes"),
+        ValueError,
+        "`axis_name` must name axes of the mesh of a `jax.shard_map`, got 'classes'",
+    ),
+    "unchecked": (
+        lambda: inside(axis_name="classes", check_vma=False),
+        ValueError,
+        "with check_vma=True, got 'classes'",
+    ),
+    "one axis for both": (
+        lambda: inside(axis_name="classes", batch_axis_name="classes"),
+        ValueError,
+        "`batch_axis_name` must name other axes than `axis_name`, got 'classes'",
+    ),
+    "a kernel that all have": (
+        lambda: inside(axis_name="classes", specs=(P("data"), P(), P("data"))),
+        ValueError,
+        r"`kernel` must vary over the axes \('classes',\) of `axis_name`, got float32\[3,24\]",
+    ),
+    "features that all have": (
+        lambda: inside(**AXES, specs=(P(), P(None, "classes"), P())),
+        ValueError,
+        r"`features` must vary over the axes \('data',\) of `batch_axis_name`",
+    ),
+    "no mesh": (
+        lambda: whole(mesh=None),
+        ValueError,
+        "`mesh` must be a mesh of devices, or set by `jax.set_mesh`, got None",
+    ),
+    "a mesh that is none": (lambda: whole(mesh=8), ValueError, "`mesh` must be a mesh of devices, .* got 8"),
+    "no axis of the mesh": (
+        lambda: whole(class_axis_name="model"),
+        ValueError,
+        r"`class_axis_name` must name axes of the mesh, \('data', 'classes'\), got 'model'",
+    ),
+    "no axes": (
+        lambda: whole(class_axis_name=None, batch_axis_name=None),
+        ValueError,
+        "`class_axis_name` or `batch_axis_name` must name an axis of the mesh, got None",
+    ),
+    "the same axis": (
+        lambda: whole(batch_axis_name="classes"),
+        ValueError,
+        "`batch_axis_name` must name other axes than `class_axis_name`, got 'classes'",
+    ),
+    "examples that do not divide": (
+        lambda: whole(features=jnp.ones((9, D)), labels=jnp.zeros(9, int)),
+        ValueError,
+        "`features` must have leading axes that the devices of its mesh axes divide, got 9 for 2 devices",
+    ),
+    "a bias of other classes": (
+        lambda: whole(bias=jnp.ones(K + 1)),
+        ValueError,
+        rf"`bias` must have the {K} classes of `kernel`, got shape \({K + 1},\)",
+    ),
+    "an option that is an array": (
+        lambda: whole(ignore_index=jnp.zeros(2, int)),
+        TypeError,
+        r"`ignore_index` must be one of Python's numbers, words or tuples, got int",
+    ),
+    "no such axis to make up": (
+        lambda: sharded.pad_classes(jnp.ones(3), 2, class_axis=1),
+        ValueError,
+        r"`class_axis` must be an axis of `x`, got 1 for shape \(3,\)",
+    ),
+    "no devices": (lambda: sharded.pad_classes(jnp.ones(3), 0), ValueError, "`devices` must be positive, got 0"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_is_refused_and_how(name):
+    call, error, message = REFUSALS[name]
+    with pytest.raises(error, match=message):
+        call()
