@@ -1,7 +1,8 @@
-"""The command line: `python -m softjax demo`, `python -m softjax bench`, `python -m softjax audit`."""
+"""The command line: `python -m softjax` with `demo`, `lm`, `bench` or `audit`."""
 
 import argparse
 import functools as ft
+import re
 import sys
 from pathlib import Path
 
@@ -15,9 +16,16 @@ def _positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}") from error
 
 
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text!r}")
+def _mesh(text: str) -> tuple[int, int]:
+    numbers = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if numbers is None:
+        raise argparse.ArgumentTypeError(f"must be devices along data x along classes, as 2x4, got {text!r}")
+    return int(numbers[1]), int(numbers[2])
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r}")
     return int(text)
 
 
@@ -28,6 +36,14 @@ def _file(suffix: str, text: str) -> Path:
     return path
 
 
+def _folder(text: str) -> Path:
+    path = Path(text)
+    if not path.is_dir() and (path.exists() or not path.parent.is_dir()):
+        raise argparse.ArgumentTypeError(f"must be a folder, or a new one in a folder that exists, got {text!r}")
+    return path
+
+
+_seed, _several = ft.partial(_at_least, 0), ft.partial(_at_least, 2)
 _picture, _report = ft.partial(_file, ".png"), ft.partial(_file, ".json")
 
 
@@ -59,10 +75,28 @@ def main(argv: list[str] | None = None) -> int:
     audit.add_argument("--quick", action="store_true", help="fewer scenarios, and few classes")
     audit.add_argument("-k", dest="text", default="", help="only functions whose name contains this")
     audit.add_argument("--json", type=_report, help="a JSON file to write")
+    lm = commands.add_parser("lm", help="train a language model whose classes are sharded over a mesh of devices")
+    lm.add_argument("--steps", type=_positive, default=200, help="steps of Adam (default: %(default)s)")
+    lm.add_argument(
+        "--mesh", type=_mesh, default=(2, 4), help="devices along data x along classes; 1x1 is one (default: 2x4)"
+    )
+    lm.add_argument(
+        "--vocabulary", type=_several, default=50_000, help="tokens that are told apart (default: %(default)s)"
+    )
+    lm.add_argument("--seed", type=_seed, default=0, help="of the model and the batches (default: %(default)s)")
+    lm.add_argument("--checkpoints", type=_folder, help="a folder to write them to, and to go on from the last one")
+    lm.add_argument("--every", type=_positive, default=100, help="steps between checkpoints (default: %(default)s)")
+    lm.add_argument("--compare", action="store_true", help="train on one device too, and compare the losses")
+    lm.add_argument(
+        "-o", "--output", type=_picture, default=Path("lm.png"), help="the PNG file to write (default: %(default)s)"
+    )
+    lm.add_argument("--json", type=_report, help="a JSON file to write")
     options = parser.parse_args(argv)
     try:
         if options.command == "demo":
             from . import _demo
+        elif options.command == "lm":
+            from . import _language_model
         elif options.command == "bench":
             from . import _bench
         else:
@@ -74,6 +108,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.command == "demo":
             return _demo.run(options.steps, options.classes, options.latents, options.seed, options.output)
+        if options.command == "lm":
+            return _language_model.run(
+                options.mesh, options.steps, options.vocabulary, options.seed, options.checkpoints, options.every,
+                options.compare, options.output, options.json,
+            )  # fmt: skip
         if options.command == "audit":
             return _audit.run(options.quick, options.text, options.json)
         if options.placements:

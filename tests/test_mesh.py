@@ -352,29 +352,30 @@ def test_no_digit_is_lost_in_sure_rows_whoever_has_the_label(margin, offset):
     np.testing.assert_allclose(dw[0, 6], others, rtol=2e-6)
 
 
-@pytest.mark.parametrize("shape", MESHES)
-@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
-def test_results_do_not_depend_on_the_number_of_devices(shape, scale):
+@pytest.mark.parametrize("shape", [(1, 8), (4, 2)])
+def test_results_do_not_depend_on_the_number_of_devices(shape):
     """In float32, beside the definition in float64; where all scores are equal, each device has the largest."""
-    x, w, b, y = linear_arguments("float32", k=4096)
+    x, w, _, y = linear_arguments("float32", k=4096)
     z, data, centers, values = mixture_arguments("float32", k=4096)
     over = OverMesh(cases.mesh(*shape), **OVER)
     wide = lambda *arrays: tuple(a.astype("float64") if a.dtype == "float32" else a for a in arrays)
 
-    def both(function, definition, *args):
-        i = tuple(j for j, a in enumerate(args) if a.dtype == "float32")
-        got = jax.jit(jax.value_and_grad(lambda *a: function(*a).sum(), i))(*args)
-        want = jax.jit(jax.value_and_grad(lambda *a: definition(*a).sum(), i))(*wide(*args))
-        cases.assert_close(jax.tree.map(lambda a: a.astype("float64"), got), want, rtol=2e-6)
+    def of(function, *args):
+        moving = tuple(i for i, a in enumerate(args) if a.dtype != "int32")
+        return jax.jit(jax.value_and_grad(lambda *args: function(*args).sum(), moving))
 
-    x, w, b = scale * x, w, scale * b
-    both(over.linear_softmax_cross_entropy, lambda x, w, y: cases.softmax_loss(x @ w, y), x, w, y)
-    for name, definition in (
-        ("mixture_autoencoder_loss", cases.autoencoder),
-        ("eol_loss", cases.minus_eol),
-        ("leop_loss", cases.leop),
+    of_linear = lambda x, w, y: cases.softmax_loss(x @ w, y)
+    for function, definition, *args in (
+        (over.linear_softmax_cross_entropy, of_linear, x, w, y),
+        (over.mixture_autoencoder_loss, cases.autoencoder, z, data, centers, values),
+        (over.eol_loss, cases.minus_eol, z, data, centers, values),
+        (over.leop_loss, cases.leop, z, data, centers, values),
     ):
-        both(getattr(over, name), definition, z, data, (scale / 10 or 0.1) * centers, values)
+        ours, theirs = of(function, *args), of(definition, *args)
+        for scale in (0.0, 1.0, 3.0) if definition is not of_linear else (0.0, 1.0, 30.0):
+            given = (scale * args[0], *args[1:])
+            got = jax.tree.map(lambda a: a.astype("float64"), ours(*given))
+            cases.assert_close(got, theirs(*wide(*given)), rtol=2e-6)
 
 
 # --- in training loops -------------------------------------------------------------------------------------

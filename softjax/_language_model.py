@@ -1,0 +1,260 @@
+"""A language model whose cross entropy is sharded by classes: what `python -m softjax lm` runs."""
+
+import contextlib
+import json
+import math
+import re
+import statistics
+import sys
+import sysconfig
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from . import sharded
+from ._demo import interrupts
+
+WIDTH, BLOCKS, HEADS = 64, 2, 4
+BATCH, LENGTH = 16, 32  # of examples, in tokens
+TOKEN = re.compile(r" ?\w+|\n *| +|[^\w\s]+|\s")
+ENOUGH = 3_000_000  # tokens
+
+
+class Refusal(Exception):  # noqa: N818
+    """Why a command cannot be run, in a sentence."""
+
+
+class Block(nnx.Module):
+    """Causal attention, and a layer of each token by itself."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.norms = nnx.List(nnx.LayerNorm(WIDTH, rngs=rngs) for _ in range(2))
+        self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
+        self.wide = nnx.Linear(WIDTH, 4 * WIDTH, rngs=rngs)
+        self.narrow = nnx.Linear(4 * WIDTH, WIDTH, rngs=rngs)
+
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """Features [N, T, D] of features [N, T, D]."""
+        x = x + self.attention(self.norms[0](x), mask=mask)
+        return x + self.narrow(nnx.gelu(self.wide(self.norms[1](x))))
+
+
+class LanguageModel(nnx.Module):
+    """Features of tokens, from those before them, and an output embedding of every class."""
+
+    def __init__(self, vocabulary: int, class_devices: int, rngs: nnx.Rngs):
+        self.embedding = nnx.Embed(vocabulary, WIDTH, rngs=rngs)
+        self.positions = nnx.Param(0.1 * jax.random.normal(rngs.params(), (LENGTH, WIDTH)))
+        self.blocks = nnx.List(Block(rngs) for _ in range(BLOCKS))
+        self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
+        head = 0.02 * jax.random.normal(rngs.params(), (vocabulary, WIDTH))
+        head, where = sharded.pad_classes(head, class_devices)
+        self.head, self.where = nnx.Param(head), nnx.Variable(where)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Features [N, T, D] of tokens [N, T]."""
+        x = self.embedding(tokens) + self.positions[...]
+        mask = nnx.make_causal_mask(tokens)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x)
+
+    def loss(self, tokens: jax.Array, mesh: Mesh) -> jax.Array:
+        """The mean cross entropy of the next token."""
+        return sharded.linear_softmax_cross_entropy(
+            self(tokens[:, :-1]), self.head[...], tokens[:, 1:], class_axis=0, where=self.where[...],
+            mesh=mesh, class_axis_name="classes", batch_axis_name="data", reduction="mean",
+        )  # fmt: skip
+
+
+class Text(NamedTuple):
+    """The ids of all tokens, of which 0 stands for those that are not in the vocabulary."""
+
+    ids: np.ndarray
+    vocabulary: int
+
+    def batch(self, seed: int, step: int) -> np.ndarray:
+        """Examples [N, T + 1], which depend on the seed and the step alone."""
+        starts = np.random.default_rng((seed, step)).integers(len(self.ids) - LENGTH, size=BATCH)
+        return self.ids[starts[:, None] + np.arange(LENGTH + 1)]
+
+
+class Curve(NamedTuple):
+    """The loss before each step, the median time of a step, and the output embedding after the last."""
+
+    losses: list[float]
+    seconds: float | None
+    head: jax.Array
+
+
+def run(
+    shape: tuple[int, int], steps: int, vocabulary: int, seed: int, checkpoints: Path | None, every: int,
+    compare: bool, output: Path, report: Path | None,
+) -> int:  # fmt: skip
+    """Trains over a mesh of devices, tells what each held and draws the losses; returns the exit code."""
+    console = Console(highlight=False, soft_wrap=True)
+    name = "{}x{}".format(*shape)
+    try:
+        mesh = over(shape)
+        text = read(vocabulary)
+        console.print(
+            f"{len(text.ids):,} tokens of Python's standard library, {text.vocabulary:,} classes, "
+            f"{(text.ids == 0).mean():.1%} of the tokens unknown"
+        )
+        curves = {name: fit(name, mesh, text, steps, seed, console, checkpoints, every)}
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return 1
+    losses, seconds, head = curves[name]
+    timed = f"; a step took {seconds * 1e3:.0f} ms" if seconds else ""
+    console.print(f"Loss {losses[0]:.4f} at step 0, {losses[-1]:.4f} at step {len(losses) - 1}{timed}")
+    for shard in head.addressable_shards:
+        first, end, _ = shard.index[0].indices(len(head))
+        console.print(
+            f"{shard.device} held {shard.data.shape} of the output embedding {head.shape}: rows {first:,} to "
+            f"{end - 1:,}, {shard.data.nbytes / 1e6:.1f} MB"
+        )
+    if compare and len(losses) >= steps:
+        curves["one device"] = alone = fit("one device", over((1, 1)), text, len(losses), seed, console)
+        apart = difference(losses, alone.losses)
+        console.print(f"Largest relative difference of the losses to those of one device: {apart.max():.1e}")
+    draw(curves, text.vocabulary, output)
+    console.print(f"The losses of all steps: {output}")
+    if report:
+        settings = {"mesh": name, "vocabulary": text.vocabulary, "seed": seed}
+        known = {name: {"losses": curve.losses, "seconds per step": curve.seconds} for name, curve in curves.items()}
+        report.write_text(json.dumps(settings | {"curves": known}, indent=1))
+    return 130 if any(len(curve.losses) < steps for curve in curves.values()) else 0
+
+
+def over(shape: tuple[int, int]) -> Mesh:
+    """A mesh of accelerators, or of as many devices as it takes that are parts of the CPU."""
+    needed = math.prod(shape)
+    if BATCH % shape[0]:
+        raise Refusal(f"The devices along data must divide the {BATCH} examples of a batch, got {shape[0]}.")
+    with contextlib.suppress(RuntimeError):  # of a JAX that has begun, with the devices it has
+        jax.config.update("jax_num_cpu_devices", needed)
+    devices = jax.devices()
+    if len(devices) < needed:
+        raise Refusal(f"The mesh needs {needed} devices, and JAX has {len(devices)} ({devices[0].platform}).")
+    return jax.make_mesh(shape, ("data", "classes"), axis_types=(AxisType.Auto,) * 2, devices=devices[:needed])
+
+
+def read(vocabulary: int) -> Text:
+    """The source of Python's standard library, in the order of its files."""
+    tokens: list[str] = []
+    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+        if "site-packages" not in path.parts and len(tokens) < ENOUGH:
+            tokens += TOKEN.findall(path.read_text("utf-8", "replace"))
+    ids = {token: i for i, (token, _) in enumerate(Counter(tokens).most_common(vocabulary - 1), 1)}
+    return Text(np.array([ids.get(token, 0) for token in tokens], np.int32), len(ids) + 1)
+
+
+def fit(
+    name: str, mesh: Mesh, text: Text, steps: int, seed: int, console: Console,
+    folder: Path | None = None, every: int = 1,
+) -> Curve:  # fmt: skip
+    """Trains, from the last checkpoint if there is one, to the last step or to Ctrl-C."""
+    shapes, init, step = program(mesh, text.vocabulary, seed)
+    settings = {"tokens": len(text.ids), "vocabulary": text.vocabulary, "seed": seed}
+    settings["rows"] = shapes[0]["head"].shape[0]  # of the output embedding, which the devices have made up
+    bar = Progress(
+        TextColumn(f"training on {name}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}, {task.fields[rate]} tokens/s"), TimeRemainingColumn(), console=console,
+    )  # fmt: skip
+    keep = ocp.CheckpointManagerOptions(max_to_keep=2)
+    saved = ocp.CheckpointManager(folder.absolute(), options=keep) if folder else contextlib.nullcontext()
+    seconds = []
+    with interrupts() as interrupted, saved as manager, bar:
+        state, losses = restored(manager, shapes, settings) if manager and manager.all_steps() else (init(), [])
+        task = bar.add_task("training", total=steps, completed=len(losses), loss="...", rate="...")
+        for done in range(len(losses) + 1, steps + 1):
+            start = time.perf_counter()
+            tokens = jax.device_put(text.batch(seed, done - 1), NamedSharding(mesh, P("data")))
+            state, loss = step(state, tokens)
+            losses.append(float(loss))
+            seconds.append(time.perf_counter() - start)
+            rate = f"{BATCH * LENGTH / seconds[-1]:,.0f}"
+            bar.update(task, completed=done, loss=f"{losses[-1]:.3f}", rate=rate)
+            stop = bool(interrupted)
+            if manager and (stop or done == steps or done % every == 0):
+                record = ocp.args.JsonSave({"settings": settings, "losses": losses})
+                manager.save(done, args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=record))
+            if stop:
+                break
+    if len(losses) < steps:
+        console.print(f"Stopped after {len(losses)} of {steps} steps.")
+    typical = statistics.median(seconds[1:]) if seconds[1:] else None  # the first is mostly its compilation
+    return Curve(losses, typical, state[0]["head"][...])
+
+
+def program(mesh: Mesh, vocabulary: int, seed: int) -> tuple[Any, Callable, Callable]:
+    """(what and where the state of the model and of Adam is, what makes it, and a step).
+
+    The output embedding and its moments lie over the classes, all else is on every device.
+    """
+
+    def init():
+        model = LanguageModel(vocabulary, mesh.shape["classes"], nnx.Rngs(seed))
+        return nnx.split((model, nnx.Optimizer(model, optax.adam(2e-3), wrt=nnx.Param)))
+
+    def place(path, x):
+        spec = P("classes") if "head" in jax.tree_util.keystr(path) else P()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    def step(state, tokens):
+        model, optimizer = nnx.merge(graph, state)
+        loss, grads = nnx.value_and_grad(lambda model: model.loss(tokens, mesh))(model)
+        optimizer.update(model, grads)
+        return nnx.state((model, optimizer)), loss
+
+    graph, state = jax.eval_shape(init)
+    state = jax.tree_util.tree_map_with_path(place, state)
+    places = jax.tree.map(lambda x: x.sharding, state)
+    new = jax.jit(lambda: init()[1], out_shardings=places)
+    return state, new, jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+
+
+def restored(manager, state, settings: dict) -> tuple[Any, list[float]]:
+    """(the state of the last checkpoint, where `state` says that it shall be; the losses before it)."""
+    read = lambda **args: manager.restore(manager.latest_step(), args=ocp.args.Composite(**args))
+    record = read(record=ocp.args.JsonRestore())["record"]
+    if record["settings"] != settings:
+        raise Refusal(f"The checkpoint is of {record['settings']}, and this training would be of {settings}.")
+    return read(state=ocp.args.StandardRestore(state))["state"], record["losses"]
+
+
+def difference(*losses: list[float]) -> np.ndarray:
+    """The relative differences of two curves, as far as both go."""
+    a, b = (np.array(curve[: min(map(len, losses))]) for curve in losses)
+    return abs(a - b) / b
+
+
+def draw(curves: dict[str, Curve], vocabulary: int, output: Path) -> None:
+    """The losses by step, and below them how far two curves are apart."""
+    figure = Figure(figsize=(8, 4 if len(curves) == 1 else 6), layout="constrained")
+    axes = figure.subplots(len(curves), 1, sharex=True, squeeze=False, height_ratios=[2, 1][: len(curves)])[:, 0]
+    for (name, curve), style in zip(curves.items(), ["-", "--"], strict=False):
+        axes[0].plot(curve.losses, style, label=name)
+    axes[0].axhline(math.log(vocabulary), color="gray", linewidth=0.8, linestyle=":", label=f"log {vocabulary:,}")
+    axes[0].set_ylabel("cross entropy, nats")
+    axes[0].set_title("The next token of Python's standard library")
+    axes[0].legend()
+    if len(curves) == 2:
+        axes[1].plot(difference(*(curve.losses for curve in curves.values())), ".", color="black", markersize=3)
+        axes[1].set_ylabel("relative difference")
+    axes[-1].set_xlabel("step")
+    figure.savefig(output, dpi=90)
