@@ -34,9 +34,8 @@ Nor for a row that is unsure of many classes. Its gradient sum_k p_k (t_k - E) d
 cancel, in which any error of E counts as often as there are terms. So E is merged as a mean of means,
 E + share (E' - E), and what rounding takes from it goes to the rest of the pair.
 
-The base is a constant of the derivative: dA, dE and
-dD above are the derivatives of the rest, by `pull` and, should JAX drop that rule, by JAX's own. C is
-a sum of what is not negative, y_k (m - h_k) and Y log(1 + r).
+The base is a constant of the derivative: dA, dE and dD above are the derivatives of the rest, by `pull` and,
+should JAX drop that rule, by JAX's own. C is a sum of what is not negative, y_k (m - h_k) and Y log(1 + r).
 """
 
 import dataclasses
@@ -311,7 +310,7 @@ def pull(c: Columns, ids: Array, q: Totals, ct: Totals) -> Columns:
         dh, dy = _pull_cross_entropy(c, w, ids, q, ct)
     if not (c.t or c.v or c.e):
         return Columns(dh, y=dy, l=_each(ct.l, c.l))
-    p = w * (1 / q.a.s)[..., None]
+    p = q.a.probabilities(c.h)
     is_top = q.a.is_top(ids)
     place = jnp.where(is_top.any(-1), q.a.top - ids[0], ids.size)
 
