@@ -18,12 +18,13 @@ import pytest
 import softjax
 from softjax import Columns, Loss, Placement, Weights, losses
 
-from . import test_arguments, test_linear, test_losses
+from . import test_arguments, test_linear, test_losses, test_mesh
 
 N, K, D, E = 4, 5, 3, 2
 HOME = pathlib.Path(softjax.__file__).parent
 SENTENCE = re.compile(r"[^\n]*`[^`\n]+`[^\n]*\.")
-NOT_OF_FUNCTIONS = ("__main__", "_audit", "_bench", "_demo", "_truth", "testing")  # the command line, and a test helper
+# the command line, and helpers of tests
+NOT_OF_FUNCTIONS = ("__main__", "_audit", "_bench", "_demo", "_language_model", "_network", "_truth", "testing")
 
 
 # --- what is a refusal ----------------------------------------------------------------------------
@@ -930,7 +931,7 @@ def test_right_arguments_of_any_shape_and_type_give_the_definition_and_its_deriv
 def calls_with_tested_messages():
     (of_linear,) = test_linear.test_refusals_name_the_argument.pytestmark
     (of_losses,) = test_losses.test_losses_that_are_none_are_refused.pytestmark
-    tables = (test_arguments.REFUSALS.values(), REFUSALS.values(), of_linear.args[1])
+    tables = (test_arguments.REFUSALS.values(), REFUSALS.values(), of_linear.args[1], test_mesh.REFUSALS.values())
     calls = [row[0] for table in tables for row in table]
     calls += [lambda f=f: f(x, jnp.ones((D, 13))) for f, _ in of_losses.args[1]]
     return calls + [lambda loss=loss: softjax.of_logits(loss, z) for loss, _ in WRONG_LOSSES.values()]

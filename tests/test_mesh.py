@@ -446,7 +446,7 @@ REFUSALS = {
         "`axis_name` must name axes of the mesh of a `jax.shard_map`",
     ),
     "outside of shard_map": (
-        lambda: ce(*linear_arguments()[:2], linear_arguments()[3], axis_name="classes"),
+        lambda: ce(jnp.ones((2, 3)), jnp.ones((3, 4)), jnp.zeros(2, int), axis_name="classes"),
         ValueError,
         "`axis_name` must name axes of the mesh of a `jax.shard_map`, got 'classes'",
     ),
