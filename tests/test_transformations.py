@@ -287,17 +287,7 @@ def value_and_gradients(function):
     return of
 
 
-QUICKLY = {"xla_backend_optimization_level": 0}  # what is compiled runs once or twice
-compiled = ft.partial(jax.jit, compiler_options=QUICKLY)
-
-
-def assert_close(got, want, rtol=1e-9):
-    """Errors are relative to the largest element of each array, and of 1 where that is smaller."""
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype), jax.tree_util.keystr(path)
-        error = np.abs(np.asarray(a) - np.asarray(b)).max()
-        assert error <= rtol * max(np.abs(b).max(), 1), (jax.tree_util.keystr(path), error)
+compiled, assert_close = cases.compiled, ft.partial(cases.assert_close, rtol=1e-9)
 
 
 def stack(*trees, axis=0):
@@ -424,12 +414,12 @@ def test_one_trace_without_leaks_serves_donated_arrays_and_other_numbers(row):
         traces.append(1)
         return value_and_gradients(row.function)({**moving, **fixed, **numbers}, ct)
 
-    donated = jax.jit(program, donate_argnums=0, compiler_options=QUICKLY)
+    donated = jax.jit(program, donate_argnums=0, compiler_options=cases.QUICKLY)
     copies = jax.tree.map(jnp.copy, moving)
     with jax.checking_leaks():
         got = jax.block_until_ready(donated(copies, fixed, numbers))
     assert all(a.is_deleted() for a in copies.values())
-    assert_close(got, wanted, 2e-5)
+    assert_close(got, wanted, rtol=2e-5)
     assert not any(a.weak_type for a in (got[0], *(got[1][name] for name in moving)))
     other = donated(jax.tree.map(jnp.copy, moving), fixed, {name: 1.25 * number for name, number in numbers.items()})
     assert len(traces) == 1
