@@ -262,23 +262,24 @@ def merge_over(x: Sums, axes: _mesh.Names) -> Sums:
     """
     n = jax.tree.map(lambda *of_each: jnp.stack(of_each, -1), x.a, *x.e)
     m = _mesh.most(n.m, axes)
-    wins, top = (n.m == m) & (m > -jnp.inf), jnp.full_like(n.top, -1)
+    has_top, top = (n.m == m) & (m > -jnp.inf), jnp.full_like(m, -1, dtype=n.top.dtype)
     if x.t or x.s or x.v or x.e:
         none = jnp.iinfo(n.top.dtype).max
-        top = _mesh.least(jnp.where(wins & (n.top >= 0), n.top, none), axes)
-        wins, top = wins & (n.top == top), jnp.where(top < none, top, -1)
-    has_top = wins[..., 0]
+        top = _mesh.least(jnp.where(has_top & (n.top >= 0), n.top, none), axes)
+        has_top, top = n.top == top, jnp.where(top < none, top, -1)
 
     r = n.r + n.lost
     w = jnp.exp(n.m - finite(m)) * (1 + r)
     y = None if x.y is None else x.y._replace(sum=x.y.sum + x.y.weight * (finite(m) - finite(n.m))[..., 0])
     means = (x.t, x.s, x.v)
-    of_top = lambda mean: tuple(jnp.where(_like(has_top, a), a, 0) for a in (mean.base, mean.top))
-    of_tops = jax.tree.map(of_top, means, is_leaf=_is_mean)
-    of_devices = (jnp.where(wins, r, w), wins.astype(r.dtype), y, x.l, of_tops)
-    r, winners, y, plain, of_tops = _mesh.total(of_devices, axes)
-    # Where devices have the same maximum, each leaves out its own 1. Their sum is not small, and gets them back.
-    r = _empty(m, r + (winners - 1))
+    if_top = lambda mean: tuple(jnp.where(_like(has_top[..., 0], a), a, 0) for a in (mean.base, mean.top))
+    of_tops = jax.tree.map(if_top, means, is_leaf=_is_mean)
+    of_devices = (jnp.where(has_top, r, w), w, y, x.l, of_tops)
+    others, s, y, plain, of_tops = _mesh.total(of_devices, axes)
+    # The device that has the top class leaves out its 1. Where more than one does, nothing is to be lost; where none
+    # does, its maximum was computed twice and not rounded alike.
+    dropped = s - others
+    r = _empty(m, jnp.where((dropped > 0.5) & (dropped < 1.5), others, s - 1))
     a, *e = (Normaliser(*of_one) for of_one in zip(*(jnp.moveaxis(x, -1, 0) for x in (m, top, r, 0 * r)), strict=True))
 
     share = w[..., 0] / a.s

@@ -360,22 +360,41 @@ def test_results_do_not_depend_on_the_number_of_devices(shape):
     over = OverMesh(cases.mesh(*shape), **OVER)
     wide = lambda *arrays: tuple(a.astype("float64") if a.dtype == "float32" else a for a in arrays)
 
+    assert_close = lambda got, want: cases.assert_close(jax.tree.map(lambda a: a.astype("float64"), got), want, 2e-6)
+
     def of(function, *args):
         moving = tuple(i for i, a in enumerate(args) if a.dtype != "int32")
         return jax.jit(jax.value_and_grad(lambda *args: function(*args).sum(), moving))
 
-    of_linear = lambda x, w, y: cases.softmax_loss(x @ w, y)
-    for function, definition, *args in (
-        (over.linear_softmax_cross_entropy, of_linear, x, w, y),
-        (over.mixture_autoencoder_loss, cases.autoencoder, z, data, centers, values),
-        (over.eol_loss, cases.minus_eol, z, data, centers, values),
-        (over.leop_loss, cases.leop, z, data, centers, values),
+    ours = of(over.linear_softmax_cross_entropy, x, w, y)
+    theirs = of(lambda x, w, y: cases.softmax_loss(x @ w, y), x, w, y)
+    for scale in (0.0, 1.0, 30.0):
+        assert_close(ours(scale * x, w, y), theirs(*wide(scale * x, w, y)))
+    for function, definition in (
+        (over.mixture_autoencoder_loss, cases.autoencoder),
+        (over.eol_loss, cases.minus_eol),
+        (over.leop_loss, cases.leop),
     ):
-        ours, theirs = of(function, *args), of(definition, *args)
-        for scale in (0.0, 1.0, 3.0) if definition is not of_linear else (0.0, 1.0, 30.0):
-            given = (scale * args[0], *args[1:])
-            got = jax.tree.map(lambda a: a.astype("float64"), ours(*given))
-            cases.assert_close(got, theirs(*wide(*given)), rtol=2e-6)
+        ours, theirs = (of(f, z, data, centers, values) for f in (function, definition))
+        for scale in (0.1, 3.0):
+            args = z, data, scale * centers, values
+            assert_close(ours(*args), theirs(*wide(*args)))
+
+
+@pytest.mark.parametrize("kind", ["quickly", "as users do"])
+def test_a_class_each_whose_score_is_computed_twice(kind):
+    """With one feature and one class on a device, scores are products that compilers fuse, and may round otherwise."""
+    r = cases.Random("float64", seed=0)
+    x, w, b = r.normal(32, 1), 2 * r.normal(1, 8), r.normal(8)
+    compiled = cases.compiled if kind == "quickly" else jax.jit
+    for shape in ((1, 8), (2, 4), (4, 2)):
+        k = shape[1]
+        over = OverMesh(cases.mesh(*shape), **OVER)
+        f = lambda x, w, b, over=over: over.linear_logsumexp(x, w, bias=b)
+        args = x, w[:, :k], b[:k]
+        value, slope = compiled(lambda *args, f=f: jax.jvp(f, args, args))(*args)
+        want = jax.jvp(lambda x, w, b: cases.log_sum_exp(x @ w + b), args, args)
+        cases.assert_close((value, slope), want)
 
 
 # --- in training loops -------------------------------------------------------------------------------------
