@@ -91,12 +91,15 @@ def totals(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> 
     The backward pass makes each block's columns again, and nothing of the size of all of them is held in
     any mode of differentiation.
     """
-    return _totals(layout, *split(spread((columns, examples, classes), layout)))
+    return _totals(layout, *split(spread((columns, examples, classes), layout, before=wide)))
 
 
-def spread(tree: Any, layout: Layout) -> Any:
-    """The arguments of a rule over the classes, alike in the axes along which they vary."""
-    return _mesh.vary(tree, _mesh.varying(tree) | set(layout.mesh))
+def spread(tree: Any, layout: Layout, before: Callable = lambda a: a) -> Any:
+    """What a rule over the classes is about, alike in the axes along which it varies.
+
+    Arguments are to be made wide before they are cast: their gradients are then added up before they are rounded.
+    """
+    return _mesh.vary(tree, _mesh.varying(tree) | set(layout.mesh), before)
 
 
 def of_class(layout: Layout, ids: Array, values: Callable) -> Any:

@@ -68,7 +68,7 @@ def contrastive_loss(
     shards, n = Shards.named(axis_name), x.shape[0]
     for name, view in (("x", x), ("y", y)):
         shards.check(name, view)
-    if symmetric:  # the gradients of both directions are added up before they are rounded
+    if symmetric or shards.classes:  # the gradients of both directions and devices are added up before they are rounded
         x, y = (a.astype(_arguments.wide(a.dtype)) for a in (x, y))
     of_pairs = _arguments.weights(weights, (n,), _arguments.wide(x.dtype))
     of_pairs = None if of_pairs is None else _mesh.gathered(of_pairs, shards.classes)

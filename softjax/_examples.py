@@ -102,6 +102,8 @@ def evaluate(
         finish=Partial(_weighed, problem.finish),
         targets=(problem.targets, weights, kept),
     )
+    if shards.total is not None:
+        problem = problem._replace(columns=Partial(_without_what_is_made_up, problem.columns))
     layout = Layout(axes, n, count, placement.tile, min(placement.block, count), shards.classes, shards.total)
     if reduction == "none":
         return per_example(layout, problem)
@@ -123,6 +125,12 @@ def reduce(losses: Array, weights: Array | None, reduction: str) -> Array:
         weights = of_mean(jnp.ones_like(losses) if weights is None else weights)
     weighed = losses if weights is None else _times(losses, weights)
     return weighed if reduction == "none" else weighed.sum()
+
+
+def _without_what_is_made_up(columns, examples, block, ids):
+    made = columns(examples, block, ids)
+    g.check(made, ids)
+    return g.only(made, ids >= 0)
 
 
 def _weighed(finish, totals, targets, classes, layout):
@@ -163,10 +171,12 @@ def _spread(problem, layout):
 
     What is finished is the same on all devices over which the classes are spread, and its gradients are counted once.
     """
-    columns, examples, classes = _classes.spread((problem.columns, problem.examples, problem.classes), layout)
+    wide = _classes.wide
+    of_classes = problem.columns, problem.examples, problem.classes
+    columns, examples, classes = _classes.spread(of_classes, layout, before=wide)
     of_totals = _mesh.varying(columns, examples, classes) - set(layout.mesh)
     finish, targets = problem.finish, problem.targets
-    finish, targets = _mesh.vary((finish, targets), of_totals | _mesh.varying(finish, targets))
+    finish, targets = _mesh.vary((finish, targets), of_totals | _mesh.varying(finish, targets), before=wide)
     return Problem(columns, finish, examples, targets, classes)
 
 

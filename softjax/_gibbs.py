@@ -196,7 +196,7 @@ class Totals(NamedTuple):
 
 def fold(c: Columns, ids: Array) -> Sums:
     """Sums over one block of classes, whose ids are `ids` [B]."""
-    _check(c, ids)
+    check(c, ids)
     plain = tuple(l.sum(-1) for l in c.l)
     if not (c.t or c.v or c.e):
         a = _normaliser(c.h, ids)
@@ -379,7 +379,7 @@ def dot(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
-def _check(c, ids):
+def check(c: Columns, ids: Array) -> None:
     """Refuses columns that are none, as those of a user's loss may be."""
     if not isinstance(c, Columns):
         raise TypeError(f"`columns` of a loss must return `softjax.Columns`, got {_arguments.shown(c)}.")
@@ -413,6 +413,20 @@ def _check(c, ids):
             raise TypeError(f"`y.ids` of `Columns` must be integers, got dtype {c.y.ids.dtype}.")
         if c.y.per_class is not None:
             check("y.per_class", c.y.per_class, (ids.size,), f"[{ids.size}] for the ids of {ids.size} classes")
+
+
+def only(c: Columns, is_class: Array) -> Columns:
+    """The columns with nothing for those [B] that are no class."""
+    zero = lambda a: jnp.where(_row(is_class, a.ndim - 1), a, jnp.zeros_like(a))
+    y = c.y if c.y is None or c.y.per_class is None else c.y._replace(per_class=zero(c.y.per_class))
+    return Columns(
+        jnp.where(_row(is_class, c.h.ndim - 1), c.h, -jnp.inf),
+        tuple(map(zero, c.t)),
+        tuple(jnp.where(is_class[:, None], v, 0) for v in c.v),
+        tuple(map(zero, c.e)),
+        y,
+        tuple(l if l.shape[-1] != is_class.size else zero(l) for l in c.l),
+    )
 
 
 def _normaliser(h, ids):

@@ -4,11 +4,13 @@ The type of an array says along which axes it varies, that is, along which the d
 What varies along none of some axes is one and the same number on their devices.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 Names = tuple[str, ...]
@@ -38,15 +40,15 @@ def varying(*trees: Any) -> frozenset[str]:
     return frozenset().union(*axes)
 
 
-def vary(tree: Any, axes: frozenset[str]) -> Any:
-    """The tree, with every array varying along the axes.
+def vary(tree: Any, axes: frozenset[str], before: Callable = lambda a: a) -> Any:
+    """The tree, with every array varying along the axes; those that did not are changed `before`.
 
     The transpose is the sum over their devices: of what the gradient for an array is from each.
     """
 
     def cast(a):
         more = axes - varying(a)
-        return lax.pcast(a, tuple(sorted(more)), to="varying") if more else a
+        return lax.pcast(before(a), tuple(sorted(more)), to="varying") if more else a
 
     return jax.tree.map(cast, tree)
 
@@ -96,11 +98,14 @@ def gathered(x: Array, axes: Names, *, varying: bool = False) -> Array:
 
 
 def _at_once(function: Callable, tree: Any) -> Any:
-    """The function of arrays [N, ...], laid side by side."""
+    """The function of numbers, or of arrays [N, ...], of which those of one type are laid side by side."""
     leaves, structure = jax.tree.flatten(tree)
-    if len(leaves) < 2 or any(a.ndim == 0 for a in leaves):
-        return jax.tree.map(function, tree)
-    flat = [a.reshape(a.shape[0], -1) for a in leaves]
-    ends = [sum(a.shape[1] for a in flat[: i + 1]) for i in range(len(flat))]
-    done = jnp.split(function(jnp.concatenate(flat, -1)), ends[:-1], -1)
-    return jax.tree.unflatten(structure, [a.reshape(b.shape) for a, b in zip(done, leaves, strict=True)])
+    done = list(leaves)
+    for dtype in dict.fromkeys(a.dtype for a in leaves):
+        places = [i for i, a in enumerate(leaves) if a.dtype == dtype]
+        flat = [leaves[i].reshape(*leaves[i].shape[:1], math.prod(leaves[i].shape[1:])) for i in places]
+        ends = np.cumsum([a.shape[-1] for a in flat])[:-1]
+        parts = jnp.split(function(jnp.concatenate(flat, -1)), ends, -1)
+        for i, part in zip(places, parts, strict=True):
+            done[i] = part.reshape(leaves[i].shape)
+    return jax.tree.unflatten(structure, done)

@@ -137,37 +137,71 @@ def _run(function, given, mesh, class_axis_name, batch_axis_name):
     devices = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     if not isinstance(devices, AbstractMesh | Mesh) or not devices.axis_names:
         raise ValueError(f"`mesh` must be a mesh of devices, or set by `jax.set_mesh`, got {_arguments.shown(mesh)}.")
-    given = {name: x for name, x in given.items() if x is not None}
-    asarray = lambda name: jax.tree.map(ft.partial(_arguments.array, name), given.pop(name))
-    arrays = {name: asarray(name) for name in _OF_EXAMPLES + _OF_CLASSES if name in given}
-    if "loss" in given:
-        given["loss"] = losses.as_partials(given["loss"])
-    numbers = {name: given.pop(name) for name in _NUMBERS if not isinstance(given.get(name, 0), int | float)}
-    for name, x in given.items():
-        if not isinstance(x, Hashable):
-            raise TypeError(f"`{name}` must be one of Python's numbers, words or tuples, got {_arguments.shown(x)}.")
+    arrays, numbers, options = _sorted(function, given)
 
     data = next(name for name in ("features", "z", "x") if name in arrays)
     batch = _names(devices, "batch_axis_name", batch_axis_name)
     batch = _of_type(devices, arrays[data])[:-1] if batch is None else (batch,)
+    while batch and not batch[-1]:
+        batch = batch[:-1]
+    _check_examples(arrays, data, batch, devices)
+
     place, total, classes = 0, None, _names(devices, "class_axis_name", class_axis_name)
     if "kernel" in arrays:
-        arrays["kernel"], place = _linear.checked_kernel(arrays["kernel"], given.get("class_axis", -1))
+        arrays["kernel"], place = _linear.checked_kernel(arrays["kernel"], options.get("class_axis", -1))
     of_classes = next((name for name in ("kernel", "centers") if name in arrays), None)
     if of_classes is not None:
+        if arrays[of_classes].ndim != 2:
+            raise ValueError(f"`{of_classes}` must have shape [K, D], got {arrays[of_classes].shape}.")
         classes = _of_type(devices, arrays[of_classes])[place] if classes is None else classes
         arrays, total = _made_up(arrays, of_classes, place, _size(devices, classes))
-    plan = _Plan(function, tuple(given.items()), mesh, classes or (), batch, place, total)
+
+    plan = _Plan(function, tuple(options.items()), mesh, classes or (), batch, place, total)
     if not (plan.classes or plan.examples):
         raise ValueError("`class_axis_name` or `batch_axis_name` must name an axis of the mesh, got None.")
     if set(plan.classes) & set(plan.examples):
-        raise ValueError(f"`batch_axis_name` must name other axes than `class_axis_name`, got {batch_axis_name!r}.")
-    for axis, axes in enumerate(batch):
-        n = arrays[data].shape[axis]
+        raise ValueError(
+            f"`batch_axis_name` must name other axes than `class_axis_name`, got {plan.examples} and {plan.classes}."
+        )
+    return _call(plan, arrays, numbers)
+
+
+def _sorted(function, given):
+    """(arrays of examples and classes, numbers that may have a gradient, what else there is), by their names."""
+    default = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    given = {name: x for name, x in given.items() if not (x is None and default[name] is None)}
+    trees = {name for name in ("example", "per_class") if name in given}
+    trees |= {name for name in ("labels",) if isinstance(given.get(name), tuple)}
+
+    def asarray(name):
+        x = given.pop(name)
+        return jax.tree.map(ft.partial(_arguments.array, name), x) if name in trees else _arguments.array(name, x)
+
+    arrays = {name: asarray(name) for name in _OF_EXAMPLES + _OF_CLASSES if name in given}
+    numbers = {name: given.pop(name) for name in _NUMBERS if not isinstance(given.get(name, 0), int | float)}
+    numbers = {
+        name: losses.as_partials(x) if name == "loss" else _arguments.array(name, x) for name, x in numbers.items()
+    }
+    for name, x in given.items():
+        if not isinstance(x, Hashable):
+            raise TypeError(f"`{name}` must be one of Python's numbers, words or tuples, got {_arguments.shown(x)}.")
+    return arrays, numbers, given
+
+
+def _check_examples(arrays, data, batch, devices):
+    """Refuses examples that are not as many, or can't be spread."""
+    shape = arrays[data].shape
+    if len(shape) <= len(batch):
+        raise ValueError(f"`{data}` must have shape [..., D] with axes to be sharded over {batch}, got {shape}.")
+    for name in set(arrays) & set(_OF_EXAMPLES):
+        for a in jax.tree.leaves(arrays[name]):
+            if a.shape[: len(batch)] != shape[: len(batch)]:
+                wanted = f"{shape[: len(batch)]}, the leading axes of `{data}`"
+                raise ValueError(f"`{name}` must have a shape that begins with {wanted}, got {a.shape}.")
+    for n, axes in zip(shape, batch, strict=False):
         if n % _size(devices, axes):
             got = f"{n} for {_size(devices, axes)} devices"
             raise ValueError(f"`{data}` must have leading axes that the devices of its mesh axes divide, got {got}.")
-    return _call(plan, arrays, numbers)
 
 
 @ft.partial(jax.jit, static_argnums=0, inline=True)
@@ -226,6 +260,13 @@ def _names(devices, argument, axes):
     names = (axes,) if isinstance(axes, str) else axes
     if not isinstance(names, tuple) or not all(name in devices.axis_names for name in names):
         raise ValueError(f"`{argument}` must name axes of the mesh, {devices.axis_names}, got {axes!r}.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"`{argument}` must not name an axis twice, got {axes!r}.")
+    around = jax.sharding.get_abstract_mesh()
+    if set(names) & set(around.manual_axes):
+        raise ValueError(
+            f"`{argument}` must not name an axis of the `jax.shard_map` around, got {axes!r}: use `axis_name`."
+        )
     return names
 
 

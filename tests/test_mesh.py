@@ -425,19 +425,94 @@ def test_sharded_functions_under_vmap():
     cases.assert_close(got, want)
 
 
+@pytest.mark.parametrize("shape", MESHES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_rounded_once(dtype):
+def test_half_precision_is_rounded_once(dtype, shape):
+    """What devices have of a gradient is added up before: also where it cancels, as that of the values' mean does."""
     x, w, _, y = linear_arguments("float32")
-    over = OverMesh(cases.mesh(2, 4), **OVER)
-    x, w = x.astype(dtype), w.astype(dtype)
-    loss = lambda x, w: over.linear_softmax_cross_entropy(x, w, y, reduction="mean")
-    value, grads = jax.value_and_grad(loss, (0, 1))(x, w)
-    assert value.dtype == jnp.float32
-    wide = [a.astype("float64") for a in (x, w)]
-    want = jax.grad(lambda x, w: cases.softmax_loss(x @ w, y).mean(), (0, 1))(*wide)
-    for a, b in zip(grads, want, strict=True):
+    random = cases.Random("float32", seed=3)
+    values, ct = random.normal(K, 2), np.resize(np.float32([1, -1]), (N, 1)) + 0.01 * random.normal(N, 2)
+    over = OverMesh(cases.mesh(*shape), **OVER)
+    args = tuple(a.astype(dtype) for a in (x, w, values))
+
+    def both(linear, expectation):
+        mean = lambda x, w: linear(x, w).mean()
+        paid = lambda x, w, v: (ct.astype(x.dtype) * expectation(x, w, v)).sum()
+        return jax.jit(lambda x, w, v: (jax.grad(mean, (0, 1))(x, w), jax.grad(paid, (0, 1, 2))(x, w, v)))
+
+    ours = both(lambda x, w: over.linear_softmax_cross_entropy(x, w, y), over.linear_expectation)
+    ct = ct.astype(dtype).astype("float64")  # as it is in the output's type
+    theirs = both(lambda x, w: cases.softmax_loss(x @ w, y), lambda x, w, v: cases.softmax(x @ w) @ v)
+    want = theirs(*(a.astype("float64") for a in args))
+    for a, b in zip(jax.tree.leaves(ours(*args)), jax.tree.leaves(want), strict=True):
         assert a.dtype == dtype
-        np.testing.assert_allclose(a.astype("float64"), b, atol=float(jnp.finfo(dtype).eps) * np.abs(b).max())
+        rounding = 0.5 * float(jnp.finfo(dtype).eps) * np.abs(b)
+        smallest = float(jnp.finfo(dtype).smallest_subnormal)
+        assert (np.abs(np.asarray(a, np.float64) - b) <= 1.01 * rounding + smallest + 1e-6 * np.abs(b).max()).all()
+
+
+def test_no_example_and_no_coordinate():
+    over = OverMesh(cases.mesh(2, 4), **OVER)
+    x, w, _, y = linear_arguments("float32")
+    z, data, centers, values = mixture_arguments("float32")
+    for reduction, want in (("none", np.zeros(0)), ("mean", 0.0), ("sum", 0.0)):
+        loss, (dx, dw) = jax.value_and_grad(
+            lambda x, w, r=reduction: over.linear_softmax_cross_entropy(x, w, y[:0], reduction=r).sum(), (0, 1)
+        )(x[:0], w)
+        np.testing.assert_array_equal(loss, np.sum(want))
+        assert dx.shape == (0, D)
+        np.testing.assert_array_equal(dw, np.zeros((D, K)))
+    np.testing.assert_array_equal(over.eol_loss(z, data[:, :0], centers, values[:, :0]), np.zeros(N))
+    assert over.mixture_expectation(z[:0], centers, values).shape == (0, E)
+
+
+MADE_UP = {  # losses that no class that was made up may have a part in, and what they are of the logits z
+    "label_smoothing": (
+        losses.label_smoothing(losses.cross_entropy, 0.1, 1 / UNEVEN),
+        lambda z, y: 0.9 * cases.softmax_loss(z, y) - 0.1 * cases.log_softmax(z).mean(-1),
+    ),
+    "plain terms": (
+        softjax.Loss(
+            lambda z, *_: softjax.Columns(z, l=((jnp.where(jnp.isneginf(z), 0, z) - 3) ** 2,)), lambda q, _: q.l[0]
+        ),
+        lambda z, y: ((z - 3) ** 2).sum(-1),
+    ),
+    "scores": (
+        softjax.Loss(lambda z, *_: softjax.Columns(jnp.cos(jnp.where(jnp.isneginf(z), 0, z))), lambda q, _: q.A.value),
+        lambda z, y: cases.log_sum_exp(jnp.cos(z)),
+    ),
+    "weights": (
+        softjax.Loss(
+            lambda z, ids, y, _: softjax.Columns(
+                z, y=softjax.Weights(y[:, None], jnp.ones((y.size, 1), z.dtype), jnp.full(ids.shape, 0.5, z.dtype))
+            ),
+            lambda q, _: q.C,
+        ),
+        lambda z, y: cases.softmax_loss(z, y) - 0.5 * cases.log_softmax(z).sum(-1),
+    ),
+    "payoffs and exponents": (
+        softjax.Loss(
+            lambda z, *_: softjax.Columns(0 * z, t=(jnp.where(jnp.isneginf(z), 5, z),), e=(0 * z + 1,)),
+            lambda q, _: (q.t[0] - q.e[0]).value,
+        ),
+        lambda z, y: z.mean(-1) - 1,
+    ),
+    "integers": (
+        softjax.Loss(
+            lambda z, ids, y, _: softjax.Columns(z, l=((ids[None] == y[:, None]).astype(jnp.int32), z > 0)),
+            lambda q, _: q.A.value * q.l[0].astype(q.a.m.dtype) + q.l[1].astype(q.a.m.dtype),
+        ),
+        lambda z, y: cases.log_sum_exp(z) + (z > 0).astype(z.dtype).sum(-1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MADE_UP)
+def test_classes_that_are_made_up_have_no_part_in_any_loss(name):
+    loss, definition = MADE_UP[name]
+    x, w, _, y = linear_arguments(k=UNEVEN)
+    over = OverMesh(cases.mesh(2, 4), **OVER)
+    cases.agreement(lambda x, w: over.of_linear(loss, x, w, y, block_size=2), lambda x, w: definition(x @ w, y))(x, w)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------
@@ -508,7 +583,7 @@ REFUSALS = {
     "the same axis": (
         lambda: whole(batch_axis_name="classes"),
         ValueError,
-        "`batch_axis_name` must name other axes than `class_axis_name`, got 'classes'",
+        r"`batch_axis_name` must name other axes than `class_axis_name`, got \('classes',\) and \('classes',\)",
     ),
     "examples that do not divide": (
         lambda: whole(features=jnp.ones((9, D)), labels=jnp.zeros(9, int)),
@@ -520,6 +595,43 @@ REFUSALS = {
         ValueError,
         rf"`bias` must have the {K} classes of `kernel`, got shape \({K + 1},\)",
     ),
+    "labels of other examples": (
+        lambda: whole(labels=jnp.zeros(4, int)),
+        ValueError,
+        r"`labels` must have a shape that begins with \(8,\), the leading axes of `features`, got \(4,\)",
+    ),
+    "features of one example": (
+        lambda: whole(features=jnp.ones(D), labels=1),
+        ValueError,
+        r"`features` must have shape \[..., D\] with axes to be sharded over \(\('data',\),\), got \(3,\)",
+    ),
+    "centers without an axis": (
+        lambda: sharded.mixture_expectation(jnp.ones((8, 2)), 1.0, 1.0, mesh=cases.mesh(2, 4), **OVER),
+        ValueError,
+        r"`centers` must have shape \[K, D\], got \(\)",
+    ),
+    "an axis twice": (
+        lambda: whole(class_axis_name=("classes", "classes")),
+        ValueError,
+        r"`class_axis_name` must not name an axis twice, got \('classes', 'classes'\)",
+    ),
+    "within a shard_map": (
+        lambda: jax.shard_map(
+            lambda x, w, y: sharded.linear_softmax_cross_entropy(x, w, y, **OVER),
+            mesh=cases.mesh(2, 4),
+            in_specs=P(),
+            out_specs=P(),
+        )(jnp.ones((8, 3)), jnp.ones((3, 8)), jnp.zeros(8, int)),
+        ValueError,
+        "`batch_axis_name` must not name an axis of the `jax.shard_map` around, got 'data': use `axis_name`",
+    ),
+    "no features": (
+        lambda: whole(features=None),
+        TypeError,
+        "`features` must be an array or a number that JAX can hold",
+    ),
+    "no temperature": (lambda: whole(temperature=None), TypeError, "`temperature` must be an array or a number"),
+    "words for a number": (lambda: whole(temperature="hot"), TypeError, "`temperature` must be an array or a number"),
     "an option that is an array": (
         lambda: whole(ignore_index=jnp.zeros(2, int)),
         TypeError,
