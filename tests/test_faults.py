@@ -14,7 +14,7 @@ from softjax import _arguments, _classes, _examples, _rows, losses
 from softjax import _gibbs as g
 from softjax.testing import assert_matches_autodiff
 
-from . import cases, test_accuracy, test_linear, test_losses
+from . import cases, test_accuracy, test_linear, test_losses, test_mesh
 from .cases import D, K, N
 
 # --- checks, as the other tests make them -----------------------------------------------------------
@@ -83,6 +83,7 @@ def equal_classes_one_at_a_time():
     np.testing.assert_allclose(jax.jit(jax.grad(total))(b), p / p.sum(), rtol=1e-6)
 
 
+(MIXTURE,) = (case for case in cases.MIXTURES if case.name == "autoencoder")
 CHECKS = {
     "value, small logits in ragged blocks": (of_loss, "cross_entropy", BLOCKS, "value"),
     "value, large logits in ragged blocks": (of_loss, "cross_entropy", BLOCKS, "value", 30.0),
@@ -107,6 +108,14 @@ CHECKS = {
     "mean without the ignored": (ft.partial(of_options, ignore_index=0, reduction="mean"), FORWARD),
     "NaN in each block": (nan_in_each_block,),
     "equal classes one at a time": (equal_classes_one_at_a_time,),
+    "sure rows over devices": (in_double(test_mesh.test_no_digit_is_lost_in_sure_rows_whoever_has_the_label), 17.0, 0),
+    "cross entropy over devices": (in_double(test_mesh.test_cross_entropy_over_classes_and_examples), "whole", "mean"),
+    "a mixture over devices": (in_double(test_mesh.test_mixtures_over_classes_and_examples), MIXTURE, "blocks"),
+    "half precision over devices": (in_double(test_mesh.test_half_precision_is_rounded_once), "bfloat16", (8, 1)),
+    "classes that are made up": (
+        in_double(test_mesh.test_classes_that_are_made_up_have_no_part_in_any_loss),
+        "label_smoothing",
+    ),
 }
 
 
@@ -232,7 +241,45 @@ def losing_nan(merge):
     return lambda x, y: jax.tree.map(ft.partial(g._choose, jnp.isnan(y.a.m)), x, merge(x, y))
 
 
+def merging(change):
+    """A change of the sums of a device before they are merged with those of the others."""
+    return lambda merge_over: lambda x, axes: merge_over(change(x), axes)
+
+
 FAULTS = [
+    Fault(
+        "the label's share of another device is lost",
+        (g, "merge_over"),
+        merging(lambda x: x._replace(y=x.y and x.y._replace(sum=0 * x.y.sum))),
+        "cross entropy over devices",
+        "a mixture over devices",
+    ),
+    Fault(
+        "the 1 of the top class is added over devices",
+        (g, "merge_over"),
+        merging(lambda x: x._replace(a=x.a._replace(r=jnp.exp(jnp.log(1 + x.a.r)) - 1))),
+        "sure rows over devices",
+        "cross entropy over devices",
+    ),
+    Fault(
+        "the ids of a device's classes begin at 0",
+        (_classes, "ids"),
+        lambda ids: lambda layout, start, size: ids(layout._replace(mesh=()), start, size),
+        "cross entropy over devices",
+    ),
+    Fault(
+        "gradients are rounded before devices add them up",
+        (_classes, "spread"),
+        lambda spread: lambda tree, layout, before=None: spread(tree, layout),
+        "half precision over devices",
+        "cross entropy over devices",
+    ),
+    Fault(
+        "what makes up the classes is taken for some",
+        (g, "only"),
+        lambda only: lambda c, is_class: c,
+        "classes that are made up",
+    ),
     Fault(
         "a padded column leaks",
         (g, "fold"),
