@@ -92,7 +92,7 @@ def evaluate(
     dtype = _arguments.common_dtype(*_arguments.inexact(problem.examples))
     if reduction == "mean":
         # In the forward pass: a gradient that is scaled later has to be read and written once more.
-        if weights is None and shares is None and kept is None:
+        if weights is None and shares is None and kept is None and isinstance(n, int):  # it may be a symbol
             weights = jnp.full(n, 1 / max(n * _mesh.size(shards.examples), 1), dtype)
         else:
             weights = of_mean(jnp.ones(n, dtype) if weights is None else weights, shares, kept, shards.examples)

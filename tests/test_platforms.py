@@ -66,9 +66,10 @@ def test_a_product_of_the_default_precision_would_be_seen():
     assert len(found) == 2
 
 
-def test_a_program_for_any_number_of_examples_is_exported():
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_program_for_any_number_of_examples_is_exported(reduction):
     x, w, y = jnp.ones((6, 3)), jnp.ones((3, 5)), jnp.zeros(6, int)
-    loss = lambda x, y: softjax.linear_softmax_cross_entropy(x, w, y)
+    loss = lambda x, y: softjax.linear_softmax_cross_entropy(x, w, y, reduction=reduction)
     (n,) = jax.export.symbolic_shape("n")
     shapes = jax.ShapeDtypeStruct((n, 3), x.dtype), jax.ShapeDtypeStruct((n,), y.dtype)
     exported = jax.export.export(jax.jit(loss))(*shapes)
