@@ -102,18 +102,6 @@ def spread(tree: Any, layout: Layout, before: Callable = lambda a: a) -> Any:
     return _mesh.vary(tree, _mesh.varying(tree) | set(layout.mesh), before)
 
 
-def of_class(layout: Layout, ids: Array, values: Callable) -> Any:
-    """`values(places)` [N, ...] of one class per example, made by the device that has it. 0 for no class.
-
-    The places are where its arrays have the classes.
-    """
-    places = ids - layout.classes * _mesh.place(layout.mesh)
-    here = (places >= 0) & (places < layout.classes)
-    made = values(jnp.where(here, places, 0))
-    known = lambda a: jnp.where(here.reshape(*here.shape, *(1,) * (a.ndim - here.ndim)), a, 0)
-    return _mesh.total(jax.tree.map(known, made), layout.mesh)
-
-
 # ---------------------------------------------------------------------------------------------
 # Tiles of examples
 

@@ -5,9 +5,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _arguments, _mesh
-from ._examples import Shards
 from ._linear import linear_softmax_cross_entropy
-from ._mesh import AxisName
+from ._mesh import AxisName, Shards
 from ._placement import BlockSize
 
 

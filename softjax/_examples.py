@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 from . import _arguments, _classes, _mesh
 from . import _gibbs as g
 from ._classes import Layout
+from ._mesh import Shards
 from ._placement import Placement
 
 
@@ -33,33 +34,6 @@ class Problem(NamedTuple):
     """a pytree of [N, ...]: what the finish knows of the examples"""
     classes: tuple
     """of pytrees"""
-
-
-class Shards(NamedTuple):
-    """The axes of a mesh over which classes and examples are spread."""
-
-    classes: _mesh.Names = ()
-    examples: _mesh.Names = ()
-    total: int | None = None  # of the classes, if behind them is what makes up their number
-
-    @classmethod
-    def named(cls, axis_name: "_mesh.AxisName | Shards", batch_axis_name: _mesh.AxisName = None) -> "Shards":
-        """The checked axes that the arguments of these names give."""
-        if isinstance(axis_name, Shards):
-            return axis_name
-        shards = cls(_mesh.names("axis_name", axis_name), _mesh.names("batch_axis_name", batch_axis_name))
-        if set(shards.classes) & set(shards.examples):
-            raise ValueError(f"`batch_axis_name` must name other axes than `axis_name`, got {batch_axis_name!r}.")
-        return shards
-
-    def check(self, of_classes: str, classes: Array, of_examples: str = "", examples: Array | None = None) -> None:
-        """Refuses arrays that are not spread over the axes."""
-        for name, x, argument, axes in (
-            (of_classes, classes, "axis_name", self.classes),
-            (of_examples, examples, "batch_axis_name", self.examples),
-        ):
-            if not set(axes) <= _mesh.varying(x):
-                raise ValueError(f"`{name}` must vary over the axes {axes} of `{argument}`, got {jax.typeof(x)}.")
 
 
 def per_example(layout: Layout, problem: Problem) -> Array:

@@ -15,10 +15,10 @@ from jax import Array
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from . import _arguments, _classes, _mesh, _placement, losses
-from ._examples import Problem, Shards, evaluate
+from . import _arguments, _mesh, _placement, losses
+from ._examples import Problem, evaluate
 from ._gibbs import Columns, Labels, dot
-from ._mesh import AxisName
+from ._mesh import AxisName, Shards
 from ._placement import BlockSize
 from .losses import Loss
 
@@ -117,11 +117,6 @@ class _Linear:
             return jnp.full(self.k, 1 / self.count, self.dtype)
         count = _mesh.total(live.sum(), self.shards.classes)
         return live.astype(self.dtype) / jnp.maximum(count, 1).astype(self.dtype)
-
-    def of_class(self, per_class, ids):
-        """What [K] has for one class per example [N], from the device that has it; 0 for no class."""
-        layout = _classes.Layout((0,), self.n, self.k, self.n, self.k, self.shards.classes)
-        return _classes.of_class(layout, ids, lambda place: per_class[place])
 
     def evaluate(self, loss, weights, reduction, block_size, kept=None, known=None, shares=None):
         placement = _placement.of(block_size, self.n, self.k, self.features.shape[1], reduction, self.dtype)
@@ -262,10 +257,10 @@ def linear_softmax_cross_entropy(
     if not _is(label_smoothing, 0):
         rate = _arguments.scalar("label_smoothing", label_smoothing)
     if class_weights is not None:
-        class_weights = _arguments.floating("class_weights", class_weights).astype(scores.dtype)
-        _arguments.shape("class_weights", class_weights, (scores.k,), "[K] for the K of `kernel`")
+        class_weights = per_class = _arguments.floating("class_weights", class_weights).astype(scores.dtype)
+        _arguments.shape("class_weights", per_class, (scores.k,), "[K] for the K of `kernel`")
         if reduction == "mean" and not isinstance(labels, tuple):
-            shares = scores.of_class(class_weights, labels)
+            shares = _mesh.of_class(scores.example, lambda place: per_class[place], scores.k, shards.classes)
     if not (rate is None and class_weights is None):
         loss = Loss(Partial(_weighed, rate), loss.finish)
         of_labels = None if rate is None else scores.uniform(), class_weights

@@ -6,7 +6,7 @@ What varies along none of some axes is one and the same number on their devices.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,19 @@ Names = tuple[str, ...]
 AxisName = str | Names | None
 
 
-def names(argument: str, axes: AxisName) -> Names:
-    """The names of the axes that an argument gives, if they are those of a mesh."""
+def as_tuple(argument: str, axes: AxisName) -> Names:
+    """The different names that an argument gives."""
     given = () if axes is None else (axes,) if isinstance(axes, str) else axes
     if not isinstance(given, tuple) or not all(isinstance(name, str) for name in given):
         raise TypeError(f"`{argument}` must be the name of a mesh axis, a tuple of such or None, got {axes!r}.")
     if len(set(given)) < len(given):
         raise ValueError(f"`{argument}` must not name an axis twice, got {axes!r}.")
+    return given
+
+
+def names(argument: str, axes: AxisName) -> Names:
+    """The names of the axes that an argument gives, if they are those of a mesh."""
+    given = as_tuple(argument, axes)
     for name in given:
         try:
             place = lax.axis_index(name)
@@ -32,6 +38,33 @@ def names(argument: str, axes: AxisName) -> Names:
         if name not in varying(place):  # the transpose of a sum over devices would not be known
             raise ValueError(f"`{argument}` must name axes of a `jax.shard_map` with check_vma=True, got {axes!r}.")
     return given
+
+
+class Shards(NamedTuple):
+    """The axes of a mesh over which classes and examples are spread."""
+
+    classes: Names = ()
+    examples: Names = ()
+    total: int | None = None  # of the classes, if behind them is what makes up their number
+
+    @classmethod
+    def named(cls, axis_name: "AxisName | Shards", batch_axis_name: AxisName = None) -> "Shards":
+        """The checked axes that the arguments of these names give."""
+        if isinstance(axis_name, Shards):
+            return axis_name
+        shards = cls(names("axis_name", axis_name), names("batch_axis_name", batch_axis_name))
+        if set(shards.classes) & set(shards.examples):
+            raise ValueError(f"`batch_axis_name` must name other axes than `axis_name`, got {batch_axis_name!r}.")
+        return shards
+
+    def check(self, of_classes: str, classes: Array, of_examples: str = "", examples: Array | None = None) -> None:
+        """Refuses arrays that are not spread over the axes."""
+        for name, x, argument, axes in (
+            (of_classes, classes, "axis_name", self.classes),
+            (of_examples, examples, "batch_axis_name", self.examples),
+        ):
+            if not set(axes) <= varying(x):
+                raise ValueError(f"`{name}` must vary over the axes {axes} of `{argument}`, got {jax.typeof(x)}.")
 
 
 def varying(*trees: Any) -> frozenset[str]:
@@ -95,6 +128,17 @@ def gathered(x: Array, axes: Names, *, varying: bool = False) -> Array:
     if not axes:
         return x
     return lax.all_gather(vary(x, frozenset(axes)), axes, tiled=True, to="varying" if varying else "invarying")
+
+
+def of_class(ids: Array, values: Callable, count: int, axes: Names) -> Any:
+    """`values(places)` [N, ...] of one class per example, made by the device that has it; 0 for no class.
+
+    The places are those of the classes in its arrays, of `count` classes on each device.
+    """
+    places = ids - count * place(axes)
+    here = (places >= 0) & (places < count)
+    known = lambda a: jnp.where(here.reshape(*here.shape, *(1,) * (a.ndim - here.ndim)), a, 0)
+    return total(jax.tree.map(known, values(jnp.where(here, places, 0))), axes)
 
 
 def _at_once(function: Callable, tree: Any) -> Any:

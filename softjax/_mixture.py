@@ -16,10 +16,9 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from . import _arguments, _mesh, _placement, losses
-from ._classes import of_class
-from ._examples import Problem, Shards, evaluate
+from ._examples import Problem, evaluate
 from ._gibbs import Pair, dot
-from ._mesh import AxisName
+from ._mesh import AxisName, Shards
 from ._placement import BlockSize
 from .losses import Loss
 
@@ -180,7 +179,7 @@ def _with_exact_tops(q, payoff, temperature, targets, classes, layout):
             centers, _, per_class, bias = jax.tree.map(lambda a: a[place], classes)
             return bias - ((z - centers[:, :-1]) ** 2).sum(-1) / temperature, payoff(example, per_class)
 
-        return of_class(layout, top, values)
+        return _mesh.of_class(top, values, layout.classes, layout.mesh)
 
     h, t = at(q.a.top)
     left_out = (z**2).sum(-1) / temperature  # of the scores

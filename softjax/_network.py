@@ -1,5 +1,6 @@
 """What a compiled program sends between devices, read off its text."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -78,17 +79,17 @@ def _of(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Collect
 
 def _size(shapes: str) -> int:
     """The bytes of "f32[4,2]{1,0}", or of several such."""
-    total = 0
-    for kind, bits, shape in _ARRAY.findall(shapes):
-        count = 1
-        for n in shape.split(","):
-            count *= int(n or 1)
-        total += count * (1 if kind == "pred" else -(-int(bits) // 8))
-    return total
+    of_each = lambda kind, bits: 1 if kind == "pred" else -(-int(bits) // 8)
+    return sum(
+        math.prod(map(int, filter(None, shape.split(",")))) * of_each(kind, bits)
+        for kind, bits, shape in _ARRAY.findall(shapes)
+    )
 
 
 def _devices(line: str) -> int:
-    """How many devices are in a group: the first of {{0,1},{2,3}}, or the last size of [2,2]<=[4]."""
+    """How many devices are in a group: the first of {{0,1},{2,3}}, or the last size of [2,2]<=[4]; a pair is 2."""
+    if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", line):
+        return 1 + any(a != b for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs[1]))
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return listed[1].count(",") + 1
     if counted := re.search(r"replica_groups=\[([\d,]+)\]", line):

@@ -35,7 +35,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from . import _arguments, _contrastive, _linear, _mesh, _mixture, losses
-from ._examples import Shards
+from ._mesh import Shards
 
 
 def pad_classes(x: ArrayLike, devices: int, *, class_axis: int = 0) -> tuple[Array, Array]:
@@ -112,13 +112,15 @@ def _over_mesh(function: Callable) -> Callable[..., Array]:
     if function is _contrastive.contrastive_loss:
         of_mesh.remove("class_axis_name")  # the examples are the classes
     more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in of_mesh]
-    own = inspect.signature(function).parameters.items()
-    kept = [parameter for name, parameter in own if name not in ("axis_name", "batch_axis_name")]
+    own = inspect.signature(function).parameters
+    kept = [parameter for name, parameter in own.items() if name not in ("axis_name", "batch_axis_name")]
     signature = inspect.Signature(kept + more, return_annotation=Array)
+    optional = {name for name, parameter in signature.parameters.items() if parameter.default is None}
 
     @ft.wraps(function)
     def over_mesh(*args, **options):
         given = signature.bind(*args, **options).arguments
+        given = {name: x for name, x in given.items() if not (x is None and name in optional)}
         return _run(
             function, given, *(given.pop(name, None) for name in ("mesh", "class_axis_name", "batch_axis_name"))
         )
@@ -137,7 +139,7 @@ def _run(function, given, mesh, class_axis_name, batch_axis_name):
     devices = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     if not isinstance(devices, AbstractMesh | Mesh) or not devices.axis_names:
         raise ValueError(f"`mesh` must be a mesh of devices, or set by `jax.set_mesh`, got {_arguments.shown(mesh)}.")
-    arrays, numbers, options = _sorted(function, given)
+    arrays, numbers, options = _sorted(given)
 
     data = next(name for name in ("features", "z", "x") if name in arrays)
     batch = _names(devices, "batch_axis_name", batch_axis_name)
@@ -166,10 +168,8 @@ def _run(function, given, mesh, class_axis_name, batch_axis_name):
     return _call(plan, arrays, numbers)
 
 
-def _sorted(function, given):
+def _sorted(given):
     """(arrays of examples and classes, numbers that may have a gradient, what else there is), by their names."""
-    default = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
-    given = {name: x for name, x in given.items() if not (x is None and default[name] is None)}
     trees = {name for name in ("example", "per_class") if name in given}
     trees |= {name for name in ("labels",) if isinstance(given.get(name), tuple)}
 
@@ -257,11 +257,9 @@ def _names(devices, argument, axes):
     """The names that an argument gives, if they are those of the mesh; None for None."""
     if axes is None:
         return None
-    names = (axes,) if isinstance(axes, str) else axes
-    if not isinstance(names, tuple) or not all(name in devices.axis_names for name in names):
+    names = _mesh.as_tuple(argument, axes)
+    if not set(names) <= set(devices.axis_names):
         raise ValueError(f"`{argument}` must name axes of the mesh, {devices.axis_names}, got {axes!r}.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"`{argument}` must not name an axis twice, got {axes!r}.")
     around = jax.sharding.get_abstract_mesh()
     if set(names) & set(around.manual_axes):
         raise ValueError(

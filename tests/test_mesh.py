@@ -1,6 +1,8 @@
 """Classes and examples over a mesh of 8 devices, inside `jax.shard_map` and by `softjax.sharded`."""
 
 import functools as ft
+import inspect
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -151,8 +153,8 @@ UNEVEN = 13  # of which 4 devices have 4, 4, 4 and 1
 
 class Row(NamedTuple):
     name: str
-    function: object  # (functions, arguments...) -> output
-    definition: object
+    function: Callable  # (functions, arguments...) -> output
+    definition: Callable
     arguments: tuple
 
 
@@ -244,8 +246,6 @@ def test_sharded_functions_of_the_whole(name, kind):
 
 
 def test_every_function_with_an_axis_is_there():
-    import inspect
-
     takes = lambda f: inspect.isfunction(f) and "axis_name" in inspect.signature(f).parameters
     fused = {name for name, f in vars(softjax).items() if takes(f)}
     assert fused == {f.__name__ for f in sharded.FUNCTIONS}

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from softjax import Placement, sharded
+from softjax import Placement, _network, sharded
 from softjax.testing import Collective, collectives
 
 ROOT = Path(__file__).parent.parent
@@ -172,6 +172,24 @@ def test_collectives_are_those_of_the_program():
     sent = collectives(jax.jit(spread).lower(jnp.ones((2, 8), jnp.bfloat16)).compile())
     assert {(c.operation, c.devices, c.times) for c in sent} == {("all-reduce", 4, 3), ("all-gather", 2, 1)}
     assert {c.bytes for c in sent} <= {4, 8, 16}  # of 2 numbers or 4, which CPUs may hold as float32
+
+
+def test_what_one_device_sends_another_is_a_collective_of_two():
+    mesh = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,))
+
+    def sent_to(targets):
+        send = lambda x: jax.lax.ppermute(x, "i", [*enumerate(targets)])
+        spread = jax.shard_map(send, mesh=mesh, in_specs=P("i"), out_specs=P("i"))
+        return collectives(jax.jit(spread).lower(jnp.ones(12)).compile())
+
+    assert sent_to([1, 2, 3, 0]) == [Collective("collective-permute", 12, 2, 1)]
+    assert sent_to([0, 1, 2, 3]) == []
+
+
+def test_groups_that_are_counted_and_not_listed():
+    """As compilers for many devices write them."""
+    assert _network._devices("all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%sum") == 4
+    assert _network._devices("all-reduce(%x), replica_groups=[8,1]<=[8], to_apply=%sum") == 1
 
 
 def test_what_is_no_program_is_refused():
