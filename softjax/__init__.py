@@ -1,11 +1,12 @@
 """Softmax-family losses for JAX: one derivative, any number of classes."""
 
 from . import losses as losses
+from . import scores as scores
 from . import sharded as sharded
 from . import testing as testing
 from ._contrastive import contrastive_loss as contrastive_loss
+from ._evaluate import of as of
 from ._gibbs import Columns as Columns
-from ._gibbs import Pair as Pair
 from ._gibbs import Totals as Totals
 from ._gibbs import Weights as Weights
 from ._hinge import multiclass_hinge_loss as multiclass_hinge_loss
@@ -28,8 +29,10 @@ from ._mixture import leop_loss as leop_loss
 from ._mixture import mixture_autoencoder_loss as mixture_autoencoder_loss
 from ._mixture import mixture_expectation as mixture_expectation
 from ._mixture import of_mixture as of_mixture
+from ._pair import Pair as Pair
 from ._placement import Placement as Placement
 from ._placement import placement as placement
+from ._rules import Engine as Engine
 from .losses import Loss as Loss
 
 __version__ = "0.1.0"

@@ -6,12 +6,12 @@ import re
 import sys
 from pathlib import Path
 
-from . import _arguments
+from . import _checks
 
 
 def _positive(text: str) -> int:
     try:
-        return _arguments.size("value", int(text))
+        return _checks.positive("value", int(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}") from error
 
@@ -94,13 +94,13 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         if options.command == "demo":
-            from . import _demo
+            from .tools import demo as _demo
         elif options.command == "lm":
-            from . import _language_model
+            from .tools import language_model as _language_model
         elif options.command == "bench":
-            from . import _bench
+            from .tools import bench as _bench
         else:
-            from . import _audit
+            from .tools import audit as _audit
     except ModuleNotFoundError as error:
         extra = "audit" if options.command == "audit" else "demo"
         print(f"The {options.command} needs {error.name}: pip install 'softjax-losses[{extra}]'", file=sys.stderr)

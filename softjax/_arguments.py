@@ -1,240 +1,185 @@
-"""What the public functions accept: one sentence per refusal, with the argument, what came and what was wanted."""
+"""The arguments of the public functions: for each name its text, its check, and its role.
 
-import math
-import operator
-from collections.abc import Sequence
-from typing import Any
+The role says what an argument is to a mesh and to a gradient: "examples" and "classes" are arrays that are sharded
+with the examples or the classes and have gradients, "number" is replicated and may be traced, "static" is part of
+the program.
+"""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+import functools as ft
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar
+
 from jax import Array
 from jax.typing import ArrayLike
 
-Axis = int | Sequence[int] | None
-INT32 = jnp.iinfo("int32")
+from . import _checks
+
+Role = Literal["examples", "classes", "number", "static"]
+Function = TypeVar("Function", bound=Callable)
 
 
-def shown(x: Any) -> str:
-    """x in a message: an array by its type and shape, anything else in a few words."""
-    if hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, np.generic):
-        return f"{x.dtype}[{', '.join(map(str, x.shape))}]"
-    text = " ".join(repr(x).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+class Argument(NamedTuple):
+    """A row of the table."""
+
+    role: Role
+    text: str
+    """of functions of linear layers and mixtures"""
+    check: Callable[[str, Any], Any] = lambda name, x: x
+    dense: str = ""
+    """the text of functions of dense logits, where it differs"""
 
 
-def array(name: str, x: ArrayLike) -> Array:
-    """x as an array."""
-    try:
-        return jnp.asarray(x)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(f"`{name}` must be an array or a number that JAX can hold, got {type(x).__name__}.") from error
+def _number_in(low, high, text):
+    """The check of a number. A Python number outside of the interval is refused; a traced one is not looked at."""
+
+    def check(name, x):
+        if isinstance(x, int | float) and not isinstance(x, bool) and not low <= x <= high:
+            raise ValueError(f"`{name}` must be {text}, got {_checks.shown(x)}.")
+        return _checks.number(name, x)
+
+    return check
 
 
-def floating(name: str, x: ArrayLike) -> Array:
-    """x as an array of floating-point numbers. Integers become such, of the type that `jax.nn` gives them."""
-    x = array(name, x)
-    if jnp.issubdtype(x.dtype, jnp.integer):
-        return x.astype("float64" if x.dtype.itemsize == 8 else "float32")
-    if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize < 2:
-        raise TypeError(f"`{name}` must be real numbers of 16 bits or more, got dtype {x.dtype}.")
-    return x
+TINY, HUGE = 2.0**-149, float("inf")
+_positive, _not_negative = _number_in(TINY, HUGE, "positive"), _number_in(0.0, HUGE, "at least 0")
+_floating, _booleans = _checks.floating, _checks.booleans
+
+ARGUMENTS = {
+    # arrays of the examples
+    "features": Argument("examples", "[..., D].", _floating),
+    "z": Argument("examples", "latents [..., D].", _floating),
+    "x": Argument("examples", "data [..., E], with the leading axes of z.", _floating, "logits [...]."),
+    "y": Argument("examples", "features of the other view [N, D], in the same order.", _floating),
+    "logits": Argument("examples", "z [..., K].", _floating, "z [...]."),
+    "a": Argument("examples", "logits [...].", _floating),
+    "scores": Argument("examples", "s [..., K].", _floating),
+    "labels": Argument("examples", "integers [...] in [0, K). Any other label gives NaN, in loss and gradient."),
+    "example": Argument("examples", "data of each example for the loss: a pytree of arrays [..., *]."),
+    "examples": Argument("examples", "a pytree of arrays [N, ...]."),
+    "weights": Argument(
+        "examples", "[...], a factor of the loss of each example; None for 1.", _floating, "[K]: a factor per class."
+    ),
+    # arrays of the classes
+    "kernel": Argument(
+        "classes",
+        "[D, K] with `class_axis=-1`, as in a Flax `Dense`; [K, D] with 0, as in an embedding table.",
+        _floating,
+    ),
+    "centers": Argument("classes", "c [K, D].", _floating),
+    "values": Argument("classes", "v [K, E].", _floating, "t, broadcastable against the logits."),
+    "per_class": Argument("classes", "data of each class for the loss: a pytree of arrays [K, *]."),
+    "classes": Argument("classes", "a pytree of arrays [K, ...]."),
+    "bias": Argument("classes", "[K]; None for 0. A class with bias -inf is left out.", _floating),
+    "log_prior": Argument("classes", "[K], added to the scores; None for 0. A class with -inf is left out.", _floating),
+    "where": Argument(
+        "classes",
+        "booleans [K], the classes to include; None for all.",
+        _booleans,
+        "booleans broadcastable to the logits, the classes to include; None for all.",
+    ),
+    "class_weights": Argument("classes", "[K], a factor of the cross entropy of each class; None for 1.", _floating),
+    # numbers
+    "loss": Argument("number", "a `softjax.Loss`, from `softjax.losses` or your own."),
+    "label_smoothing": Argument(
+        "number",
+        "in [0, 1]: the share of the label that is spread over all classes that are not left out.",
+        _number_in(0.0, 1.0, "in [0, 1]"),
+    ),
+    "z_loss": Argument("number", "the factor of A^2 in the loss.", _checks.number),
+    "softcap": Argument("number", "a positive scalar, the bound of the logits; None for none.", _positive),
+    "temperature": Argument("number", "a positive scalar that divides the logits, after a softcap.", _positive),
+    "margin": Argument("number", "a scalar, at least 0.", _not_negative),
+    "gamma": Argument("number", "the exponent, at least 0.", _not_negative),
+    "epsilon": Argument("number", "the factor of 1 - p_y.", _checks.number),
+    "cap": Argument("number", "positive, the bound of the logits.", _positive),
+    "rate": Argument("number", "in [0, 1], the share of the prior.", _number_in(0.0, 1.0, "in [0, 1]")),
+    # static
+    "class_axis": Argument("static", "the axis of the classes in the kernel, 0 or -1."),
+    "ignore_index": Argument(
+        "static",
+        "a label whose examples have loss and gradient 0 and are left out of the mean; None for none. In a pair, its "
+        "entries have weight 0, and an example with no other entry is ignored.",
+    ),
+    "reduction": Argument(
+        "static",
+        '"none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is 0.',
+        lambda _, x: _checks.reduction(x),
+    ),
+    "symmetric": Argument("static", "whether each view is also told apart given the other.", _checks.flag),
+    "keepdims": Argument("static", "whether the summed axes stay, with size 1.", _checks.flag),
+    "axis": Argument("static", "the axis or axes of the classes; None for all."),
+    "block_size": Argument(
+        "static",
+        "how many classes are in memory at a time, or a `softjax.Placement`; None to let the library choose.",
+    ),
+    "axis_name": Argument(
+        "static",
+        "inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for none. The arrays "
+        "of classes are then this device's shard; class ids stay global.",
+    ),
+    "batch_axis_name": Argument(
+        "static", "likewise for the examples; a sum or mean is then taken over the examples of all devices."
+    ),
+    "engine": Argument(
+        "static", "an `Engine` to compute the sums with, where it applies; None for the library's own loops."
+    ),
+}
 
 
-def floating_like(name: str, x: ArrayLike, other: Array) -> Array:
-    """x as an array of floating-point numbers; integers and Python's numbers take the other's type."""
-    x = array(name, x)
-    if jnp.issubdtype(x.dtype, jnp.integer) or (jnp.issubdtype(x.dtype, jnp.floating) and x.weak_type):
-        return x.astype(other.dtype)
-    return floating(name, x)
+def checked(name: str, x: Any) -> Any:
+    """The argument x, after the check of its name."""
+    return ARGUMENTS[name].check(name, x)
 
 
-def integers(name: str, x: ArrayLike) -> Array:
-    """x as an array of integers."""
-    x = array(name, x)
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(f"`{name}` must be integers, got dtype {x.dtype}.")
-    return x
+def checked_array(name: str, x: ArrayLike) -> Array:
+    """The same, for an argument that is an array."""
+    return checked(name, x)
 
 
-def booleans(name: str, x: ArrayLike) -> Array:
-    """x as an array of booleans."""
-    x = array(name, x)
-    if x.dtype != jnp.bool_:
-        raise TypeError(f"`{name}` must be booleans, got dtype {x.dtype}.")
-    return x
+def checked_scalar(name: str, x: ArrayLike) -> Array:
+    """The same, for a number, as an array of rank 0."""
+    return _checks.scalar(name, checked(name, x))
 
 
-def scalar(name: str, x: ArrayLike) -> Array:
-    """x as one floating-point number."""
-    x = floating(name, x)
-    if x.ndim:
-        raise ValueError(f"`{name}` must be a scalar, got shape {x.shape}.")
-    return x
+_ARGS = re.compile(r"\n    Args:\n((?:        .*\n|\n)*?)(?=\n    \w)")
+_ENTRY = re.compile(r"^        (\w+): (.*(?:\n {12}.*)*)", re.MULTILINE)
 
 
-def number(name: str, x: ArrayLike) -> ArrayLike:
-    """x as one floating-point number. One of Python's stays so, with all its digits."""
-    if isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < jnp.finfo("float32").max:
-        return float(x)
-    return scalar(name, x)
+def documented(function: Function | None = None, *, dense: bool = False) -> Any:
+    """Writes the `Args:` of a docstring, in the order of the signature, from the table.
+
+    A text for one function stands in its own `Args:`.
+    """
+    if function is None:
+        return ft.partial(documented, dense=dense)
+    text = inspect.cleandoc(function.__doc__ or "")
+    text = "\n".join(f"    {line}" if line else "" for line in text.splitlines()).lstrip()
+    found = _ARGS.search(text)
+    own = dict(_ENTRY.findall(found[1])) if found else {}
+    text = _ARGS.sub("", text) if found else text
+    lines = []
+    for name in inspect.signature(function).parameters:
+        row = ARGUMENTS.get(name)
+        entry = own.pop(name, None) or (row and (row.dense if dense and row.dense else row.text))
+        if not entry:
+            raise ValueError(f"`{name}` must have a text in the table or in the docstring of {function.__name__}.")
+        lines.append(_wrapped(f"{name}: {' '.join(entry.split())}"))
+    if own:
+        raise ValueError(f"`Args` must name parameters of {function.__name__}, got {sorted(own)}.")
+    args = "\n    Args:\n" + "\n".join(lines) + "\n"
+    head, returns, tail = text.partition("\n    Returns:")
+    function.__doc__ = head + args + returns + tail + "\n    "
+    return function
 
 
-def integer(name: str, x: Any, meaning: str) -> int:
-    """x as an integer of Python's."""
-    try:
-        n = None if isinstance(x, bool | np.bool_) else operator.index(x)
-    except TypeError:
-        n = None
-    if n is None:
-        raise TypeError(f"`{name}` must be {meaning}, got {shown(x)}.")
-    return n
-
-
-def flag(name: str, x: bool) -> bool:
-    """x, which is True or False."""
-    if not isinstance(x, bool | np.bool_):
-        raise TypeError(f"`{name}` must be True or False, got {shown(x)}.")
-    return bool(x)
-
-
-def shape(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> None:
-    """Refuses an x of another shape than `wanted`."""
-    if x.shape != wanted:
-        raise ValueError(f"`{name}` must have shape {wanted} ({meaning}), got {x.shape}.")
-
-
-def broadcast(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> Array:
-    """x broadcast to the shape `wanted`."""
-    try:
-        fits = jnp.broadcast_shapes(x.shape, wanted) == wanted
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(f"`{name}` must be broadcastable to shape {wanted} ({meaning}), got {x.shape}.")
-    return jnp.broadcast_to(x, wanted)
-
-
-def axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes that `axis` names in an array of rank `ndim`, counted from 0."""
-    if axis is None:
-        given: tuple = tuple(range(ndim))
-    else:
-        given = tuple(axis) if isinstance(axis, Sequence) and not isinstance(axis, str | bytes) else (axis,)
-    named = tuple(integer("axis", a, "an integer, a tuple of integers or None") for a in given)
-    if named and ndim == 0:
-        raise ValueError(f"`axis` must name an axis of the array, got {shown(axis)} for a single number.")
-    for a in named:
-        if not -ndim <= a < ndim:
-            raise ValueError(f"`axis` must lie in [{-ndim}, {ndim}) for an array of rank {ndim}, got {shown(axis)}.")
-    named = tuple(a % ndim for a in named)
-    if len(set(named)) < len(named):
-        raise ValueError(f"`axis` must not name an axis twice, got {shown(axis)} for an array of rank {ndim}.")
-    return named
-
-
-def size(name: str, n: int, meaning: str = "a positive integer") -> int:
-    """n as a positive integer."""
-    n = integer(name, n, meaning)
-    if n < 1:
-        raise ValueError(f"`{name}` must be positive, got {n}.")
-    return n
-
-
-def leading(name: str, tree: Any, wanted: tuple[int, ...], meaning: str) -> Any:
-    """A tree of arrays [*wanted, ...] as one of arrays [N, ...], N being the number of the wanted axes' elements."""
-
-    def flat(x):
-        x = array(name, x)
-        if not (x.dtype == jnp.bool_ or jnp.issubdtype(x.dtype, jnp.integer)):
-            floating(name, x)
-        if x.shape[: len(wanted)] != wanted:
-            raise ValueError(f"`{name}` must hold arrays whose shapes begin with {wanted} ({meaning}), got {x.shape}.")
-        return x.reshape(math.prod(wanted), *x.shape[len(wanted) :])
-
-    return jax.tree.map(flat, tree)
-
-
-def weights(x: ArrayLike | None, batch: tuple[int, ...], dtype: jnp.dtype) -> Array | None:
-    """The weights [N] of the examples."""
-    if x is None:
-        return None
-    x = floating("weights", x)
-    shape("weights", x, batch, "one for each example")
-    return x.reshape(-1).astype(dtype)
-
-
-def equals(name: str, labels: Array, label: int) -> Array:
-    """Which of the labels are the one that `name` gives."""
-    label = integer(name, label, "an integer or None")
-    limits = jnp.iinfo(labels.dtype)
-    if not limits.min <= label <= limits.max:
-        return jnp.zeros(labels.shape, bool)
-    return labels == jnp.asarray(label, labels.dtype)
-
-
-def reduction(x: str) -> str:
-    """x, which is one of the reductions."""
-    if not isinstance(x, str) or x not in ("none", "sum", "mean"):
-        raise ValueError(f"`reduction` must be 'none', 'sum' or 'mean', got {shown(x)}.")
-    return x
-
-
-def inexact(tree: Any) -> list[Array]:
-    """The floating-point arrays of a tree."""
-    return [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact)]
-
-
-def cast(tree: Any, dtype: jnp.dtype) -> Any:
-    """The tree with its floating-point arrays of another type."""
-    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a, tree)
-
-
-def common_dtype(*arrays: Array) -> jnp.dtype:
-    """The floating-point type that holds all the arrays, also where JAX is told not to promote by itself."""
-    size = max(a.dtype.itemsize for a in arrays)
-    widest = {a.dtype for a in arrays if a.dtype.itemsize == size}
-    return widest.pop() if len(widest) == 1 else jnp.dtype("float32")
-
-
-def wide(dtype: jnp.dtype) -> jnp.dtype:
-    """The type in which scores and sums are computed: at least float32."""
-    return dtype if dtype.itemsize >= 4 else jnp.dtype("float32")
-
-
-def class_ids(labels: Array, count: int, other: int = 0) -> tuple[Array, Array]:
-    """(class ids, whether they are any of `count` classes); an unknown label gets the `other` id."""
-    fits = count > jnp.iinfo(labels.dtype).max
-    known = (labels >= 0) if fits else (labels >= 0) & (labels < count)
-    return jnp.where(known, jnp.where(known, labels, jnp.zeros_like(labels)).astype(jnp.int32), other), known
-
-
-def live_classes(where: ArrayLike | None, name: str, bias: ArrayLike | None, k: int, meaning: str) -> tuple:
-    """(which of K classes are none of those left out, or None; the bias [K] or None)."""
-    live = None
-    if where is not None:
-        live = booleans("where", where)
-        shape("where", live, (k,), meaning)
-    if bias is None:
-        return live, None
-    bias = floating(name, bias)
-    shape(name, bias, (k,), meaning)
-    possible = ~(bias < jnp.finfo(bias.dtype).min)
-    return possible if live is None else live & possible, bias
-
-
-def values(x: ArrayLike, k: int, classes: str) -> Array:
-    """The values [K, E] of K classes."""
-    x = floating("values", x)
-    if x.ndim != 2:
-        raise ValueError(f"`values` must have shape [K, E], got {x.shape}.")
-    shape("values", x, (k, x.shape[1]), f"[K, E] for the K of `{classes}`")
-    return x
-
-
-def only(live: Array | None, per_class: Any) -> Any:
-    """A tree of arrays [K, ...], with numbers of 0 for the classes that are left out."""
-    if live is None:
-        return per_class
-    zero = lambda a: jnp.where(live.reshape(-1, *(1,) * (a.ndim - 1)), a, 0)
-    return jax.tree.map(lambda a: zero(a) if jnp.issubdtype(a.dtype, jnp.inexact) else a, per_class)
+def _wrapped(text, width=112):
+    """An entry of the list, whose second and further lines are indented."""
+    lines, line = [], " " * 7
+    for word in text.split():
+        if len(line) + len(word) >= width:
+            lines.append(line)
+            line = " " * 11
+        line += f" {word}"
+    return "\n".join([*lines, line])

@@ -4,12 +4,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from . import _arguments, _mesh
+from . import _checks, _mesh
+from ._arguments import checked, checked_array, documented
+from ._dtypes import compute_dtype, widened
 from ._linear import linear_softmax_cross_entropy
 from ._mesh import AxisName, Shards
 from ._placement import BlockSize
 
 
+@documented
 def contrastive_loss(
     x: ArrayLike,
     y: ArrayLike,
@@ -21,31 +24,27 @@ def contrastive_loss(
     block_size: BlockSize = None,
     axis_name: AxisName = None,
 ) -> Array:
-    """Contrastive loss of two views of N examples, without ever holding their similarities [N, N].
+    """Contrastive loss of two views of N examples, without the similarities [N, N].
 
     InfoNCE, with `symmetric=False`:  L_i = -log softmax_j(x_i . y_j / temperature)_i
     CLIP, with `symmetric=True`:      the mean of that and the same with x and y exchanged
 
-    It is the cross entropy of a linear layer whose kernel is the other view. The features are taken as
-    they are: make them of length 1 first, as CLIP does, if the similarity shall be a cosine.
+    It is the cross entropy of a linear layer whose kernel is the other view. The features are used as they are: for
+    cosine similarities, normalise them first, as CLIP does.
 
     Args:
         x: features of one view [N, D].
-        y: features of the other [N, D], in the same order.
-        temperature: what the similarities are divided by, a scalar: CLIP's exp(-logit_scale).
-        symmetric: whether each view is also told apart given the other.
-        weights: of the examples [N]; None for 1.
-        reduction: "none" for the loss of each example, "sum", or "mean": sum(w L) / sum(w), and 0 if sum(w) is 0.
-        block_size: how many classes are held at a time, or a `softjax.Placement`; None for what suits the shapes.
+        temperature: a positive scalar that divides the similarities: CLIP's exp(-logit_scale).
+        weights: [N], a factor of the loss of each example; None for 1.
         axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for none.
-            x, y and weights are then this device's shard, each example is compared with those of all devices, and a
-            sum or mean is that of all.
+            x, y and weights are then this device's shard, each example is compared with the examples of all devices,
+            and a sum or mean is taken over all of them.
 
     Returns:
         L in nats [N], or a scalar, in at least float32. All arguments have gradients.
 
     Raises:
-        ValueError: if the shapes don't fit together, or an option is none of those above.
+        ValueError: if the shapes don't fit together, or an option is invalid.
         TypeError: if an array is not real.
 
     Example:
@@ -58,24 +57,24 @@ def contrastive_loss(
     Source: van den Oord et al., 2018 (InfoNCE); Radford et al., 2021 (CLIP); the gradient is that of
     Notes on gradients, 1 (softmax loss).
     """
-    x, y = _arguments.floating("x", x), _arguments.floating("y", y)
+    x, y = checked_array("x", x), checked_array("y", y)
     if x.ndim != 2 or x.shape[0] == 0:
         raise ValueError(f"`x` must have shape [N, D] with at least one example, got {x.shape}.")
-    _arguments.shape("y", y, x.shape, "that of `x`")
+    _checks.shape("y", y, x.shape, "that of `x`")
 
-    symmetric, reduction = _arguments.flag("symmetric", symmetric), _arguments.reduction(reduction)
+    symmetric, reduction = checked("symmetric", symmetric), checked("reduction", reduction)
     shards, n = Shards.named(axis_name), x.shape[0]
     for name, view in (("x", x), ("y", y)):
         shards.check(name, view)
-    if symmetric or shards.classes:  # the gradients of both directions and devices are added up before they are rounded
-        x, y = (a.astype(_arguments.wide(a.dtype)) for a in (x, y))
-    of_pairs = _arguments.weights(weights, (n,), _arguments.wide(x.dtype))
-    of_pairs = None if of_pairs is None else _mesh.gathered(of_pairs, shards.classes)
-    labels = jnp.arange(n * _mesh.size(shards.classes), dtype=jnp.int32)
+    if symmetric or shards.classes:  # gradients of both directions and of all devices are added up, then rounded
+        x, y = widened(x), widened(y)
+    of_pairs = _checks.example_weights(weights, (n,), compute_dtype(x.dtype))
+    of_pairs = None if of_pairs is None else _mesh.all_gather(of_pairs, shards.classes)
+    labels = jnp.arange(n * _mesh.device_count(shards.classes), dtype=jnp.int32)
 
     def one_way(x, y):
         return linear_softmax_cross_entropy(
-            _mesh.gathered(x, shards.classes, varying=True),
+            _mesh.all_gather(x, shards.classes, varying=True),
             y,
             labels,
             class_axis=0,
@@ -89,4 +88,4 @@ def contrastive_loss(
     loss = (one_way(x, y) + one_way(y, x)) / 2 if symmetric else one_way(x, y)
     if reduction != "none" or not shards.classes:
         return loss
-    return lax.dynamic_slice_in_dim(loss, n * _mesh.place(shards.classes), n)
+    return lax.dynamic_slice_in_dim(loss, n * _mesh.device_index(shards.classes), n)

@@ -1,4 +1,4 @@
-"""Multiclass hinge losses of scores that are in hand."""
+"""Multiclass hinge losses of dense scores."""
 
 import functools as ft
 
@@ -7,21 +7,19 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments
+from . import _checks
+from ._arguments import checked_array, checked_scalar, documented
+from ._dtypes import compute_dtype
 
 
+@documented(dense=True)
 def multiclass_svm_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLike = 1.0) -> Array:
     """Multiclass SVM loss of Weston and Watkins.
 
     L = sum_{k != y} max(0, s_k - s_y + margin)
 
-    Its gradient for s_k, k != y, is 1 where s_k - s_y + margin > 0 and 1/2 where that is 0, as JAX's
-    `maximum` has it (the text takes 1 there); for s_y it is minus their sum.
-
-    Args:
-        scores: s [..., K].
-        labels: y, integers [...] in [0, K). Any other gives NaN, in the loss and in the gradient.
-        margin: a scalar.
+    Its gradient for s_k, k != y, is 1 where s_k - s_y + margin > 0 and 1/2 where it is 0, as in JAX's `maximum`
+    (the text takes 1 there); for s_y it is minus their sum.
 
     Returns:
         L [...], in at least float32. A class of score -inf costs nothing.
@@ -38,21 +36,17 @@ def multiclass_svm_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLi
 
     Source: Notes on gradients, 1 (multiclass SVM loss). The "j" inside its sum over m should read "m".
     """
-    return _sum_over_the_label(*_checked(scores, labels, margin))
+    return _svm_of_rows(*_checked(scores, labels, margin))
 
 
+@documented(dense=True)
 def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLike = 1.0) -> Array:
     """Multiclass hinge loss of Crammer and Singer.
 
     L = max(0, max_{k != y} s_k - s_y + margin)
 
-    With margin 1 it is `optax.losses.multiclass_hinge_loss`. Where several classes attain the maximum, the
-    label among them, they share the gradient equally, as JAX's `max` has it.
-
-    Args:
-        scores: s [..., K].
-        labels: y, integers [...] in [0, K). Any other gives NaN, in the loss and in the gradient.
-        margin: a scalar.
+    With margin 1 it is `optax.losses.multiclass_hinge_loss`. Classes that tie for the maximum, the label included,
+    share its gradient equally, as in JAX's `max`.
 
     Returns:
         L [...], in at least float32. A class of score -inf costs nothing.
@@ -69,33 +63,33 @@ def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, margin: Array
 
     Source: the maximum in place of the sum of Notes on gradients, 1 (multiclass SVM loss).
     """
-    return _most_over_the_label(*_checked(scores, labels, margin))
+    return _hinge_of_rows(*_checked(scores, labels, margin))
 
 
 def _checked(scores, labels, margin):
     """(scores, class ids, whether they are classes, margin)."""
-    s = _arguments.floating("scores", scores)
+    s = checked_array("scores", scores)
     if s.ndim == 0 or s.shape[-1] == 0:
         raise ValueError(f"`scores` must have shape [..., K] with at least one class, got {s.shape}.")
-    labels = _arguments.integers("labels", labels)
-    _arguments.shape("labels", labels, s.shape[:-1], "that of `scores` less its last axis")
-    s = s.astype(_arguments.wide(s.dtype))
-    margin = _arguments.scalar("margin", margin).astype(s.dtype)
-    return s, *_arguments.class_ids(labels, s.shape[-1]), margin
+    labels = _checks.integers("labels", labels)
+    _checks.shape("labels", labels, s.shape[:-1], "that of `scores` less its last axis")
+    s = s.astype(compute_dtype(s.dtype))
+    margin = checked_scalar("margin", margin).astype(s.dtype)
+    return s, *_checks.class_ids(labels, s.shape[-1]), margin
 
 
 @ft.partial(jax.jit, inline=True)
-def _sum_over_the_label(s, y, known, margin):
+def _svm_of_rows(s, y, known, margin):
     over, impossible = _over_the_label(s, y, known, margin)
     over = jnp.where(jnp.isneginf(over), 0, jnp.where(impossible[..., None], over + jnp.inf, jnp.maximum(over, 0)))
-    return _or_nan(over.sum(-1), s)
+    return _nan_for_all(over.sum(-1), s)
 
 
 @ft.partial(jax.jit, inline=True)
-def _most_over_the_label(s, y, known, margin):
+def _hinge_of_rows(s, y, known, margin):
     over, impossible = _over_the_label(s, y, known, margin)
     most = over.max(-1)
-    return _or_nan(jnp.where(jnp.isneginf(most), 0, jnp.where(impossible, most + jnp.inf, most)), s)
+    return _nan_for_all(jnp.where(jnp.isneginf(most), 0, jnp.where(impossible, most + jnp.inf, most)), s)
 
 
 def _over_the_label(s, y, known, margin):
@@ -104,13 +98,13 @@ def _over_the_label(s, y, known, margin):
     s = s * jnp.where(known & ~jnp.isposinf(s), 1, jnp.nan).astype(s.dtype)
     is_label = (jnp.expand_dims(jnp.arange(s.shape[-1], dtype=y.dtype), range(s.ndim - 1)) == y) & known
     of_label = jnp.take_along_axis(s, y, -1)
-    # A label that is impossible is infinitely below the others, and has no gradient.
+    # A label that is left out is infinitely below the others, and has no gradient.
     impossible = jnp.isneginf(of_label)
     over = jnp.where(jnp.isneginf(s), -jnp.inf, s - jnp.where(impossible, 0, of_label) + margin)
     return jnp.where(is_label, jnp.where(impossible, -jnp.inf, 0), over), impossible[..., 0]
 
 
-def _or_nan(loss, s):
+def _nan_for_all(loss, s):
     """The loss, with a gradient of NaN for all scores where it is NaN."""
     unknown = jnp.isnan(loss)
     return loss + jnp.where(unknown, s.sum(-1), 0) * jnp.where(unknown, jnp.nan, 0).astype(s.dtype)

@@ -1,23 +1,25 @@
-"""Functions of logits that are in hand, over any axis or axes."""
+"""Functions of dense logits, over any axis or axes."""
 
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _examples, _rows, losses
-from ._arguments import Axis
+from . import _checks, _rows, losses, scores
+from ._arguments import checked, checked_array, documented
+from ._checks import Axis
+from ._dtypes import common_dtype
+from ._evaluate import evaluate, of
 from .losses import Loss
 
 # ---------------------------------------------------------------------------------------------
 # Axes, masks and types
 
 
-class _Layout:
-    """How an array [...] with its classes on some axes becomes rows [N, K], and comes back."""
+class _Rows:
+    """The reshaping of an array [...] with its classes on some axes to rows [N, K], and back."""
 
     def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...]):
         self.axes = axes
@@ -43,14 +45,14 @@ def _live(logits: Array, where: ArrayLike | None) -> Array:
     """The logits, with -inf where `where` excludes a class."""
     if where is None:
         return logits
-    live = _arguments.broadcast("where", _arguments.booleans("where", where), logits.shape, "that of the logits")
+    live = _checks.broadcast("where", checked_array("where", where), logits.shape, "that of the logits")
     return jnp.where(live, logits, -jnp.inf)
 
 
-def _as_rows(name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None) -> tuple[Array, _Layout]:
-    """(logits [N, K] with excluded classes at -inf, how they were laid out)."""
-    logits = _arguments.floating(name, x)
-    rows = _Layout(logits.shape, _arguments.axes(axis, logits.ndim))
+def _as_rows(name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None) -> tuple[Array, _Rows]:
+    """(logits [N, K], -inf where a class is left out, their reshaping)."""
+    logits = _checks.floating(name, x)
+    rows = _Rows(logits.shape, _checks.axes(axis, logits.ndim))
     return rows.flatten(_live(logits, where)), rows
 
 
@@ -58,16 +60,17 @@ def _example_mask(where: ArrayLike | None, logits: Array, axes: tuple[int, ...])
     """`where` as the cross entropies take it: one value per example, as in optax, or broadcastable to the logits."""
     if where is None:
         return None
-    where = _arguments.booleans("where", where)
+    where = checked_array("where", where)
     if where.shape == tuple(n for a, n in enumerate(logits.shape) if a not in axes):
         where = jnp.expand_dims(where, axes)
-    return _arguments.broadcast("where", where, logits.shape, "that of the logits, or one value per example")
+    return _checks.broadcast("where", where, logits.shape, "that of the logits, or one value per example")
 
 
 # ---------------------------------------------------------------------------------------------
 # The public functions
 
 
+@documented
 def of_logits(
     loss: Loss,
     logits: ArrayLike,
@@ -78,22 +81,16 @@ def of_logits(
     weights: ArrayLike | None = None,
     reduction: str = "none",
 ) -> Array:
-    """A loss of logits that are in hand.
+    """A loss of dense logits.
 
     Args:
-        loss: a `softjax.Loss`; those of `softjax.losses` or your own.
-        logits: z [..., K].
-        example: what the loss knows of an example: a pytree of arrays [..., *].
-        per_class: what it knows of a class: a pytree of arrays [K, *].
-        where: booleans broadcastable to the logits: the classes to include; None for all.
-        weights: of the examples [...]; None for 1.
-        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is 0.
+        where: booleans broadcastable to the logits, the classes to include; None for all.
 
     Returns:
         The loss [...], or a scalar, in at least float32.
 
     Raises:
-        ValueError: if the shapes don't fit together, or the reduction is none of those above.
+        ValueError: if the shapes don't fit together, or the reduction is unknown.
         TypeError: if an array is not real, or `where` not boolean.
 
     Example:
@@ -105,34 +102,27 @@ def of_logits(
 
     Source: CATSMILE-1012 (softargmax), expectations under p.
     """
-    z = _arguments.floating("logits", logits)
-    if z.ndim == 0:
-        raise ValueError("`logits` must have shape [..., K], got a single number.")
-    z, rows = _as_rows("logits", z, -1, where)
-    example = _arguments.leading("example", example, rows.batch, "the leading axes of `logits`")
-    per_class = _arguments.leading("per_class", per_class, rows.size[1:], "[K] for the K of `logits`")
-    dtype = _arguments.wide(_arguments.common_dtype(z, *_arguments.inexact((example, per_class))))
-    example, per_class = _arguments.cast((example, per_class), dtype)
-    if jax.tree.leaves(per_class):  # what is known of a class that no example has may be infinite
-        per_class = _arguments.only(~(z < jnp.finfo(z.dtype).min).all(0), per_class)
-    out = _rows.of_logits(loss, z if z.dtype.itemsize < 4 else z.astype(dtype), example, per_class)
-    out = _examples.reduce(out, _arguments.weights(weights, rows.batch, out.dtype), _arguments.reduction(reduction))
-    return out.reshape(*rows.batch, *out.shape[1:]) if reduction == "none" else out
+    dense = scores.dense(logits, where=where)
+    return of(loss, dense, example, per_class, weights=weights, reduction=reduction)
 
 
+def _of_rows(loss, logits):
+    """A loss without data, of logits [N, K]."""
+    return evaluate(loss, scores.dense(logits))
+
+
+@documented(dense=True)
 def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Softmax, which the source texts call softargmax.
 
     p_k = exp(x_k) / sum_j exp(x_j), with the derivative dp_k = p_k (dx_k - sum_j p_j dx_j).
 
-    Takes the arguments of `jax.nn.softmax`. Gradients of rows that are sure of their class keep all
-    digits. A class with logit -inf, or with `where` False, has probability and gradient 0, and a row
-    without any class left is 0. A logit of +inf or NaN makes its row NaN.
+    Takes the arguments of `jax.nn.softmax`. Gradients of rows that are sure of their class keep all digits. A class
+    with logit -inf, or with `where` False, has probability and gradient 0; a row whose classes are all left out is 0.
+    A logit of +inf or NaN makes its row NaN.
 
     Args:
         x: logits [...], of any floating-point type; integers are promoted.
-        axis: the axis or axes of the classes; None for all.
-        where: booleans broadcastable to x: the classes to include.
 
     Returns:
         Probabilities of the shape and type of x.
@@ -150,24 +140,19 @@ def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Ar
     Source: CATSMILE-1012 (softargmax); The softmax function and its derivative.
     """
     logits, rows = _as_rows("x", x, axis, where)
-    return rows.restore(_rows.softmax(logits).astype(logits.dtype))
+    return rows.restore(_rows.row_softmax(logits).astype(logits.dtype))
 
 
 softargmax = softmax
 
 
+@documented(dense=True)
 def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Logarithm of the softmax.
 
-    log p_k = x_k - log sum_j exp(x_j), accurate to the last digits for the likely classes too, where
-    it is close to 0.
+    log p_k = x_k - log sum_j exp(x_j), with all digits for likely classes too, where it is close to 0.
 
     Takes the arguments of `jax.nn.log_softmax`; a class that is left out gets -inf and gradient 0.
-
-    Args:
-        x: logits [...].
-        axis: the axis or axes of the classes; None for all.
-        where: booleans broadcastable to x: the classes to include.
 
     Returns:
         Log-probabilities of the shape and type of x.
@@ -185,22 +170,20 @@ def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
     Source: Notes on gradients, 1 (softmax loss).
     """
     logits, rows = _as_rows("x", x, axis, where)
-    return rows.restore(_rows.log_softmax(logits).astype(logits.dtype))
+    return rows.restore(_rows.row_log_softmax(logits).astype(logits.dtype))
 
 
+@documented(dense=True)
 def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None, keepdims: bool = False) -> Array:
-    """Logarithm of the sum of exponentials: the maximum made smooth.
+    """Logarithm of the sum of exponentials: a smooth maximum.
 
     A = log sum_k exp(a_k), with the derivative dA = sum_k p_k da_k where p = softmax(a).
 
-    Takes the arguments of `jax.nn.logsumexp` but for signs and scales. It is -inf where no class is
-    left, with gradient 0, and NaN where a class has +inf.
+    Takes the arguments of `jax.nn.logsumexp`, except for signs and scales. It is -inf with gradient 0 where all classes
+    are left out, and NaN where a class has +inf.
 
     Args:
-        a: logits [...].
         axis: the axis or axes to sum over; None for all.
-        where: booleans broadcastable to a: the classes to include.
-        keepdims: whether the summed axes stay, with size 1.
 
     Returns:
         A of the type of a, and its shape less `axis`.
@@ -218,22 +201,18 @@ def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None
     Source: CATSMILE-1012 (softargmax), which would reserve the name softmax for it.
     """
     logits, rows = _as_rows("a", a, axis, where)
-    keepdims = _arguments.flag("keepdims", keepdims)
-    return rows.reduced(_rows.of_logits(losses.logsumexp, logits).astype(logits.dtype), keepdims)
+    keepdims = checked("keepdims", keepdims)
+    return rows.reduced(_of_rows(losses.logsumexp, logits).astype(logits.dtype), keepdims)
 
 
+@documented(dense=True)
 def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Entropy of the softmax, in nats.
 
     H(p) = -sum_k p_k log p_k = A - E_p[z], without loss of digits where p is nearly certain.
 
-    Args:
-        logits: z [...].
-        axis: the axis or axes of the classes; None for all.
-        where: booleans broadcastable to the logits: the classes to include.
-
     Returns:
-        H in at least float32, of the logits' shape less `axis`; -inf where no class is left.
+        H in at least float32, of the logits' shape less `axis`; -inf where all classes are left out.
 
     Raises:
         ValueError: if `axis` is not an axis of the logits, or `where` can't be broadcast to them.
@@ -248,9 +227,10 @@ def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
     Source: CATSMILE-1012 (softargmax), E_p[t] with t = log p.
     """
     rows_of, rows = _as_rows("logits", logits, axis, where)
-    return rows.reduced(_rows.of_logits(losses.entropy, rows_of))
+    return rows.reduced(_of_rows(losses.entropy, rows_of))
 
 
+@documented(dense=True)
 def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Expectation of the values under the softmax of the logits.
 
@@ -260,13 +240,11 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
     A class that is left out contributes 0, even where its value is infinite or NaN.
 
     Args:
-        logits: z [...].
-        values: t, broadcastable against the logits.
         axis: the axis or axes of the classes, in the shape that the two broadcast to; None for all.
-        where: booleans broadcastable to that shape: the classes to include.
+        where: booleans broadcastable to that shape, the classes to include; None for all.
 
     Returns:
-        E_p[t], in the type that logits and values promote to; 0 where no class is left.
+        E_p[t], in the type that logits and values promote to; 0 where all classes are left out.
 
     Raises:
         ValueError: if the shapes can't be broadcast together, or `axis` is not an axis of the result.
@@ -281,9 +259,9 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
 
     Source: CATSMILE-1012 (softargmax), expectation of t_k under p_k.
     """
-    z = _arguments.floating("logits", logits)
-    t = _arguments.floating_like("values", values, z)
-    dtype = _arguments.common_dtype(z, t)
+    z = checked_array("logits", logits)
+    t = _checks.floating_like("values", values, z)
+    dtype = common_dtype(z, t)
     try:
         shape = jnp.broadcast_shapes(z.shape, t.shape)
     except ValueError as error:
@@ -292,9 +270,10 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
         ) from error
     z, rows = _as_rows("logits", jnp.broadcast_to(z, shape), axis, where)
     t = rows.flatten(jnp.broadcast_to(t, shape)).astype(dtype)
-    return rows.reduced(_rows.expectation(z.astype(dtype), t).astype(dtype))
+    return rows.reduced(_rows.row_expectation(z.astype(dtype), t).astype(dtype))
 
 
+@documented(dense=True)
 def softmax_cross_entropy(
     logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> Array:
@@ -306,16 +285,14 @@ def softmax_cross_entropy(
     label is 0 and +inf otherwise; with `where` False it is no part of the sum.
 
     Args:
-        logits: z [...].
         labels: y, broadcastable to the logits.
-        axis: the axis or axes of the classes; None for all.
-        where: booleans, one per example, or broadcastable to the logits: what to include.
+        where: booleans, one per example, or broadcastable to the logits: the examples or classes to include.
 
     Returns:
         L in nats, in at least float32, of the logits' shape less `axis`.
 
     Raises:
-        ValueError: if `labels` or `where` can't be broadcast to the logits, or `axis` is not theirs.
+        ValueError: if `labels` or `where` can't be broadcast to the logits, or `axis` is not an axis of the logits.
         TypeError: if logits or labels are not real, or `where` not boolean.
 
     Example:
@@ -327,17 +304,18 @@ def softmax_cross_entropy(
 
     Source: CATSMILE-1012 (softargmax), cross entropy, there without its minus sign.
     """
-    z = _arguments.floating("logits", logits)
-    axes = _arguments.axes(axis, z.ndim)
+    z = checked_array("logits", logits)
+    axes = _checks.axes(axis, z.ndim)
     live = _example_mask(where, z, axes)
-    y = _arguments.floating_like("labels", labels, z)
-    y = _arguments.broadcast("labels", y, z.shape, "that of the logits")
-    dtype = _arguments.common_dtype(z, y)
+    y = _checks.floating_like("labels", labels, z)
+    y = _checks.broadcast("labels", y, z.shape, "that of the logits")
+    dtype = common_dtype(z, y)
     z, rows = _as_rows("logits", z, axes, live)
     y = rows.flatten(y if live is None else jnp.where(live, y, 0)).astype(dtype)
-    return rows.reduced(_rows.cross_entropy(z.astype(dtype), y))
+    return rows.reduced(_rows.row_cross_entropy(z.astype(dtype), y))
 
 
+@documented(dense=True)
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> Array:
@@ -346,21 +324,19 @@ def softmax_cross_entropy_with_integer_labels(
     L = -log p_y = log(1 + sum_{k != y} exp(z_k - z_y)); its gradient is p - onehot(y).
 
     Takes the arguments of `optax.softmax_cross_entropy_with_integer_labels`. The label is left out of
-    the sum, so that loss and gradient keep all digits however sure a row is of its label.
+    the sum, so that loss and gradient keep all digits, however sure a row is.
 
     Args:
-        logits: z [...].
-        labels: y, integers in [0, K), of the logits' shape less `axis`; with several axes, indices
-            into them flattened. Any other label gives NaN, in the loss and in the gradient.
-        axis: the axis or axes of the classes; None for all.
-        where: booleans, one per example, or broadcastable to the logits: what to include. A label that
-            is not included costs +inf, an example of which nothing is included costs 0.
+        labels: y, integers in [0, K), of the logits' shape without `axis`; with several axes, indices into them
+            flattened. Any other label gives NaN, in loss and gradient.
+        where: booleans, one per example, or broadcastable to the logits: the examples or classes to include. A label
+            that is not included costs +inf; an example without an included class costs 0.
 
     Returns:
         L in nats, in at least float32, of the labels' shape.
 
     Raises:
-        ValueError: if `labels` has another shape, `where` can't be broadcast, or `axis` is not the logits'.
+        ValueError: if `labels` has another shape, `where` can't be broadcast, or `axis` invalid.
         TypeError: if the logits are not real, the labels not integers or `where` not boolean.
 
     Example:
@@ -373,14 +349,14 @@ def softmax_cross_entropy_with_integer_labels(
     Source: Notes on gradients, 1 (softmax loss), with the logarithm that its listing lacks;
     The softmax function and its derivative (cross entropy).
     """
-    z = _arguments.floating("logits", logits)
-    axes = _arguments.axes(axis, z.ndim)
+    z = checked_array("logits", logits)
+    axes = _checks.axes(axis, z.ndim)
     live = _example_mask(where, z, axes)
     z, rows = _as_rows("logits", z, axes, live)
-    labels = _arguments.integers("labels", labels)
-    _arguments.shape("labels", labels, rows.batch, "that of the logits less `axis`")
-    y, known = _arguments.class_ids(labels.reshape(-1), z.shape[-1])
-    loss = _rows.label_cross_entropy(z, y)
+    labels = _checks.integers("labels", labels)
+    _checks.shape("labels", labels, rows.batch, "that of the logits less `axis`")
+    y, known = _checks.class_ids(labels.reshape(-1), z.shape[-1])
+    loss = _rows.row_label_cross_entropy(z, y)
     if live is None:
         return rows.reduced(_nan_unless(known, loss))
     included = rows.flatten(live).any(-1)

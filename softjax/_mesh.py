@@ -1,7 +1,7 @@
-"""Axes of a mesh of devices, inside `jax.shard_map`: what each device has, and what they know together.
+"""Mesh axes inside `jax.shard_map`: their checks, and the collectives over them.
 
-The type of an array says along which axes it varies, that is, along which the devices hold different parts of it.
-What varies along none of some axes is one and the same number on their devices.
+The type of an array says along which mesh axes it varies, that is, along which axes the devices hold different
+shards of it. Along the other axes it is replicated.
 """
 
 import math
@@ -17,8 +17,8 @@ Names = tuple[str, ...]
 AxisName = str | Names | None
 
 
-def as_tuple(argument: str, axes: AxisName) -> Names:
-    """The different names that an argument gives."""
+def axis_names(argument: str, axes: AxisName) -> Names:
+    """The argument as a tuple of different names."""
     given = () if axes is None else (axes,) if isinstance(axes, str) else axes
     if not isinstance(given, tuple) or not all(isinstance(name, str) for name in given):
         raise TypeError(f"`{argument}` must be the name of a mesh axis, a tuple of such or None, got {axes!r}.")
@@ -27,44 +27,46 @@ def as_tuple(argument: str, axes: AxisName) -> Names:
     return given
 
 
-def names(argument: str, axes: AxisName) -> Names:
-    """The names of the axes that an argument gives, if they are those of a mesh."""
-    given = as_tuple(argument, axes)
+def manual_axes(argument: str, axes: AxisName) -> Names:
+    """The argument as names of axes of the surrounding `jax.shard_map`."""
+    given = axis_names(argument, axes)
     for name in given:
         try:
-            place = lax.axis_index(name)
+            index = lax.axis_index(name)
         except NameError as error:
             raise ValueError(f"`{argument}` must name axes of the mesh of a `jax.shard_map`, got {axes!r}.") from error
-        if name not in varying(place):  # the transpose of a sum over devices would not be known
+        if name not in varying(index):  # without types, the transpose of a psum would be unknown
             raise ValueError(f"`{argument}` must name axes of a `jax.shard_map` with check_vma=True, got {axes!r}.")
     return given
 
 
 class Shards(NamedTuple):
-    """The axes of a mesh over which classes and examples are spread."""
+    """The mesh axes over which classes and examples are sharded."""
 
     classes: Names = ()
     examples: Names = ()
-    total: int | None = None  # of the classes, if behind them is what makes up their number
+    unpadded: int | None = None  # the number of classes of all devices without padding, if there is padding
 
     @classmethod
     def named(cls, axis_name: "AxisName | Shards", batch_axis_name: AxisName = None) -> "Shards":
-        """The checked axes that the arguments of these names give."""
+        """The checked arguments of these names."""
         if isinstance(axis_name, Shards):
             return axis_name
-        shards = cls(names("axis_name", axis_name), names("batch_axis_name", batch_axis_name))
+        shards = cls(manual_axes("axis_name", axis_name), manual_axes("batch_axis_name", batch_axis_name))
         if set(shards.classes) & set(shards.examples):
             raise ValueError(f"`batch_axis_name` must name other axes than `axis_name`, got {batch_axis_name!r}.")
         return shards
 
-    def check(self, of_classes: str, classes: Array, of_examples: str = "", examples: Array | None = None) -> None:
-        """Refuses arrays that are not spread over the axes."""
-        for name, x, argument, axes in (
+    def check(self, of_classes: str, classes: Any, of_examples: str = "", examples: Any = None) -> None:
+        """Refuses arrays that do not vary over the axes over which they are sharded."""
+        for name, arrays, argument, axes in (
             (of_classes, classes, "axis_name", self.classes),
             (of_examples, examples, "batch_axis_name", self.examples),
         ):
-            if not set(axes) <= varying(x):
-                raise ValueError(f"`{name}` must vary over the axes {axes} of `{argument}`, got {jax.typeof(x)}.")
+            for x in jax.tree.leaves(arrays):
+                if not set(axes) <= varying(x):
+                    got = jax.typeof(x)
+                    raise ValueError(f"`{name}` must vary over the axes {axes} of `{argument}`, got {got}.")
 
 
 def varying(*trees: Any) -> frozenset[str]:
@@ -74,9 +76,9 @@ def varying(*trees: Any) -> frozenset[str]:
 
 
 def vary(tree: Any, axes: frozenset[str], before: Callable = lambda a: a) -> Any:
-    """The tree, with every array varying along the axes; those that did not are changed `before`.
+    """Makes every array vary along the axes; `before` is applied to an array that did not.
 
-    The transpose is the sum over their devices: of what the gradient for an array is from each.
+    The transpose of the cast is the sum over the devices of the axes: it adds up their gradients.
     """
 
     def cast(a):
@@ -86,28 +88,28 @@ def vary(tree: Any, axes: frozenset[str], before: Callable = lambda a: a) -> Any
     return jax.tree.map(cast, tree)
 
 
-def alike(tree: Any) -> Any:
-    """The tree, with every array varying along the axes along which any of them varies."""
+def vary_together(tree: Any) -> Any:
+    """Makes every array vary along the same axes: those along which any of them varies."""
     return vary(tree, varying(tree))
 
 
-def size(axes: Names) -> int:
-    """How many devices there are."""
+def device_count(axes: Names) -> int:
+    """The number of devices along the axes."""
     return lax.axis_size(axes) if axes else 1
 
 
-def place(axes: Names) -> Array | int:
-    """Which of them this one is."""
+def device_index(axes: Names) -> Array | int:
+    """The index of this device along the axes."""
     return lax.axis_index(axes) if axes else 0
 
 
-def total(tree: Any, axes: Names) -> Any:
-    """The sums over devices, of arrays [N, ...] of one type in one go."""
-    return _at_once(lambda a: lax.psum(a, axes), vary(tree, frozenset(axes))) if axes else tree
+def psum(tree: Any, axes: Names) -> Any:
+    """Sums over devices, in one collective for all arrays [N, ...] of a type."""
+    return _side_by_side(lambda a: lax.psum(a, axes), vary(tree, frozenset(axes))) if axes else tree
 
 
-def most(x: Array, axes: Names) -> Array:
-    """The maximum over devices, a constant to a derivative. It is NaN where one of them is."""
+def pmax(x: Array, axes: Names) -> Array:
+    """The maximum over devices, a constant of differentiation. A NaN on one device gives NaN."""
     x = lax.stop_gradient(x)
     if not axes:
         return x
@@ -115,34 +117,34 @@ def most(x: Array, axes: Names) -> Array:
     return jnp.where(jnp.isposinf(x), jnp.nan, x)
 
 
-def least(x: Array, axes: Names) -> Array:
-    """The minimum over devices of integers."""
+def pmin(x: Array, axes: Names) -> Array:
+    """The minimum of integers over devices."""
     return lax.pmin(vary(x, frozenset(axes)), axes) if axes else x
 
 
-def gathered(x: Array, axes: Names, *, varying: bool = False) -> Array:
-    """The parts [N, ...] of all devices, one after the other, in the order of their places.
+def all_gather(x: Array, axes: Names, *, varying: bool = False) -> Array:
+    """The shards [N, ...] of all devices, concatenated in the order of the devices.
 
-    They are the same on each device. Where they are made to vary, their gradient is what each device has of it.
+    The result is replicated, or typed as varying, so that its gradients on the devices are added up.
     """
     if not axes:
         return x
     return lax.all_gather(vary(x, frozenset(axes)), axes, tiled=True, to="varying" if varying else "invarying")
 
 
-def of_class(ids: Array, values: Callable, count: int, axes: Names) -> Any:
-    """`values(places)` [N, ...] of one class per example, made by the device that has it; 0 for no class.
+def at_class(ids: Array, values: Callable, count: int, axes: Names) -> Any:
+    """`values(positions)` [N, ...] of one class per example, from the device that has the class; 0 for no class.
 
-    The places are those of the classes in its arrays, of `count` classes on each device.
+    A position is the index of a class in a device's arrays, which hold `count` classes each.
     """
-    places = ids - count * place(axes)
-    here = (places >= 0) & (places < count)
+    positions = ids - count * device_index(axes)
+    here = (positions >= 0) & (positions < count)
     known = lambda a: jnp.where(here.reshape(*here.shape, *(1,) * (a.ndim - here.ndim)), a, 0)
-    return total(jax.tree.map(known, values(jnp.where(here, places, 0))), axes)
+    return psum(jax.tree.map(known, values(jnp.where(here, positions, 0))), axes)
 
 
-def _at_once(function: Callable, tree: Any) -> Any:
-    """The function of numbers, or of arrays [N, ...], of which those of one type are laid side by side."""
+def _side_by_side(function: Callable, tree: Any) -> Any:
+    """Applies a function of an array to a tree, with the arrays of each type concatenated along their last axes."""
     leaves, structure = jax.tree.flatten(tree)
     done = list(leaves)
     for dtype in dict.fromkeys(a.dtype for a in leaves):

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read off its text."""
+"""The collective operations of a compiled program, read from its text."""
 
 import math
 import re
@@ -30,9 +30,9 @@ class Collective(NamedTuple):
 
 
 def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
-    """The collective operations of a compiled program: what crosses the network when it is run.
+    """The collective operations of a compiled program, which use the network when it runs.
 
-    Those of groups of one device, which send nothing, are left out.
+    Operations in groups of one device send nothing, and are left out.
 
     Args:
         compiled: `jax.jit(f).lower(...).compile()`.
@@ -41,7 +41,7 @@ def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
         One `Collective(operation, bytes, devices, times)` each, in the order of the program's text.
 
     Raises:
-        TypeError: if there is no program to be read.
+        TypeError: if `compiled` is not a compiled program with a text.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -61,23 +61,23 @@ def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
             entry = body if line.startswith("ENTRY") else entry
         elif body:
             bodies[body].append(line)
-    return list(_of(bodies, entry, 1))
+    return list(_collectives_of(bodies, entry, 1))
 
 
-def _of(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Collective]:
+def _collectives_of(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Collective]:
     for line in bodies.get(name, ()):
         if found := _COLLECTIVE.search(line):
-            devices = _devices(line)
+            devices = _group_size(line)
             if devices > 1:
-                yield Collective(found[2], _size(found[1]), devices, times)
+                yield Collective(found[2], _bytes_of(found[1]), devices, times)
             continue
         trips = _TRIPS.search(line)
         for called in _CALLED.finditer(line):
             for inner in called[1].split(", "):
-                yield from _of(bodies, inner.lstrip("%"), times * (int(trips[1]) if trips else 1))
+                yield from _collectives_of(bodies, inner.lstrip("%"), times * (int(trips[1]) if trips else 1))
 
 
-def _size(shapes: str) -> int:
+def _bytes_of(shapes: str) -> int:
     """The bytes of "f32[4,2]{1,0}", or of several such."""
     of_each = lambda kind, bits: 1 if kind == "pred" else -(-int(bits) // 8)
     return sum(
@@ -86,7 +86,7 @@ def _size(shapes: str) -> int:
     )
 
 
-def _devices(line: str) -> int:
+def _group_size(line: str) -> int:
     """How many devices are in a group: the first of {{0,1},{2,3}}, or the last size of [2,2]<=[4]; a pair is 2."""
     if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", line):
         return 1 + any(a != b for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs[1]))

@@ -1,4 +1,4 @@
-"""How much is held at a time, and when the gradient is taken.
+"""The choice of tile and block sizes, and of the pass in which the gradient is taken.
 
 Measured on 2 CPU cores, float32, value and all gradients, as ratios to optax on the whole logits
 (`python -m softjax bench --placements` measures again):
@@ -7,13 +7,13 @@ Measured on 2 CPU cores, float32, value and all gradients, as ratios to optax on
   products, 0.77 with tiles of 512 examples and blocks of 4096 classes, 0.81 with blocks of 2048, 0.84 with
   1024. In the backward pass, 4 products, 0.85 to 0.9. Three bare products: 0.74.
 - The same, N=2048 D=256 K=8192: tiles of 256 examples against all classes at once 0.83, blocks of 4096
-  0.86, of 1024 1.05; three bare products 0.89. Against all classes, what a tile adds to the gradient of the
-  kernel is an array of the kernel's size: that pays where a tile's scores (8 MB here) stay in a cache.
-- Every tile reads and writes the gradient of the kernel once, which is why tiles can't be small; an eighth
-  of the examples keeps an eighth of the scores.
+  0.86, of 1024 1.05; three bare products 0.89. Against all classes, the contribution of a tile to the gradient of
+  the kernel is an array of the kernel's size: that pays where the scores of a tile (8 MB here) stay in a cache.
+- Every tile reads and writes the gradient of the kernel once, so tiles can't be small; tiles of an eighth of the
+  examples keep an eighth of the scores.
 - The same, "none": blocks of 1024 classes 0.99, of 512 1.05, of 2048 0.99 with twice the memory.
-- Mixture autoencoder, N=K=4096 D=16 E=64: here a score costs less to make again than to keep. Backward with
-  blocks of 2^19 scores (2 MB, which stay in a cache between the passes over them) 92 ms, forward 122 ms.
+- Mixture autoencoder, N=K=4096 D=16 E=64: a score of small D costs less to compute again than to keep. Backward
+  with blocks of 2^19 scores (2 MB, which stay in a cache between the passes over them) 92 ms, forward 122 ms.
 - On GPUs tiles of examples against all classes ran 2 to 2.3 times faster than blocks of 2048 classes, and
   within 1.23 of holding all scores (an H100, N=32768 D=2560 K=128256, tiles of 4096, as levanter's authors
   report). Not measured here.
@@ -25,14 +25,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from . import _arguments
+from . import _checks
 
 
 class Placement(NamedTuple):
-    """How N examples meet K classes: `tile` of them meet `block` at a time.
+    """The sizes of the tile of examples and of the block of classes whose scores are in memory at a time.
 
-    The gradient of a sum of losses is taken in the forward pass, where the scores of a whole tile are
-    kept until all its classes were seen, or in the backward pass, where they are made again.
+    The gradient of a sum of losses is taken in the forward pass, which keeps the scores of a tile for all classes, or
+    in the backward pass, which computes them again.
     """
 
     tile: int
@@ -52,22 +52,22 @@ def placement(
     dtype: DTypeLike = "float32",
     platform: str | None = None,
 ) -> Placement:
-    """What `block_size=None` stands for.
+    """The placement that `block_size=None` chooses.
 
     Args:
         examples: N, the number of examples.
         classes: K, the number of classes.
         features: D, the size of the features or latents.
         reduction: "none", "sum" or "mean".
-        dtype: in which the scores are computed; never less than float32.
+        dtype: the type of the arrays; the scores are computed in at least float32.
         platform: "cpu", "gpu" or "tpu"; None for JAX's default.
 
     Returns:
         The placement.
 
     Raises:
-        ValueError: if a size is not positive, or the reduction none of those above.
-        TypeError: if a size is not an integer, or the type or platform none.
+        ValueError: if a size is not positive, or the reduction unknown.
+        TypeError: if a size is not an integer, or `dtype` or `platform` is invalid.
 
     Example:
         >>> import softjax
@@ -75,38 +75,38 @@ def placement(
         Placement(tile=512, block=4096, gradient='forward')
     """
     examples, classes, features = (
-        _arguments.size(name, size)
+        _checks.positive(name, size)
         for name, size in (("examples", examples), ("classes", classes), ("features", features))
     )
-    reduction = _arguments.reduction(reduction)
+    reduction = _checks.reduction(reduction)
     try:
         itemsize = max(4, jnp.finfo(dtype).bits // 8)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"`dtype` must be a floating-point type, got {_arguments.shown(dtype)}.") from error
+        raise TypeError(f"`dtype` must be a floating-point type, got {_checks.shown(dtype)}.") from error
     if not (platform is None or isinstance(platform, str)):
-        raise TypeError(f"`platform` must be the name of one or None, got {_arguments.shown(platform)}.")
-    return _choose(examples, classes, features, reduction, itemsize, platform or jax.default_backend())
+        raise TypeError(f"`platform` must be the name of one or None, got {_checks.shown(platform)}.")
+    return _chosen(examples, classes, features, reduction, itemsize, platform or jax.default_backend())
 
 
-def of(block_size: BlockSize, n: int, k: int, d: int, reduction: str, dtype: jnp.dtype) -> Placement:
+def given_or_chosen(block_size: BlockSize, n: int, k: int, d: int, reduction: str, dtype: jnp.dtype) -> Placement:
     """The placement that the argument `block_size` stands for."""
     if block_size is None:
-        return _choose(n, k, d, reduction, dtype.itemsize, jax.default_backend())
+        return _chosen(n, k, d, reduction, dtype.itemsize, jax.default_backend())
     if not isinstance(block_size, Placement):
-        return Placement(n, _arguments.size("block_size", block_size, "a positive integer or None"))
+        return Placement(n, _checks.positive("block_size", block_size, "a positive integer or None"))
     tile, block, gradient = block_size
     if not isinstance(gradient, str) or gradient not in ("forward", "backward"):
-        got = _arguments.shown(gradient)
+        got = _checks.shown(gradient)
         raise ValueError(f"`block_size` must take the gradient 'forward' or 'backward', got {got}.")
-    return Placement(_arguments.size("block_size", tile), _arguments.size("block_size", block), gradient)
+    return Placement(_checks.positive("block_size", tile), _checks.positive("block_size", block), gradient)
 
 
-def _choose(n, k, d, reduction, itemsize, platform):
+def _chosen(n, k, d, reduction, itemsize, platform):
     if not isinstance(n, int):  # a symbolic size, in an export for any
         return Placement(n, min(k, 1024))
     scalar, scores = reduction != "none", lambda megabytes: megabytes * 2**20 // itemsize
     n = max(n, 1)
-    if n == 1:  # taken for one of a batch under vmap, which is unseen from here
+    if n == 1:  # probably one example of a batch under vmap
         return Placement(1, min(k, 512))
     if n * k <= scores(1):
         return Placement(n, min(k, 2048))  # sums over more lose digits

@@ -1,8 +1,8 @@
-"""A loss is a choice of scores, payoffs and other terms per class, and a finish. It cannot know where its classes live.
+"""Losses, each in a few lines: payoffs and other terms per class, and a finish of their sums.
 
-Give one to `softjax.of_logits`, `of_linear` or `of_mixture`. The combinators make a loss of a loss. What of a loss
-is a number or an array, as the rate of a smoothing, has a gradient too: it is kept beside the function that uses
-it, in a `jax.tree_util.Partial`.
+Give one to `softjax.of`, `of_logits`, `of_linear` or `of_mixture`; combinators turn a loss into another. A loss sees
+logits, and cannot know how they are computed or where its classes live. The numbers and arrays of a loss, such as the
+rate of a smoothing, have gradients: they stand in a `jax.tree_util.Partial` with the function that uses them.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,19 @@ from jax import Array, lax
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from . import _arguments
-from ._gibbs import Columns, Labels, Pair, Totals, Weights, dot
+from . import _checks
+from ._arguments import checked
+from ._dtypes import cast, common_dtype, inexact_leaves
+from ._gibbs import Columns, Totals, Weights, dot
+from ._labels import Labels
+from ._pair import Pair
 
 
 class Loss(NamedTuple):
-    """What is summed over the classes, and what is made of the sums.
+    """The terms that are summed over the classes, and the loss from their sums.
 
-    Both parts are functions of arrays, and close over none: the numbers that they need come by
-    `jax.tree_util.Partial`, as in the combinators of `softjax.losses`.
+    The functions close over no arrays: numbers and arrays of the loss come by `jax.tree_util.Partial`, as in the
+    combinators below.
     """
 
     columns: Callable[[Array, Array, Any, Any], Columns]
@@ -30,52 +34,52 @@ class Loss(NamedTuple):
     finish: Callable[[Totals, Any], Array]
     """(Totals, example) -> [N, ...]"""
     payoff: Callable[[Any, Any], Array] | None = None
-    """(example [N, ...], per class [N, ...]) -> t or e [N] of one class per example, where columns lose digits of it"""
+    """(example [N, ...], per class [N, ...]) -> t or e [N] of one class per example, without the error of a product"""
 
 
 def as_tree(loss: Loss, dtype: jnp.dtype) -> Loss:
-    """The loss as a pytree of the numbers that it is made with, in a type to compute in."""
-    return _arguments.cast(jax.tree.map(jnp.asarray, as_partials(loss)), dtype)
+    """The loss as a pytree of its numbers and arrays, in the type to compute in."""
+    return cast(jax.tree.map(jnp.asarray, as_partials(loss)), dtype)
 
 
 def as_partials(loss: Loss) -> Loss:
-    """The loss as a pytree of the numbers that it is made with."""
-    checked(loss)
+    """The loss as a pytree of its numbers and arrays."""
+    checked_loss(loss)
     payoff = None if loss.payoff is None else _partial("payoff", loss.payoff)
     return Loss(_partial("columns", loss.columns), _partial("finish", loss.finish), payoff)
 
 
-def checked(loss: Loss) -> Loss:
+def checked_loss(loss: Loss) -> Loss:
     """The loss, if it is one."""
     if not isinstance(loss, Loss):
-        raise TypeError(f"`loss` must be a `softjax.Loss`, got {getattr(loss, '__name__', _arguments.shown(loss))}.")
+        raise TypeError(f"`loss` must be a `softjax.Loss`, got {getattr(loss, '__name__', _checks.shown(loss))}.")
     return loss
 
 
 def _partial(name, function):
     if not callable(function):
-        raise TypeError(f"`{name}` of a loss must be a function, got {_arguments.shown(function)}.")
+        raise TypeError(f"`{name}` of a loss must be a function, got {_checks.shown(function)}.")
     return function if isinstance(function, Partial) else Partial(function)
 
 
 # ---------------------------------------------------------------------------------------------
-# What losses are made of
+# Parts of losses
 
 
 def sigmoid(x: Pair) -> Array:
-    """1 / (1 + exp -x), for a pair that came of a difference: its rest is small.
+    """1 / (1 + exp -x), for a pair with a small rest, such as a difference.
 
-    Where x is very negative, the error of rounding x would be the error of the result.
+    Where x is very negative, rounding x first would give the result the same relative error times |x|.
     """
     positive = x.base > 0
     u = jnp.exp(jnp.where(positive, -x.base, x.base)) * (1 + jnp.where(positive, -x.rest, x.rest))  # exp -|x|
     return jnp.where(positive, 1, u) / (1 + u)
 
 
-def of_labels(labels: Array | tuple[Array, Array], z: Array) -> Weights:
-    """Weight 1 for integer labels [N]; or the weights [N, T] of the classes [N, T] of a pair. For logits z [N, B]."""
+def label_weights(labels: Array | tuple[Array, Array], z: Array) -> Weights:
+    """The weights of labels [N], or of a pair of class ids and weights [N, T], for logits z [N, B]."""
     if not isinstance(labels, tuple):
-        return Weights(_labels(labels, z)[:, None], jnp.ones((z.shape[0], 1), z.dtype))
+        return Weights(_label_ids(labels, z)[:, None], jnp.ones((z.shape[0], 1), z.dtype))
     if len(labels) != 2:
         raise ValueError(
             f"`example` must be labels or a pair (classes, weights) for this loss, got {len(labels)} parts."
@@ -87,10 +91,10 @@ def of_labels(labels: Array | tuple[Array, Array], z: Array) -> Weights:
     return Weights(_class_ids(classes), weights.astype(z.dtype))
 
 
-def _labels(labels, z):
-    """The checked labels [N] of logits [N, B]; negative for what is no class."""
+def _label_ids(labels, z):
+    """The labels [N] of logits [N, B], negative where they are out of range."""
     if not isinstance(labels, Array):
-        raise TypeError(f"`example` must be integer labels [N] for this loss, got {_arguments.shown(labels)}.")
+        raise TypeError(f"`example` must be integer labels [N] for this loss, got {_checks.shown(labels)}.")
     if labels.shape != z.shape[:1]:
         raise ValueError(f"`example` must be labels [N], one each, for this loss, got shape {labels.shape}.")
     return _class_ids(labels)
@@ -99,16 +103,16 @@ def _labels(labels, z):
 def _class_ids(labels):
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"`example` must be integer labels for this loss, got dtype {labels.dtype}.")
-    return _arguments.class_ids(labels, _arguments.INT32.max, other=-1)[0]
+    return _checks.class_ids(labels, _checks.INT32.max, other=-1)[0]
 
 
 def _floats(*arrays):
-    """Arrays of floating-point numbers, of the type of those that are."""
+    """The arrays in their common floating-point type."""
     for a in arrays:
         if not isinstance(a, Array):
-            raise TypeError(f"`example` and `per_class` must be arrays for this loss, got {_arguments.shown(a)}.")
-    inexact = _arguments.inexact(arrays) or [jnp.zeros(0, "float32")]
-    return tuple(a.astype(_arguments.common_dtype(*inexact)) for a in arrays)
+            raise TypeError(f"`example` and `per_class` must be arrays for this loss, got {_checks.shown(a)}.")
+    inexact = inexact_leaves(arrays) or [jnp.zeros(0, "float32")]
+    return tuple(a.astype(common_dtype(*inexact)) for a in arrays)
 
 
 def _is_label(ids, labels):
@@ -116,16 +120,16 @@ def _is_label(ids, labels):
 
 
 def _label_logits(z, ids, labels):
-    """Plain terms: the label's logit [N, 1], or 0 in a block that does not have it; and whether it has."""
+    """Plain terms [N, 1]: the logit of a label in this block, else 0; and 1 where the block has the label."""
     labels = Labels(labels[:, None], ids)
     logits = labels.of(z)
     logits = jnp.where(jnp.isposinf(logits), jnp.nan, logits)
-    logits = jnp.where(jnp.isneginf(logits), -jnp.inf, logits)  # impossible, and without a gradient
+    logits = jnp.where(jnp.isneginf(logits), -jnp.inf, logits)  # a class left out has no gradient
     return logits, labels.here.astype(z.dtype)
 
 
-def _of_label(q):
-    """(the label's logit from these terms; whether no class is left; 1, or NaN for a label that is no class)."""
+def _label_logit(q):
+    """(the logit of the label; True where all classes are left out; 1, or NaN for a label out of range)."""
     logit, known = q.l
     nothing = jnp.isneginf(q.a.m) & jnp.isneginf(logit)
     return jnp.where(nothing, 0, logit), nothing, _or_nan(logit, known == 1)
@@ -141,18 +145,26 @@ def _others(z, ids, labels):
 
 
 # ---------------------------------------------------------------------------------------------
-# Losses of labels: the example is the label [N], or where it says so a pair of classes and weights [N, T]
+# Losses of labels: the example is the label [N]; for the cross entropy, also a pair of classes and weights [N, T]
 
-# C = -sum_k y_k log p_k
-cross_entropy = Loss(
-    lambda z, ids, y, _: Columns(z, y=of_labels(y, z)),
-    lambda q, _: q.C,
-)
+
+def _cross_entropy_columns(z, ids, labels, added):  # noqa: ARG001
+    y = label_weights(labels, z)
+    if added is None:
+        return Columns(z, y=y)
+    (added,) = _floats(added)
+    if added.ndim != 1:
+        raise ValueError(f"`per_class` must be weights [K] for this loss, got an array of rank {added.ndim}.")
+    return Columns(z, y=y._replace(per_class=added.astype(z.dtype)))
+
+
+# C = -sum_k y_k log p_k, with y_k of the labels, and `per_class` [K], if given, added to the y_k of every example
+cross_entropy = Loss(_cross_entropy_columns, lambda q, _: q.C)
 
 
 def focal(gamma: ArrayLike = 2.0) -> Loss:
     """(1 - p_y)^gamma C, the focal loss of a label (Lin et al., 2017). The example is the label [N]."""
-    return Loss(cross_entropy.columns, Partial(_focal, _arguments.number("gamma", gamma)))
+    return Loss(cross_entropy.columns, Partial(_focal, checked("gamma", gamma)))
 
 
 def _focal(gamma, q, _):
@@ -163,7 +175,7 @@ def _focal(gamma, q, _):
 
 def poly_1(epsilon: ArrayLike = 2.0) -> Loss:
     """C + epsilon (1 - p_y), the poly-1 loss of a label (Leng et al., 2022). The example is the label [N]."""
-    return Loss(cross_entropy.columns, Partial(_poly_1, _arguments.number("epsilon", epsilon)))
+    return Loss(cross_entropy.columns, Partial(_poly_1, checked("epsilon", epsilon)))
 
 
 def _poly_1(epsilon, q, _):
@@ -171,13 +183,13 @@ def _poly_1(epsilon, q, _):
 
 
 def _brier_columns(z, ids, y, _):
-    y = _labels(y, z)
+    y = _label_ids(y, z)
     others = _others(z, ids, y)
     return Columns(others, e=(others,), l=_label_logits(z, ids, y))
 
 
 def _brier(q, _):
-    label_logit, nothing, known = _of_label(q)
+    label_logit, nothing, known = _label_logit(q)
     against = q.A - label_logit  # log-odds of every class but the label
     alone = jnp.isneginf(q.a.m)
     squares = jnp.where(alone, 0, jnp.exp(jnp.where(alone, 0, (q.e[0] - q.A).value)))  # of the others' own softmax
@@ -193,17 +205,17 @@ def weston_watkins(margin: ArrayLike = 1.0) -> Loss:
 
     The example is the label [N] and its logit [N], as every class is compared with it.
     """
-    return Loss(Partial(_weston_watkins, _arguments.number("margin", margin)), _sum_over_the_label)
+    return Loss(Partial(_weston_watkins, checked("margin", margin)), _sum_over_the_label)
 
 
 def _weston_watkins(margin, z, ids, example, _):
     if not isinstance(example, tuple) or len(example) != 2:
         raise ValueError("`example` must be a pair of labels [N] and their logits [N] for this loss.")
-    y, label_logit = _labels(example[0], z), example[1]
+    y, label_logit = _label_ids(example[0], z), example[1]
     if label_logit.shape != z.shape[:1]:
         raise ValueError(f"`example` must have a logit for each label for this loss, got shape {label_logit.shape}.")
     label_logit = jnp.where(jnp.isposinf(label_logit), jnp.nan, label_logit.astype(z.dtype))
-    label_logit = jnp.where(jnp.isneginf(label_logit), -jnp.inf, label_logit)  # impossible, and without a gradient
+    label_logit = jnp.where(jnp.isneginf(label_logit), -jnp.inf, label_logit)  # a class left out has no gradient
     z = jnp.where(jnp.isposinf(z), jnp.nan, z)
     over = jnp.where(jnp.isneginf(z), -jnp.inf, z - label_logit[:, None] + margin)
     is_label = _is_label(ids, y)
@@ -220,20 +232,20 @@ def _sum_over_the_label(q, example):
 def crammer_singer(margin: ArrayLike = 1.0) -> Loss:
     """max(0, max_{k != y} z_k - z_y + margin), a multiclass hinge (Crammer and Singer, 2001).
 
-    The maximum is the expectation of z at a temperature of almost 0, and so shared where several attain it.
+    The maximum is the expectation of z at a temperature near 0; tied classes share its gradient.
     The example is the label [N].
     """
-    return Loss(_crammer_singer_columns, Partial(_crammer_singer, _arguments.number("margin", margin)))
+    return Loss(_crammer_singer_columns, Partial(_crammer_singer, checked("margin", margin)))
 
 
 def _crammer_singer_columns(z, ids, y, _):
-    y = _labels(y, z)
+    y = _label_ids(y, z)
     others = _others(z, ids, y)
     return Columns(lax.stop_gradient(others) * 2.0**60, t=(others,), l=_label_logits(z, ids, y))
 
 
 def _crammer_singer(margin, q, _):
-    label_logit, _, known = _of_label(q)
+    label_logit, _, known = _label_logit(q)
     over = jnp.maximum((q.t[0] - label_logit).value + margin, 0)
     loss = jnp.where(jnp.isneginf(q.a.m) & ~jnp.isnan(label_logit), 0, over)
     return loss * known * _or_nan(loss, ~jnp.isnan(loss))
@@ -242,11 +254,22 @@ def _crammer_singer(margin, q, _):
 # ---------------------------------------------------------------------------------------------
 # Losses without labels
 
-# A
+# A = log sum_k exp z_k
 logsumexp = Loss(lambda z, ids, _, __: Columns(z), lambda q, _: q.A.value)
 
+
+def _weighted_logsumexp(q, _):
+    mean = q.v[0].value
+    nothing = jnp.isneginf(q.a.m)
+    a = jnp.where(nothing, -jnp.inf, q.A.value)
+    return jnp.expand_dims(a, -1) + jnp.where(jnp.expand_dims(nothing, -1), 0, jnp.log(mean))
+
+
+# log sum_k b_k exp z_k for factors b [K, E] of the classes, which may be negative; NaN where the sum is
+weighted_logsumexp = Loss(lambda z, ids, _, b: Columns(z, v=_floats(b)), _weighted_logsumexp)
+
 # H(p) = A - E_p[z], with dH = -sum_k p_k (z_k - E_p[z]) dz_k: dA and sum_k p_k dz_k cancel, and are left out of both
-entropy = Loss(lambda z, ids, _, __: Columns(z, t=(z,)), lambda q, _: (lax.stop_gradient(q.A) - q.s[0]).value)
+entropy = Loss(lambda z, ids, _, __: Columns(z, t=(z,)), lambda q, _: (lax.stop_gradient(q.A) - q.t_fixed[0]).value)
 
 # E_p[v] for the payoffs v [K, E] of the classes
 expectation = Loss(lambda z, ids, _, v: Columns(z, v=_floats(v)), lambda q, _: q.v[0].value)
@@ -260,10 +283,9 @@ def _kl_columns(z, _, x, v):
     return Columns(teacher, t=(gap,), e=(gap,))
 
 
-# KL(q || p) = sum_k q_k (log q_k - log p_k) = log E_q[exp(z - s)] - E_q[z - s] for a teacher q = softmax(s), whose
-# logits s are the example [N, K], for `of_logits`; or x . v_k for its features x [N, D] and a row v_k of its kernel
-# [K, D] per class. A class that is impossible to either is left out of both. It is exact to eps |z - s|, not relative
-# to its own value where the student is close to the teacher.
+# KL(p' || p) = sum_k p'_k (log p'_k - log p_k) = log E_p'[exp(z - z')] - E_p'[z - z'] for a teacher p' = softmax(z').
+# Its logits z' are the example [N, K], for `of_logits`; or x . v_k for its features x [N, D] and a row v_k of its
+# kernel [K, D] per class. A class with logit -inf in either is left out of both. The absolute error is eps |z - z'|.
 kl_divergence = Loss(_kl_columns, lambda q, _: jnp.where(jnp.isneginf(q.a.m), 0, (q.e[0] - q.t[0]).value))
 
 
@@ -316,21 +338,23 @@ leop = Loss(
 
 
 def _before(loss, function, *numbers):
-    """The loss with `function(loss.columns, *numbers, logits, ids, example, per class)` in place of its columns.
+    """The loss with `function(loss.columns, *numbers, logits, ids, example, per class)` as its columns.
 
-    What the payoff of a class is worth may depend on scores that are changed here, and is not said again.
+    It has no exact payoff: that may depend on the logits, which are changed here.
     """
-    return checked(loss)._replace(columns=Partial(function, _partial("columns", loss.columns), *numbers), payoff=None)
+    return checked_loss(loss)._replace(
+        columns=Partial(function, _partial("columns", loss.columns), *numbers), payoff=None
+    )
 
 
 def _after(loss, function, *numbers):
-    """The loss with `function(loss.finish, *numbers, totals, example)` in place of its finish."""
-    return checked(loss)._replace(finish=Partial(function, _partial("finish", loss.finish), *numbers))
+    """The loss with `function(loss.finish, *numbers, totals, example)` as its finish."""
+    return checked_loss(loss)._replace(finish=Partial(function, _partial("finish", loss.finish), *numbers))
 
 
 def softcap(loss: Loss, cap: ArrayLike) -> Loss:
     """The loss of the logits cap * tanh(z / cap), which lie within (-cap, cap) (Gemma 2)."""
-    return _before(loss, _softcap, _arguments.number("cap", cap))
+    return _before(loss, _softcap, checked("cap", cap))
 
 
 def _softcap(columns, cap, z, ids, example, per_class):
@@ -341,7 +365,7 @@ def _softcap(columns, cap, z, ids, example, per_class):
 
 def temperature(loss: Loss, temperature: ArrayLike) -> Loss:
     """The loss of the logits z / temperature."""
-    return _before(loss, _temperature, _arguments.number("temperature", temperature))
+    return _before(loss, _temperature, checked("temperature", temperature))
 
 
 def _temperature(columns, temperature, z, ids, example, per_class):
@@ -351,27 +375,27 @@ def _temperature(columns, temperature, z, ids, example, per_class):
 
 
 def margin(loss: Loss, margin: ArrayLike) -> Loss:
-    """The loss with `margin` taken from the label's logit, as in CosFace (Wang et al., 2018).
+    """The loss with `margin` subtracted from the label's logit, as in CosFace (Wang et al., 2018).
 
     The example is the label [N].
     """
-    return _before(loss, _margin, _arguments.number("margin", margin))
+    return _before(loss, _margin, _checks.number("margin", margin))
 
 
 def _margin(columns, margin, z, ids, y, per_class):
-    return columns(jnp.where(_is_label(ids, _labels(y, z)), z - margin, z), ids, y, per_class)
+    return columns(jnp.where(_is_label(ids, _label_ids(y, z)), z - margin, z), ids, y, per_class)
 
 
 def label_smoothing(loss: Loss, rate: ArrayLike, prior: ArrayLike) -> Loss:
-    """A loss of labels with their weights y_k made (1 - rate) y_k + rate * prior_k.
+    """The loss of labels with weights (1 - rate) y_k + rate * prior_k in place of y_k.
 
-    The prior is that of every class [K], or 1 / K for all.
+    The prior is an array [K] or a number for every class, such as 1 / K.
     """
     if not isinstance(prior, int | float):
-        prior = _arguments.floating("prior", prior)
+        prior = _checks.floating("prior", prior)
         if prior.ndim > 1 or not prior.size:
             raise ValueError(f"`prior` must be a scalar or have shape [K], got {prior.shape}.")
-    return _before(loss, _label_smoothing, _arguments.number("rate", rate), prior)
+    return _before(loss, _label_smoothing, checked("rate", rate), prior)
 
 
 def _label_smoothing(columns, rate, prior, z, ids, example, per_class):
@@ -394,14 +418,14 @@ def _with_weights(name, c):
 
 
 def _of_each(of_classes, ids):
-    """What the classes have [K] for some of them; NaN for those that it lacks, never what another has; 0 for none."""
+    """The entries of an array [K] at some class ids: NaN beyond K, 0 for padding."""
     known = of_classes.at[jnp.where(ids < 0, of_classes.size, ids)].get(mode="fill", fill_value=jnp.nan)
     return jnp.where(ids < 0, 0, known)
 
 
 def class_weights(loss: Loss, weights: ArrayLike) -> Loss:
-    """A loss of labels with their weights y_k made weights_k y_k, for weights [K]."""
-    weights = _arguments.floating("weights", weights)
+    """The loss of labels with weights `weights_k y_k` in place of y_k, for weights [K]."""
+    weights = _checks.floating("weights", weights)
     if weights.ndim != 1 or not weights.size:
         raise ValueError(f"`weights` must have shape [K], got {weights.shape}.")
     return _before(loss, _class_weights, weights)
@@ -419,9 +443,9 @@ def weighed(y: Weights, of_ids: Array, of_classes: Array) -> Weights:
 
 def z_loss(loss: Loss, weight: ArrayLike) -> Loss:
     """The loss + weight * A^2, which keeps A = log sum_k exp z_k near 0 (Mesh TensorFlow; PaLM)."""
-    return _after(loss, _z_loss, _arguments.number("weight", weight))
+    return _after(loss, _z_loss, _checks.number("weight", weight))
 
 
 def _z_loss(finish, weight, q, example):
-    a = jnp.where(jnp.isneginf(q.a.m), 0, q.A.value)  # where no class is left, nothing is to be kept near 0
+    a = jnp.where(jnp.isneginf(q.a.m), 0, q.A.value)  # not where all classes are left out
     return finish(q, example) + weight * a**2

@@ -1,8 +1,8 @@
-"""The fused functions over a mesh of devices, without `jax.shard_map` of your own.
+"""The fused functions over a mesh of devices, without writing `jax.shard_map`.
 
-Each function is that of the same name in `softjax`, of the same arguments and result, for arrays of the whole. It
-runs on every device of a mesh with the classes, the examples or both that the device has. What crosses the network
-does not depend on the number of classes.
+Each function has the name, arguments and result of a function in `softjax`, and takes global arrays. Every device of
+the mesh computes with its shard of the classes, of the examples, or of both. The network traffic does not depend on
+the number of classes.
 
     mesh = jax.make_mesh((2, 4), ("data", "classes"))
     loss = softjax.sharded.linear_softmax_cross_entropy(
@@ -11,14 +11,14 @@ does not depend on the number of classes.
 
 In place of `axis_name` they take
 
-    mesh: the mesh; None for that of `jax.set_mesh`.
-    class_axis_name: the axis or axes over which the classes are sharded; () for none. None reads them off the
-        type of the kernel or the centers, which has those of `jax.sharding.AxisType.Explicit`.
+    mesh: the mesh; None for the mesh of `jax.set_mesh`.
+    class_axis_name: the axis or axes over which the classes are sharded; () for none. With None, the type of the
+        kernel or the centers says it, if the axes are `jax.sharding.AxisType.Explicit`.
     batch_axis_name: the axis or axes over which the first axis of features, labels and other examples is sharded;
-        () for none. None reads those of all leading axes off the type of the features, z or x.
+        () for none. With None, the type of the features, z or x says it, for all leading axes.
 
-Numbers of classes that the devices do not divide are made up to the next multiple, by a padded copy of the arrays
-of the classes. `pad_classes` does the same once, when they are made.
+If the number of classes is not a multiple of the number of devices, the class arrays are padded by a copy. Call
+`pad_classes` once, when they are made, to avoid the copies.
 """
 
 import functools as ft
@@ -34,27 +34,28 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from . import _arguments, _contrastive, _linear, _mesh, _mixture, losses
+from . import _checks, _contrastive, _linear, _mesh, _mixture, losses
+from ._arguments import ARGUMENTS, Role
 from ._mesh import Shards
 
 
 def pad_classes(x: ArrayLike, devices: int, *, class_axis: int = 0) -> tuple[Array, Array]:
-    """Makes up the number of classes K to a multiple of the number of devices.
+    """Pads the classes with zeros, to a multiple of the number of devices.
 
-    Zeros are put behind the last class. They are no classes as long as `where` is given to the function that gets
-    them, so that class ids, losses and gradients are those of the K classes, and the gradient of the zeros is 0.
+    Give the returned `where` to the function that gets the padded array. Class ids, losses and gradients are then as
+    without padding, and the gradient of the padding is 0.
 
     Args:
-        x: of K classes: a kernel, centers, values or a bias.
-        devices: how many devices the classes are sharded over.
-        class_axis: the axis of x along which the classes lie.
+        x: an array with K classes: a kernel, centers, values or a bias.
+        devices: the number of devices over which the classes are sharded.
+        class_axis: the class axis of x.
 
     Returns:
         (x with K' >= K classes, `where` [K']: booleans, True for the first K).
 
     Raises:
         ValueError: if x has no such axis, or `devices` is not positive.
-        TypeError: if x is no array.
+        TypeError: if x is not an array.
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,8 +64,8 @@ def pad_classes(x: ArrayLike, devices: int, *, class_axis: int = 0) -> tuple[Arr
         >>> print(kernel.shape, where)
         (2, 8) [ True  True  True  True  True False False False]
     """
-    x, devices = _arguments.array("x", x), _arguments.size("devices", devices)
-    axis = _arguments.integer("class_axis", class_axis, "an integer")
+    x, devices = _checks.array("x", x), _checks.positive("devices", devices)
+    axis = _checks.integer("class_axis", class_axis, "an integer")
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"`class_axis` must be an axis of `x`, got {axis} for shape {x.shape}.")
     k = x.shape[axis]
@@ -73,41 +74,41 @@ def pad_classes(x: ArrayLike, devices: int, *, class_axis: int = 0) -> tuple[Arr
     return jnp.pad(x, widths), jnp.arange(k + -k % devices) < k
 
 
-_OF_EXAMPLES = ("features", "z", "x", "y", "labels", "example", "weights")
-_OF_CLASSES = ("kernel", "centers", "values", "per_class", "bias", "log_prior", "where", "class_weights")
-_NUMBERS = ("loss", "label_smoothing", "z_loss", "softcap", "temperature")
+def _names_of(*roles: Role) -> tuple[str, ...]:
+    """The arguments of some roles, in the order of the table."""
+    return tuple(name for name, argument in ARGUMENTS.items() if argument.role in roles)
 
 
 class _Plan(NamedTuple):
-    """What is to be run, apart from the arrays."""
+    """A call, apart from its arrays."""
 
     function: Callable
     options: tuple[tuple[str, Any], ...]
     mesh: Mesh | None
     classes: _mesh.Names
     batch: tuple[_mesh.Names, ...]  # of each leading axis
-    place: int  # of the classes in a kernel
-    total: int | None  # of the classes, if they were made up
+    class_axis: int  # of a kernel
+    unpadded: int | None  # the number of classes without padding, if there is padding
 
     @property
     def examples(self):
         return sum(self.batch, ())
 
     def spec(self, name):
-        """Of an argument, all of whose arrays have theirs in the same place."""
-        if name in _OF_EXAMPLES:
+        """The partition of the arrays of an argument."""
+        if ARGUMENTS[name].role == "examples":
             return P(*(axes or None for axes in self.batch))
-        return P(*[None] * (self.place if name == "kernel" else 0), self.classes or None)
+        return P(*[None] * (self.class_axis if name == "kernel" else 0), self.classes or None)
 
     def shard_axes(self):
-        """The arguments that tell the function of the axes."""
+        """The arguments of the function that name the axes."""
         if self.function is _contrastive.contrastive_loss:
             return {"axis_name": self.examples}
-        return {"axis_name": Shards(self.classes, self.examples, self.total)}
+        return {"axis_name": Shards(self.classes, self.examples, self.unpadded)}
 
 
 def _over_mesh(function: Callable) -> Callable[..., Array]:
-    """The function for arrays of the whole, over a mesh."""
+    """The function for global arrays, over a mesh."""
     of_mesh = ["mesh", "class_axis_name", "batch_axis_name"]
     if function is _contrastive.contrastive_loss:
         of_mesh.remove("class_axis_name")  # the examples are the classes
@@ -129,8 +130,7 @@ def _over_mesh(function: Callable) -> Callable[..., Array]:
     over_mesh.__module__ = __name__
     over_mesh.__doc__ = f"""`softjax.{function.__name__}`, with the same arguments, over a mesh of devices.
 
-    The arrays are those of the whole. What {", ".join(f"`{name}`" for name in of_mesh)} are stands at the top of
-    `softjax.sharded`.
+    The arrays are global. `softjax.sharded` describes {", ".join(f"`{name}`" for name in of_mesh)}.
     """
     return over_mesh
 
@@ -138,7 +138,7 @@ def _over_mesh(function: Callable) -> Callable[..., Array]:
 def _run(function, given, mesh, class_axis_name, batch_axis_name):
     devices = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     if not isinstance(devices, AbstractMesh | Mesh) or not devices.axis_names:
-        raise ValueError(f"`mesh` must be a mesh of devices, or set by `jax.set_mesh`, got {_arguments.shown(mesh)}.")
+        raise ValueError(f"`mesh` must be a mesh of devices, or set by `jax.set_mesh`, got {_checks.shown(mesh)}.")
     arrays, numbers, options = _sorted(given)
 
     data = next(name for name in ("features", "z", "x") if name in arrays)
@@ -148,17 +148,17 @@ def _run(function, given, mesh, class_axis_name, batch_axis_name):
         batch = batch[:-1]
     _check_examples(arrays, data, batch, devices)
 
-    place, total, classes = 0, None, _names(devices, "class_axis_name", class_axis_name)
+    class_axis, unpadded, classes = 0, None, _names(devices, "class_axis_name", class_axis_name)
     if "kernel" in arrays:
-        arrays["kernel"], place = _linear.checked_kernel(arrays["kernel"], options.get("class_axis", -1))
+        arrays["kernel"], class_axis = _checks.class_kernel(arrays["kernel"], options.get("class_axis", -1))
     of_classes = next((name for name in ("kernel", "centers") if name in arrays), None)
     if of_classes is not None:
         if arrays[of_classes].ndim != 2:
             raise ValueError(f"`{of_classes}` must have shape [K, D], got {arrays[of_classes].shape}.")
-        classes = _of_type(devices, arrays[of_classes])[place] if classes is None else classes
-        arrays, total = _made_up(arrays, of_classes, place, _size(devices, classes))
+        classes = _of_type(devices, arrays[of_classes])[class_axis] if classes is None else classes
+        arrays, unpadded = _padded(arrays, of_classes, class_axis, _size(devices, classes))
 
-    plan = _Plan(function, tuple(options.items()), mesh, classes or (), batch, place, total)
+    plan = _Plan(function, tuple(options.items()), mesh, classes or (), batch, class_axis, unpadded)
     if not (plan.classes or plan.examples):
         raise ValueError("`class_axis_name` or `batch_axis_name` must name an axis of the mesh, got None.")
     if set(plan.classes) & set(plan.examples):
@@ -169,31 +169,29 @@ def _run(function, given, mesh, class_axis_name, batch_axis_name):
 
 
 def _sorted(given):
-    """(arrays of examples and classes, numbers that may have a gradient, what else there is), by their names."""
+    """(arrays of examples and classes, numbers that may have a gradient, static options), by their names."""
     trees = {name for name in ("example", "per_class") if name in given}
     trees |= {name for name in ("labels",) if isinstance(given.get(name), tuple)}
 
     def asarray(name):
         x = given.pop(name)
-        return jax.tree.map(ft.partial(_arguments.array, name), x) if name in trees else _arguments.array(name, x)
+        return jax.tree.map(ft.partial(_checks.array, name), x) if name in trees else _checks.array(name, x)
 
-    arrays = {name: asarray(name) for name in _OF_EXAMPLES + _OF_CLASSES if name in given}
-    numbers = {name: given.pop(name) for name in _NUMBERS if not isinstance(given.get(name, 0), int | float)}
-    numbers = {
-        name: losses.as_partials(x) if name == "loss" else _arguments.array(name, x) for name, x in numbers.items()
-    }
+    arrays = {name: asarray(name) for name in _names_of("examples", "classes") if name in given}
+    numbers = {name: given.pop(name) for name in _names_of("number") if not isinstance(given.get(name, 0), int | float)}
+    numbers = {name: losses.as_partials(x) if name == "loss" else _checks.array(name, x) for name, x in numbers.items()}
     for name, x in given.items():
         if not isinstance(x, Hashable):
-            raise TypeError(f"`{name}` must be one of Python's numbers, words or tuples, got {_arguments.shown(x)}.")
+            raise TypeError(f"`{name}` must be a Python number, string or tuple, got {_checks.shown(x)}.")
     return arrays, numbers, given
 
 
 def _check_examples(arrays, data, batch, devices):
-    """Refuses examples that are not as many, or can't be spread."""
+    """Refuses arrays of different numbers of examples, or of a number that can't be sharded."""
     shape = arrays[data].shape
     if len(shape) <= len(batch):
         raise ValueError(f"`{data}` must have shape [..., D] with axes to be sharded over {batch}, got {shape}.")
-    for name in set(arrays) & set(_OF_EXAMPLES):
+    for name in set(arrays) & set(_names_of("examples")):
         for a in jax.tree.leaves(arrays[name]):
             if a.shape[: len(batch)] != shape[: len(batch)]:
                 wanted = f"{shape[: len(batch)]}, the leading axes of `{data}`"
@@ -224,7 +222,7 @@ def _call(plan, arrays, numbers):
 
 
 def _placed(mesh, spec, x):
-    """x, of a type that says where it is: along the explicit axes of a mesh."""
+    """x, resharded along the explicit axes of a mesh."""
     explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
     if not explicit:
         return x
@@ -233,31 +231,31 @@ def _placed(mesh, spec, x):
 
 
 def _axes_of(spec):
-    """The names of the mesh axes along which each axis of an array lies."""
+    """The mesh axes over which each axis of an array is sharded."""
     return tuple(() if axes is None else (axes,) if isinstance(axes, str) else axes for axes in spec)
 
 
-def _made_up(arrays, of_classes, place, devices):
-    """(the arrays with as many classes as the devices divide, how many there are if it is not that)."""
-    k = arrays[of_classes].shape[place]
-    of_class = {name: tree for name, tree in arrays.items() if name in _OF_CLASSES}
+def _padded(arrays, of_classes, class_axis, devices):
+    """(the arrays with padded classes, the number of classes without padding or None)."""
+    k = arrays[of_classes].shape[class_axis]
+    of_class = {name: tree for name, tree in arrays.items() if name in _names_of("classes")}
     for name, tree in of_class.items():
-        axis = place if name == of_classes else 0
+        axis = class_axis if name == of_classes else 0
         for a in jax.tree.leaves(tree):
             if a.shape[axis : axis + 1] != (k,):
                 raise ValueError(f"`{name}` must have the {k} classes of `{of_classes}`, got shape {a.shape}.")
     if k % devices == 0:
         return arrays, None
     of_class.setdefault("where", jnp.ones(k, bool))
-    pad = lambda name, a: pad_classes(a, devices, class_axis=place if name == of_classes else 0)[0]
+    pad = lambda name, a: pad_classes(a, devices, class_axis=class_axis if name == of_classes else 0)[0]
     return arrays | {name: jax.tree.map(ft.partial(pad, name), tree) for name, tree in of_class.items()}, k
 
 
 def _names(devices, argument, axes):
-    """The names that an argument gives, if they are those of the mesh; None for None."""
+    """The argument as names of axes of the mesh; None for None."""
     if axes is None:
         return None
-    names = _mesh.as_tuple(argument, axes)
+    names = _mesh.axis_names(argument, axes)
     if not set(names) <= set(devices.axis_names):
         raise ValueError(f"`{argument}` must name axes of the mesh, {devices.axis_names}, got {axes!r}.")
     around = jax.sharding.get_abstract_mesh()
@@ -269,7 +267,7 @@ def _names(devices, argument, axes):
 
 
 def _of_type(devices, x):
-    """The names of the axes along which each axis of an array lies, as its type has those of explicit axes."""
+    """The explicit mesh axes over which each axis of an array is sharded."""
     if AxisType.Explicit not in devices.axis_types:
         return ((),) * x.ndim
     return _axes_of(jax.typeof(x).sharding.spec)

@@ -1,4 +1,4 @@
-"""Checks of a function against a definition in plain JAX, and of what a program sends between devices."""
+"""Checks of a function against a definition in plain JAX, and of the collectives of a program."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._classes import join, split
+from ._dtypes import join, split
 from ._network import Collective, collectives
 
 MODES = ("value", "vjp", "jvp", "hessian-vector product", "jit", "vmap")
@@ -24,20 +24,18 @@ def assert_matches_autodiff(
     seed: int = 0,
     modes: Sequence[str] = MODES,
 ) -> dict[str, float]:
-    """Asserts that a function and its derivatives are those of a definition in plain JAX.
+    """Asserts that a function and its derivatives agree with a definition in plain JAX.
 
-    Compared are the value, reverse mode with a random cotangent, forward mode along a random tangent,
-    the Hessian-vector product of both, and value and reverse mode under `jit` and under `vmap`, over
-    all arguments together and over each alone. The derivatives are taken for every floating-point
-    array among the arguments.
+    It compares the value, reverse mode with a random cotangent, forward mode along a random tangent, the
+    Hessian-vector product of both, and value and reverse mode under `jit` and under `vmap`, over all arguments
+    together and over each alone. The derivatives are taken for every floating-point array among the arguments.
 
     Args:
-        fun: the function to check, of arrays or pytrees of arrays, with the same for a result.
+        fun: the function to check, from arrays or pytrees of arrays to the same.
         reference: its definition, differentiated by JAX.
-        *args: where to compare them. Integers and booleans are held fixed.
-        rtol: the largest error allowed, relative to the largest element of each array that is
-            compared; None for eps^(2/3) of its type: 2e-5 in float32, 4e-11 in float64.
-            Where a sum cancels, as a gradient over many examples may, both sides lose digits: give more.
+        *args: the arguments at which they are compared. Integers and booleans are held fixed.
+        rtol: the largest error allowed, relative to the largest element of each compared array; None for eps^(2/3) of
+            its type: 2e-5 in float32, 4e-11 in float64. Where a sum cancels, both sides lose digits: allow more.
         seed: for cotangents and tangents.
         modes: which of `MODES` to compare.
 
@@ -78,7 +76,7 @@ def relative_errors(
     Args:
         fun: the function to check.
         reference: its definition in plain JAX.
-        *args: where to compare them.
+        *args: the arguments at which they are compared.
         seed: for cotangents and tangents.
         modes: which of `MODES` to compare.
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import softjax
-from softjax import __main__, _audit, _truth
+from softjax import __main__
+from softjax.tools import audit, truth
 
 PUBLIC = {
     value.__name__  # `softargmax` is `softmax`
@@ -43,13 +44,13 @@ def test_every_public_function_is_within_its_limits_in_the_quick_run(audit):
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_every_public_function_has_its_work(quick):
-    works = list(_audit.works(quick))
+    works = list(audit.works(quick))
     assert {work.function for work in works} == PUBLIC
     scenarios = [scenario for work in works for scenario in work.scenarios]
     assert {dtype for s in scenarios for dtype in s.dtypes} >= {"float32", "bfloat16"}
     if not quick:
-        assert {s.place for s in scenarios} == {"logits", *_audit.PLACES}
-        assert {mode for s in scenarios for mode in s.modes} == set(_audit.LIMITS)
+        assert {s.place for s in scenarios} == {"logits", *audit.PLACES}
+        assert {mode for s in scenarios for mode in s.modes} == set(audit.LIMITS)
 
 
 def off_in_value(function):
@@ -91,8 +92,8 @@ def test_the_usual_cross_entropy_loses_all_digits_of_a_sure_row(audit):
 
 def test_nan_and_what_should_be_0_are_errors():
     places = {"z": np.zeros((2, 3))}
-    scenario = _audit.Scenario("", places, ("float32",), ("value",), _audit.LOGITS)
-    problem = _audit._Problem(lambda z: z, lambda z: z, scenario, "float32")
+    scenario = audit.Scenario("", places, ("float32",), ("value",), audit.LOGITS)
+    problem = audit._Problem(lambda z: z, lambda z: z, scenario, "float32")
     want = np.array([[0.0, 0.0, 0.0], [1e4, 1.0, 0.0]])
     error = lambda got: problem.error("value", np.asarray(got, np.float32), want)
     assert error(want) == 0
@@ -120,55 +121,55 @@ Z, T = RANDOM.normal(size=(3, 5)), RANDOM.normal(size=(5, 2))
 @pytest.mark.parametrize(
     ("function", "arguments"),
     [
-        (lambda z, t: (_truth.softmax(z) @ t) / (2 - t[0]), (Z, T)),
-        (lambda z, y: _truth.softmax_cross_entropy(z[:, [0, 2, 2]], y) - z.sum(), (Z, Z[:1, :3])),
-        (lambda z: _truth.logsumexp(z) * _truth.tanh(z).sum(-1), (Z,)),
-        (lambda z, c, t: _truth.leop_loss(z, z, c, t, temperature=t[0, 0], reduction="mean"), (Z[:, :2], T, T + 2)),
-        (lambda z: _truth.multiclass_hinge_loss(z, np.arange(3)), (Z,)),
-        (lambda z: _truth.multiclass_svm_loss(z, np.arange(3)), (Z,)),
+        (lambda z, t: (truth.softmax(z) @ t) / (2 - t[0]), (Z, T)),
+        (lambda z, y: truth.softmax_cross_entropy(z[:, [0, 2, 2]], y) - z.sum(), (Z, Z[:1, :3])),
+        (lambda z: truth.logsumexp(z) * truth.tanh(z).sum(-1), (Z,)),
+        (lambda z, c, t: truth.leop_loss(z, z, c, t, temperature=t[0, 0], reduction="mean"), (Z[:, :2], T, T + 2)),
+        (lambda z: truth.multiclass_hinge_loss(z, np.arange(3)), (Z,)),
+        (lambda z: truth.multiclass_svm_loss(z, np.arange(3)), (Z,)),
     ],
 )
 def test_gradients_of_the_tape_are_central_differences(function, arguments):
-    inputs = [_truth.Numbers(a) for a in arguments]
+    inputs = [truth.Numbers(a) for a in arguments]
     out = function(*inputs)
     cotangent = RANDOM.normal(size=out.shape)
     direction = [RANDOM.normal(size=a.shape) for a in arguments]
-    (difference,) = _truth.along(lambda *inputs: [function(*inputs).value], arguments, direction)
+    (difference,) = truth.along(lambda *inputs: [function(*inputs).value], arguments, direction)
     got = sum(
-        (g * _truth.Numbers(v).value).sum()
-        for g, v in zip(_truth.gradients(out, cotangent, inputs), direction, strict=True)
+        (g * truth.Numbers(v).value).sum()
+        for g, v in zip(truth.gradients(out, cotangent, inputs), direction, strict=True)
     )
-    want = (difference * _truth.Numbers(cotangent).value).sum() if out.shape else difference * cotangent
+    want = (difference * truth.Numbers(cotangent).value).sum() if out.shape else difference * cotangent
     assert abs(got / want - 1) < 1e-40
 
 
 def test_the_truth_is_that_of_known_numbers():
-    sure = _truth.Numbers([[80.0, 0.0]])
-    (loss,) = _truth.softmax_cross_entropy_with_integer_labels(sure, np.array([0])).value
+    sure = truth.Numbers([[80.0, 0.0]])
+    (loss,) = truth.softmax_cross_entropy_with_integer_labels(sure, np.array([0])).value
     assert float(loss) == pytest.approx(np.exp(-80.0), rel=1e-15)
-    assert _truth.CONTEXT.almosteq(loss + _truth.CONTEXT.exp(-160) / 2, _truth.CONTEXT.exp(-80), 1e-68)
+    assert truth.CONTEXT.almosteq(loss + truth.CONTEXT.exp(-160) / 2, truth.CONTEXT.exp(-80), 1e-68)
 
 
 def test_classes_that_attain_the_maximum_share_its_gradient():
-    z = _truth.Numbers([[1.0, 1.0, 0.0]])
-    (gradient,) = _truth.gradients(_truth.largest(z), [1.0], [z])
+    z = truth.Numbers([[1.0, 1.0, 0.0]])
+    (gradient,) = truth.gradients(truth.largest(z), [1.0], [z])
     assert gradient.tolist() == [[0.5, 0.5, 0]]
-    (gradient,) = _truth.gradients(_truth.positive(z - 1), [[1.0, 1.0, 1.0]], [z])
+    (gradient,) = truth.gradients(truth.positive(z - 1), [[1.0, 1.0, 1.0]], [z])
     assert gradient.tolist() == [[0.5, 0.5, 0]]
 
 
 def test_second_derivatives_are_compared_too():
     z = np.array([[0.0, 1.0, 2.0], [0.5, 0.0, -1.0]])
-    scenario = _audit.Scenario("", {"logits": z}, ("float32",), _audit.ALL, _audit.LOGITS)
-    (entry,) = [e for e in _audit.measure(_audit.Work("entropy", _truth.entropy, [scenario], {})) if e.mode == "HVP"]
+    scenario = audit.Scenario("", {"logits": z}, ("float32",), audit.ALL, audit.LOGITS)
+    (entry,) = [e for e in audit.measure(audit.Work("entropy", truth.entropy, [scenario], {})) if e.mode == "HVP"]
     assert 0 < entry.error < 1e-5
-    off = lambda logits: _truth.entropy(logits) * 1.01
-    (entry,) = [e for e in _audit.measure(_audit.Work("entropy", off, [scenario], {})) if e.mode == "HVP"]
+    off = lambda logits: truth.entropy(logits) * 1.01
+    (entry,) = [e for e in audit.measure(audit.Work("entropy", off, [scenario], {})) if e.mode == "HVP"]
     assert entry.error == pytest.approx(0.01, rel=0.1)
 
 
 def test_numbers_add_from_both_sides():
-    assert float((1 + _truth.Numbers(np.array([2.0]))).value[0]) == 3
+    assert float((1 + truth.Numbers(np.array([2.0]))).value[0]) == 3
 
 
 def test_without_a_report_it_prints_alone(capsys):

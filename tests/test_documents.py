@@ -17,7 +17,8 @@ import nbformat
 import numpy as np
 import pytest
 
-from softjax import __main__, _bench
+from softjax import __main__
+from softjax.tools import bench
 
 ROOT = Path(__file__).parent.parent
 NUMBER = re.compile(r"-?\d+\.\d*(?:e[+-]\d+)?")
@@ -118,7 +119,7 @@ def test_the_benchmark_measures_reports_and_draws(tmp_path):
 
 def test_figures_with_aims_are_drawn(tmp_path):
     figures = json.loads((ROOT / "benchmarks" / "results" / "cpu-2-cores.json").read_text())
-    _bench._draw(figures["rows"], figures["machine"], tmp_path / "bench.png")
+    bench._draw(figures["rows"], figures["machine"], tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(base64.b64decode("iVBORw0KGgo="))
 
 
@@ -154,22 +155,22 @@ def test_ctrl_c_ends_a_command_with_a_word(command, monkeypatch, capsys):
 
 def test_a_slow_contestant_is_not_run_again_and_an_absent_one_has_no_ratio(monkeypatch, capsys):
     clock = iter(range(0, 10**6, 4))  # every look at it is 4 seconds later
-    monkeypatch.setattr(_bench.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
     runs = []
 
     def prepare():
         return lambda: runs.append(1)
 
     prepare.eager = True
-    limits = (_bench.Limit("absent", "time", 1.0), _bench.Limit("eager", "temporaries", 1.0))
-    row = _bench.Row("a row", (), {_bench.OURS: lambda: jax.numpy.zeros(()), "eager": prepare}, limits)
-    results = _bench.measure(row, 5)
-    assert (results["eager"].runs, results[_bench.OURS].runs) == (2, 5)
+    limits = (bench.Limit("absent", "time", 1.0), bench.Limit("eager", "temporaries", 1.0))
+    row = bench.Row("a row", (), {bench.OURS: lambda: jax.numpy.zeros(()), "eager": prepare}, limits)
+    results = bench.measure(row, 5)
+    assert (results["eager"].runs, results[bench.OURS].runs) == (2, 5)
     assert results["eager"].seconds == 4
-    assert [_bench._ratio(results, limit) for limit in limits] == [None, None]
+    assert [bench._ratio(results, limit) for limit in limits] == [None, None]
     monkeypatch.setattr(_bench, "rows", lambda small: [row])
     monkeypatch.setattr(_bench, "growth", lambda small: [])
-    assert _bench.run(1, True, None, None) == 0
+    assert bench.run(1, True, None, None) == 0
     assert "a row" in capsys.readouterr().out
 
 

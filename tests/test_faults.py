@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import softjax
-from softjax import _arguments, _classes, _examples, _rows, losses
+from softjax import _checks, _dtypes, _reductions, _rows, _rules, losses
 from softjax import _gibbs as g
 from softjax.testing import assert_matches_autodiff
 
@@ -156,7 +156,7 @@ def leaking(fold):
 
 
 def uncentred(d, c, q, ct):
-    means = ((d.rest * mean.value)[..., None] for d, mean in zip((*ct.t, *ct.s), (*q.t, *q.s), strict=True))
+    means = ((d.rest * mean.value)[..., None] for d, mean in zip((*ct.t, *ct.t_fixed), (*q.t, *q.t_fixed), strict=True))
     return d._replace(h=d.h + q.a.probabilities(c.h) * sum(means))
 
 
@@ -168,7 +168,7 @@ def kernel_in_bfloat16(over_tiles):
     def rounding(step, carry, *rest):
         if carry is not None:
             others, dclasses = carry
-            carry = others, _arguments.cast(dclasses, jnp.bfloat16)
+            carry = others, _dtypes.cast(dclasses, jnp.bfloat16)
         return over_tiles(step, carry, *rest)
 
     return rounding
@@ -183,7 +183,7 @@ def wrapping(class_ids):
 
 
 def label_cross_entropy_of(value):
-    return lambda _: _rows._rule(_rows._normaliser, value, _rows._label_cross_entropy_pull)
+    return lambda _: _rows.row_rule(_rows._row_normaliser, value, _rows._label_cost_pull)
 
 
 def added_first(a, z, y):
@@ -263,21 +263,21 @@ FAULTS = [
     ),
     Fault(
         "the ids of a device's classes begin at 0",
-        (_classes, "ids"),
+        (_rules, "block_ids"),
         lambda ids: lambda layout, start, size: ids(layout._replace(mesh=()), start, size),
         "cross entropy over devices",
     ),
     Fault(
         "gradients are rounded before devices add them up",
-        (_classes, "spread"),
-        lambda spread: lambda tree, layout, before=None: spread(tree, layout),
+        (_rules, "_vary_with_mesh"),
+        lambda vary: lambda tree, layout, before=None: vary(tree, layout),
         "half precision over devices",
         "cross entropy over devices",
     ),
     Fault(
         "what makes up the classes is taken for some",
-        (g, "only"),
-        lambda only: lambda c, is_class: c,
+        (_rules, "without_padding"),
+        lambda without_padding: lambda c, is_class: c,
         "classes that are made up",
     ),
     Fault(
@@ -309,13 +309,13 @@ FAULTS = [
     ),
     Fault(
         "dW is accumulated in bfloat16",
-        (_classes, "over_tiles"),
+        (_rules, "over_tiles"),
         kernel_in_bfloat16,
         "half precision in tiles",
     ),
     Fault(
         "the gradient of each block is rounded",
-        (_classes, "pull_block"),
+        (_rules, "pull_block"),
         rounded,
         "half precision in blocks",
     ),
@@ -327,14 +327,14 @@ FAULTS = [
     ),
     Fault(
         "the cotangent of a gradient taken in the forward pass is lost",
-        (_examples._rule, "bwd"),
+        (_rules._sum_rule, "bwd"),
         lambda bwd: lambda layout, residuals, ct: bwd(layout, residuals, jnp.ones_like(ct)),
         "gradient, forward",
     ),
-    Fault("a negative label wraps", (_arguments, "class_ids"), wrapping, "a label of -1", "a label of K"),
+    Fault("a negative label wraps", (_checks, "class_ids"), wrapping, "a label of -1", "a label of K"),
     Fault(
         "A - z_y is formed after adding",
-        (_rows, "label_cross_entropy"),
+        (_rows, "row_label_cross_entropy"),
         label_cross_entropy_of(added_first),
         "and far from 0",
     ),
@@ -370,7 +370,7 @@ FAULTS = [
     ),
     Fault(
         "the ids of a block are off by one",
-        (_classes, "ids"),
+        (_rules, "block_ids"),
         lambda ids: lambda layout, start, size: ids(layout, start, size) + 1,
         "value, small logits in ragged blocks",
     ),
@@ -383,14 +383,14 @@ FAULTS = [
     Fault("a mask is applied before the softcap", (losses, "_softcap"), instead(capped_masked), "mask and softcap"),
     Fault(
         "a mean is over N, not over the weights",
-        (_examples, "of_mean"),
+        (_reductions, "mean_weights"),
         instead(lambda weights, *_: weights / weights.size),
         "weighed mean",
     ),
     Fault(
         "ignored examples stay in the denominator",
-        (_examples, "of_mean"),
-        lambda of_mean: lambda weights, shares=None, kept=None, axes=(): of_mean(weights, shares),
+        (_reductions, "mean_weights"),
+        lambda mean_weights: lambda weights, shares=None, kept=None, axes=(): mean_weights(weights, shares),
         "mean without the ignored",
     ),
     Fault(

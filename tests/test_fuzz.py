@@ -24,7 +24,7 @@ N, K, D, E = 4, 5, 3, 2
 HOME = pathlib.Path(softjax.__file__).parent
 SENTENCE = re.compile(r"[^\n]*`[^`\n]+`[^\n]*\.")
 # the command line, and helpers of tests
-NOT_OF_FUNCTIONS = ("__main__", "_audit", "_bench", "_demo", "_language_model", "_network", "_truth", "testing")
+NOT_OF_FUNCTIONS = ("__main__", "_network", "testing")
 
 
 # --- what is a refusal ----------------------------------------------------------------------------

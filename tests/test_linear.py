@@ -323,14 +323,12 @@ def test_the_similarities_of_a_contrastive_loss_are_never_held(reduction):
 
 
 def test_the_placement_that_is_printed_is_the_one_that_is_used(monkeypatch):
-    from softjax import _examples, _linear
+    from softjax import _evaluate
 
     used = []
-    evaluate = _examples.evaluate
-    spy = lambda problem, axes, n, count, placement, shards, **options: (
-        used.append(placement) or evaluate(problem, axes, n, count, placement, shards, **options)
-    )
-    monkeypatch.setattr(_linear, "evaluate", spy)
+    evaluated = _evaluate._evaluate
+    spy = lambda *args: used.append(args[6]) or evaluated(*args)
+    monkeypatch.setattr(_evaluate, "_evaluate", spy)
     for n, d, k, reduction in (
         (4, 3, 13, "mean"),
         (512, 256, 4096, "mean"),

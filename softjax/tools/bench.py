@@ -23,9 +23,10 @@ from jax import Array
 from rich.console import Console
 from rich.table import Table
 
-from . import _logits, _mixture, _peers
-from ._linear import linear_softmax_cross_entropy
-from ._placement import Placement
+import softjax
+from softjax import Placement, linear_softmax_cross_entropy
+
+from . import peers
 
 OURS = "softjax"
 
@@ -102,7 +103,7 @@ def _linear(sizes: tuple[int, int, int], reduction: str, limits: tuple[Limit, ..
         "3 products": products,
     }
     name = f"linear cross entropy, {reduction}, N={n} D={d} K={k}"
-    return Row(name, (x, w / d**0.5, labels), contestants | _peers.of_linear(reduction), limits)
+    return Row(name, (x, w / d**0.5, labels), contestants | peers.of_linear(reduction), limits)
 
 
 def _mixture_losses(h: Callable, log_likelihood: Callable) -> dict[str, Callable]:
@@ -128,9 +129,9 @@ MATRIX_FORMS = _mixture_losses(
     lambda x, v: 2 * x @ v.T - (v**2).sum(-1) - (x**2).sum(-1, keepdims=True),
 )
 MIXTURES = {
-    "autoencoder": _mixture.mixture_autoencoder_loss,
-    "EOL": _mixture.eol_loss,
-    "LEOP": _mixture.leop_loss,
+    "autoencoder": softjax.mixture_autoencoder_loss,
+    "EOL": softjax.eol_loss,
+    "LEOP": softjax.leop_loss,
 }
 
 
@@ -143,7 +144,7 @@ def _mixture_row(kind: str, sizes: tuple[int, int, int, int], limits: tuple[Limi
     }
     with_gradients = {name: jax.value_and_grad(f, (0, 1, 2, 3)) for name, f in contestants.items()}
     arguments = _normal(2, (n, d), (n, e), (k, d), (k, e))
-    contestants = with_gradients | _peers.of_mixture(kind)
+    contestants = with_gradients | peers.of_mixture(kind)
     return Row(f"mixture {kind}, N={n} K={k} D={d} E={e}", arguments, contestants, limits)
 
 
@@ -161,15 +162,15 @@ def _dense(n: int, k: int) -> Iterator[Row]:
         return function
 
     size = f"N={n} K={k}"
-    contestants = {OURS: gradient(_logits.softmax), "jax.nn": gradient(jax.nn.softmax)}
+    contestants = {OURS: gradient(softjax.softmax), "jax.nn": gradient(jax.nn.softmax)}
     yield Row(f"softmax, {size}", (z, ct), contestants, at_most("jax.nn"))
     contestants = {
-        OURS: _with_gradients(_logits.softmax_cross_entropy_with_integer_labels, 1),
+        OURS: _with_gradients(softjax.softmax_cross_entropy_with_integer_labels, 1),
         "optax": _with_gradients(optax.softmax_cross_entropy_with_integer_labels, 1),
     }
     yield Row(f"cross entropy, integer labels, {size}", (z, labels), contestants, at_most("optax"))
     contestants = {
-        OURS: _with_gradients(_logits.softmax_cross_entropy, 1),
+        OURS: _with_gradients(softjax.softmax_cross_entropy, 1),
         "optax": _with_gradients(optax.softmax_cross_entropy, 1),
     }
     yield Row(f"cross entropy, soft labels, {size}", (z, y), contestants, at_most("optax"))
@@ -182,7 +183,7 @@ def _step(n: int, k: int, d: int, e: int) -> Row:
 
     def step(z, x, c, v):
         def loss(params):
-            return _mixture.mixture_autoencoder_loss(z, x, *params, reduction="mean")
+            return softjax.mixture_autoencoder_loss(z, x, *params, reduction="mean")
 
         value, gradients = jax.value_and_grad(loss)((c, v))
         updates, _ = optimizer.update(gradients, optimizer.init((c, v)))

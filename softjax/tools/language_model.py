@@ -24,8 +24,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import sharded
-from ._demo import interrupts
+from softjax import sharded
+
+from .demo import interrupts
 
 WIDTH, BLOCKS, HEADS = 64, 2, 4
 BATCH, LENGTH = 16, 32  # of examples, in tokens

@@ -21,11 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 import softjax
+from softjax import Placement, losses
+from softjax._dtypes import join, split
+from softjax._placement import BlockSize
 
-from . import _truth, losses
-from ._bench import machine
-from ._classes import join, split
-from ._placement import BlockSize, Placement
+from . import truth
+from .bench import machine
 
 # In float32, relative to the largest element. Results in half precision are rounded once more.
 LIMITS = {"value": 2e-6, "reverse": 2e-6, "forward": 2e-6, "HVP": 1e-4}
@@ -111,18 +112,16 @@ def _of_logits(quick: bool, random: np.random.Generator) -> Iterator[Work]:
         ]
         return Work(function, definition, scenarios, options or {}, peer)
 
-    yield work("softmax", _truth.softmax, "x", jax.nn.softmax)
-    yield work("log_softmax", _truth.log_softmax, "x", jax.nn.log_softmax)
+    yield work("softmax", truth.softmax, "x", jax.nn.softmax)
+    yield work("log_softmax", truth.log_softmax, "x", jax.nn.log_softmax)
     a = ft.partial(jax.nn.logsumexp, axis=-1)
-    yield work("logsumexp", _truth.logsumexp, "a", a, options={"axis": -1})
-    yield work("entropy", _truth.entropy, "logits")
+    yield work("logsumexp", truth.logsumexp, "a", a, options={"axis": -1})
+    yield work("entropy", truth.entropy, "logits")
     positive = lambda z: random.uniform(1, 2, z.shape)  # else the sum could cancel
-    yield work("expectation", _truth.expectation, "logits", values=positive)
+    yield work("expectation", truth.expectation, "logits", values=positive)
     first = lambda z: np.zeros(len(z), int)
-    soft = ft.partial(
-        work, "softmax_cross_entropy", _truth.softmax_cross_entropy, "logits", optax.softmax_cross_entropy
-    )
-    sure = soft(", sure labels", labels=lambda z: _truth.one_hot(first(z), z.shape[1]))
+    soft = ft.partial(work, "softmax_cross_entropy", truth.softmax_cross_entropy, "logits", optax.softmax_cross_entropy)
+    sure = soft(", sure labels", labels=lambda z: truth.one_hot(first(z), z.shape[1]))
     yield sure._replace(scenarios=[*sure.scenarios, *soft(", soft labels", labels=positive).scenarios])
     peer = optax.softmax_cross_entropy_with_integer_labels
     for function, argument, other in (
@@ -130,11 +129,11 @@ def _of_logits(quick: bool, random: np.random.Generator) -> Iterator[Work]:
         ("multiclass_svm_loss", "scores", None),
         ("multiclass_hinge_loss", "scores", optax.losses.multiclass_hinge_loss),
     ):
-        yield work(function, getattr(_truth, function), argument, other, labels=first)
+        yield work(function, getattr(truth, function), argument, other, labels=first)
     yield work(
-        "of_logits", _truth.focal, "logits", variant=", focal", options={"loss": losses.focal(2.0)}, example=first
+        "of_logits", truth.focal, "logits", variant=", focal", options={"loss": losses.focal(2.0)}, example=first
     )
-    brier = work("of_logits", _truth.brier, "logits", variant=", Brier", options={"loss": losses.brier}, example=first)
+    brier = work("of_logits", truth.brier, "logits", variant=", Brier", options={"loss": losses.brier}, example=first)
     # In half precision 1e4 rounds all others to one number, of which the gradient is what rounding makes of 0.
     yield brier._replace(scenarios=[s for s in brier.scenarios if s.dtypes == WIDE])
 
@@ -190,26 +189,26 @@ def _of_linear(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     def peer(features, kernel, labels):
         return optax.softmax_cross_entropy_with_integer_labels(features @ kernel, labels)
 
-    function, definition = "linear_softmax_cross_entropy", _truth.linear_softmax_cross_entropy
+    function, definition = "linear_softmax_cross_entropy", truth.linear_softmax_cross_entropy
     yield work(function, definition, labels, peer=peer)
     yield work(function, definition, pair, variant=", pair labels", large=False)
     yield work(function, definition, options, variant=", all options", sure=False, large=False)
     values = lambda n, k: {"values": normal(k, 2), "temperature": np.array(2.0)}
-    expectation = work("linear_expectation", _truth.linear_expectation, values, scalar=False)
+    expectation = work("linear_expectation", truth.linear_expectation, values, scalar=False)
     yield expectation._replace(scenarios=map(_following("kernel", lambda w: w.T), expectation.scenarios))
     nothing: Callable[..., dict] = lambda n, k: {}
-    yield work("linear_logsumexp", _truth.linear_logsumexp, nothing, scalar=False)
+    yield work("linear_logsumexp", truth.linear_logsumexp, nothing, scalar=False)
     example = lambda n, k: {"example": _labels(n, k)}
     for variant, loss, of, more in (
-        (", focal", losses.focal(2.0), _truth.focal, example),
-        (", entropy", losses.entropy, _truth.entropy, nothing),
+        (", focal", losses.focal(2.0), truth.focal, example),
+        (", entropy", losses.entropy, truth.entropy, nothing),
     ):
-        yield work("of_linear", ft.partial(_truth.of_linear, of), more, {"loss": loss}, variant=variant, large=False)
+        yield work("of_linear", ft.partial(truth.of_linear, of), more, {"loss": loss}, variant=variant, large=False)
 
     views = lambda x, y: {"x": x, "y": y, "temperature": np.array(2.0), "weights": uniform(K)}
     others = {f"margin {scale}": views(scale * exact, exact) for scale in (17, 80)}
     scenarios = _placed(lambda n, k: views(normal(k, 3), normal(k, 3)), others, None, True, quick)
-    yield Work("contrastive_loss", _truth.contrastive_loss, scenarios, {})
+    yield Work("contrastive_loss", truth.contrastive_loss, scenarios, {})
 
 
 def _of_mixture(quick: bool, random: np.random.Generator) -> Iterator[Work]:
@@ -238,7 +237,7 @@ def _of_mixture(quick: bool, random: np.random.Generator) -> Iterator[Work]:
         large = None if function == "of_mixture" else lambda n, k, chosen=chosen: chosen(normal(n, k))
         scalar = function != "mixture_expectation"
         scenarios = _placed(ordinary, others, large, scalar, quick)
-        yield Work(function, getattr(_truth, function), map(follow, scenarios), options)
+        yield Work(function, getattr(truth, function), map(follow, scenarios), options)
 
 
 def _following(of_classes: str, coordinates: Callable) -> Callable[[Scenario], Scenario]:
@@ -331,16 +330,16 @@ class _Problem:
         fixed = jax.tree.map(np.asarray, self.fixed)
         f = lambda *numbers: definition(**join(jax.tree.unflatten(tree, numbers), fixed))
 
-        inputs = [_truth.Numbers(a) for a in leaves]
+        inputs = [truth.Numbers(a) for a in leaves]
         output = f(*inputs)
         each = of_each(**join(jax.tree.unflatten(tree, inputs), fixed)) if output.shape == () else output
         self.cotangent = rounded(random.normal(size=output.shape))
-        gradients = _truth.gradients(output, self.cotangent, inputs)
+        gradients = truth.gradients(output, self.cotangent, inputs)
         # The gradient of a number is a sum over the examples, which may cancel: its error is relative to their sizes.
         numbers = [x for x in inputs if x.shape == ()]
         examples = [each[n] for n in range(each.shape[0])] if numbers and each.shape else []
         of_one = np.broadcast_to(self.cotangent, each.shape) / (1 if output.shape else len(examples) or 1)
-        parts = [_truth.gradients(out, of_one[n], numbers) for n, out in enumerate(examples)]
+        parts = [truth.gradients(out, of_one[n], numbers) for n, out in enumerate(examples)]
         sizes = iter(np.abs(np.array(parts, float)).sum(0) if parts else [0.0] * len(numbers))
         self.least = [float(next(sizes)) if x.shape == () else 0.0 for x in inputs]
         # what the gradient says of every element has the same sign, so that their sum does not cancel
@@ -348,11 +347,11 @@ class _Problem:
         tangent = [rounded(np.asarray(s * np.abs(random.normal(size=s.shape)))) for s in signs]
         self.tangent = jax.tree.unflatten(tree, tangent)
         self.want = {"value": output.value, "reverse": jax.tree.unflatten(tree, gradients)}
-        products = [g * _truth.Numbers(v).value for g, v in zip(gradients, tangent, strict=True)]
+        products = [g * truth.Numbers(v).value for g, v in zip(gradients, tangent, strict=True)]
         self.want["forward"] = sum(self.rows(p).sum(-1) for p in products)
         if "HVP" in self.modes:
-            back = lambda *inputs: _truth.gradients(f(*inputs), self.cotangent, inputs)
-            self.want["HVP"] = jax.tree.unflatten(tree, _truth.along(back, leaves, tangent))
+            back = lambda *inputs: truth.gradients(f(*inputs), self.cotangent, inputs)
+            self.want["HVP"] = jax.tree.unflatten(tree, truth.along(back, leaves, tangent))
 
     def rows(self, a: Any) -> np.ndarray:
         return np.reshape(a, (len(a) if self.by_row else 1, -1))

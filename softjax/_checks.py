@@ -1,0 +1,233 @@
+"""Checks of arguments. A refusal is one sentence with the argument, the value that came and the value wanted."""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+Axis = int | Sequence[int] | None
+INT32 = jnp.iinfo("int32")
+
+
+def shown(x: Any) -> str:
+    """x as it appears in a message: an array by its type and shape, anything else by its repr, shortened."""
+    if hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, np.generic):
+        return f"{x.dtype}[{', '.join(map(str, x.shape))}]"
+    text = " ".join(repr(x).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def array(name: str, x: ArrayLike) -> Array:
+    """x as an array."""
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"`{name}` must be an array or a number that JAX can hold, got {type(x).__name__}.") from error
+
+
+def floating(name: str, x: ArrayLike) -> Array:
+    """x as an array of floating-point numbers; integers are promoted as in `jax.nn`."""
+    x = array(name, x)
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return x.astype("float64" if x.dtype.itemsize == 8 else "float32")
+    if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize < 2:
+        raise TypeError(f"`{name}` must be real numbers of 16 bits or more, got dtype {x.dtype}.")
+    return x
+
+
+def floating_like(name: str, x: ArrayLike, other: Array) -> Array:
+    """x as an array of floating-point numbers; integers and Python numbers take the type of `other`."""
+    x = array(name, x)
+    if jnp.issubdtype(x.dtype, jnp.integer) or (jnp.issubdtype(x.dtype, jnp.floating) and x.weak_type):
+        return x.astype(other.dtype)
+    return floating(name, x)
+
+
+def integers(name: str, x: ArrayLike) -> Array:
+    """x as an array of integers."""
+    x = array(name, x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"`{name}` must be integers, got dtype {x.dtype}.")
+    return x
+
+
+def booleans(name: str, x: ArrayLike) -> Array:
+    """x as an array of booleans."""
+    x = array(name, x)
+    if x.dtype != jnp.bool_:
+        raise TypeError(f"`{name}` must be booleans, got dtype {x.dtype}.")
+    return x
+
+
+def scalar(name: str, x: ArrayLike) -> Array:
+    """x as one floating-point number."""
+    x = floating(name, x)
+    if x.ndim:
+        raise ValueError(f"`{name}` must be a scalar, got shape {x.shape}.")
+    return x
+
+
+def number(name: str, x: ArrayLike) -> ArrayLike:
+    """x as one floating-point number; a Python number stays one, with all its digits."""
+    if isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < jnp.finfo("float32").max:
+        return float(x)
+    return scalar(name, x)
+
+
+def integer(name: str, x: Any, meaning: str) -> int:
+    """x as a Python integer."""
+    try:
+        n = None if isinstance(x, bool | np.bool_) else operator.index(x)
+    except TypeError:
+        n = None
+    if n is None:
+        raise TypeError(f"`{name}` must be {meaning}, got {shown(x)}.")
+    return n
+
+
+def flag(name: str, x: bool) -> bool:
+    """x, if it is True or False."""
+    if not isinstance(x, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False, got {shown(x)}.")
+    return bool(x)
+
+
+def shape(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> None:
+    """Refuses an x whose shape is not `wanted`."""
+    if x.shape != wanted:
+        raise ValueError(f"`{name}` must have shape {wanted} ({meaning}), got {x.shape}.")
+
+
+def broadcast(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> Array:
+    """x broadcast to the shape `wanted`."""
+    try:
+        fits = jnp.broadcast_shapes(x.shape, wanted) == wanted
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"`{name}` must be broadcastable to shape {wanted} ({meaning}), got {x.shape}.")
+    return jnp.broadcast_to(x, wanted)
+
+
+def axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    """The axes that `axis` names in an array of rank `ndim`, counted from 0."""
+    if axis is None:
+        given: tuple = tuple(range(ndim))
+    else:
+        given = tuple(axis) if isinstance(axis, Sequence) and not isinstance(axis, str | bytes) else (axis,)
+    named = tuple(integer("axis", a, "an integer, a tuple of integers or None") for a in given)
+    if named and ndim == 0:
+        raise ValueError(f"`axis` must name an axis of the array, got {shown(axis)} for a single number.")
+    for a in named:
+        if not -ndim <= a < ndim:
+            raise ValueError(f"`axis` must lie in [{-ndim}, {ndim}) for an array of rank {ndim}, got {shown(axis)}.")
+    named = tuple(a % ndim for a in named)
+    if len(set(named)) < len(named):
+        raise ValueError(f"`axis` must not name an axis twice, got {shown(axis)} for an array of rank {ndim}.")
+    return named
+
+
+def positive(name: str, n: int, meaning: str = "a positive integer") -> int:
+    """n as a positive integer."""
+    n = integer(name, n, meaning)
+    if n < 1:
+        raise ValueError(f"`{name}` must be positive, got {n}.")
+    return n
+
+
+def leading(name: str, tree: Any, wanted: tuple[int, ...], meaning: str) -> Any:
+    """A tree of arrays [*wanted, ...], with the wanted axes flattened: [N, ...]."""
+
+    def flat(x):
+        x = array(name, x)
+        if not (x.dtype == jnp.bool_ or jnp.issubdtype(x.dtype, jnp.integer)):
+            floating(name, x)
+        if x.shape[: len(wanted)] != wanted:
+            raise ValueError(f"`{name}` must hold arrays whose shapes begin with {wanted} ({meaning}), got {x.shape}.")
+        return x.reshape(math.prod(wanted), *x.shape[len(wanted) :])
+
+    return jax.tree.map(flat, tree)
+
+
+def example_weights(x: ArrayLike | None, batch: tuple[int, ...], dtype: jnp.dtype) -> Array | None:
+    """The weights [N] of the examples."""
+    if x is None:
+        return None
+    x = floating("weights", x)
+    shape("weights", x, batch, "one for each example")
+    return x.reshape(-1).astype(dtype)
+
+
+def equals(name: str, labels: Array, label: int) -> Array:
+    """Which of the labels equal the label given as the argument `name`."""
+    label = integer(name, label, "an integer or None")
+    limits = jnp.iinfo(labels.dtype)
+    if not limits.min <= label <= limits.max:
+        return jnp.zeros(labels.shape, bool)
+    return labels == jnp.asarray(label, labels.dtype)
+
+
+def reduction(x: str) -> str:
+    """x, if it is the name of a reduction."""
+    if not isinstance(x, str) or x not in ("none", "sum", "mean"):
+        raise ValueError(f"`reduction` must be 'none', 'sum' or 'mean', got {shown(x)}.")
+    return x
+
+
+def class_ids(labels: Array, count: int, other: int = 0) -> tuple[Array, Array]:
+    """(class ids, True where a label is one of the `count` classes); any other label gets the `other` id."""
+    fits = count > jnp.iinfo(labels.dtype).max
+    known = (labels >= 0) if fits else (labels >= 0) & (labels < count)
+    return jnp.where(known, jnp.where(known, labels, jnp.zeros_like(labels)).astype(jnp.int32), other), known
+
+
+def live_classes(where: ArrayLike | None, name: str, bias: ArrayLike | None, k: int, meaning: str) -> tuple:
+    """(booleans [K], False for a class that is left out, or None if none is; the bias [K] or None)."""
+    live = None
+    if where is not None:
+        live = booleans("where", where)
+        shape("where", live, (k,), meaning)
+    if bias is None:
+        return live, None
+    bias = floating(name, bias)
+    shape(name, bias, (k,), meaning)
+    possible = ~(bias < jnp.finfo(bias.dtype).min)
+    return possible if live is None else live & possible, bias
+
+
+def class_values(x: ArrayLike, k: int, classes: str) -> Array:
+    """The values [K, E] of K classes."""
+    x = floating("values", x)
+    if x.ndim != 2:
+        raise ValueError(f"`values` must have shape [K, E], got {x.shape}.")
+    shape("values", x, (k, x.shape[1]), f"[K, E] for the K of `{classes}`")
+    return x
+
+
+def class_kernel(kernel: ArrayLike, class_axis: int) -> tuple[Array, int]:
+    """(the kernel, its class axis as 0 or 1)."""
+    kernel, axis = floating("kernel", kernel), integer("class_axis", class_axis, "0 or -1")
+    if axis not in (0, 1, -1):
+        raise ValueError(f"`class_axis` must be 0 or -1, got {class_axis!r}.")
+    axis %= 2
+    if kernel.ndim != 2 or kernel.shape[axis] == 0:
+        wanted = ("[K, D]", "[D, K]")[axis]
+        raise ValueError(f"`kernel` must have shape {wanted} with at least one class, got {kernel.shape}.")
+    return kernel, axis
+
+
+def latents_and_centers(z: ArrayLike, centers: ArrayLike) -> tuple[Array, Array]:
+    """The latents [..., D] and centers [K, D]."""
+    z, centers = floating("z", z), floating("centers", centers)
+    if centers.ndim != 2:
+        raise ValueError(f"`centers` must have shape [K, D], got {centers.shape}.")
+    if centers.shape[0] == 0:
+        raise ValueError(f"`centers` must hold at least one class, got shape {centers.shape}.")
+    shape("z", z, (*z.shape[:-1], centers.shape[1]), "[..., D] for the D of `centers`")
+    return z, centers

@@ -1,0 +1,194 @@
+"""A loss of scores: where the two meet.
+
+The scores know nothing of losses, and a loss sees logits and knows nothing of scores. `evaluate` chooses how much of
+them is in memory at a time, and which rule or engine takes the gradient.
+"""
+
+import functools as ft
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+
+from . import _checks, _dtypes, _gibbs, _mesh, _placement, _returned, _rules
+from . import losses as _losses
+from ._arguments import checked, documented
+from ._loops import Layout
+from ._pair import Pair
+from ._placement import BlockSize, Placement
+from ._reductions import Examples
+from ._rules import Engine
+from .losses import Loss
+from .scores import Scores
+
+
+class BlockColumns(NamedTuple):
+    """Computes the columns of a loss from the scores of a tile and block: a pytree."""
+
+    scores: Any
+    """`Scores.function`"""
+    loss: Any
+    """`Loss.columns`"""
+
+    def __call__(self, examples: Any, block: tuple, ids: Array) -> _gibbs.Columns:
+        (of_scores, example), (*classes, live, per_class, _) = examples, block
+        h = self.scores(of_scores, tuple(classes), live)
+        columns = self.loss(h, ids, example, _dtypes.zeroed(live, per_class))
+        _returned.check_columns(columns, ids)
+        return columns
+
+
+@documented
+def of(
+    loss: Loss,
+    scores: Scores,
+    example: Any = None,
+    per_class: Any = None,
+    *,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
+    engine: Engine | None = None,
+) -> Array:
+    """A loss of scores, which are never in memory all at once.
+
+    Args:
+        scores: made by a function of `softjax.scores`, which also takes the mesh axes.
+
+    Returns:
+        The loss [...], or a scalar, in at least float32.
+
+    Raises:
+        ValueError: if the shapes don't fit together, or an option is invalid.
+        TypeError: if an array is not real.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import softjax
+        >>> gaussian = lambda x, y: -((x[:, None] - y[None]) ** 2).sum(-1)
+        >>> scores = softjax.scores.of(gaussian, jnp.zeros((1, 2)), jnp.ones((8, 2)))
+        >>> print(softjax.of(softjax.losses.logsumexp, scores))  # log 8 - 2
+        [0.0794]
+
+    Source: CATSMILE-1012 (softargmax), expectations under p.
+    """
+    if not isinstance(scores, Scores):
+        raise TypeError(f"`scores` must be made by a function of `softjax.scores`, got {_checks.shown(scores)}.")
+    if not (engine is None or isinstance(engine, Engine)):
+        raise TypeError(f"`engine` must be a `softjax.Engine` or None, got {_checks.shown(engine)}.")
+    batch_of, classes_of = scores.names
+    example = _checks.leading("example", example, scores.batch, f"the leading axes of `{batch_of}`")
+    per_class = _checks.leading("per_class", per_class, (scores.k,), f"[K] for the K of `{classes_of}`")
+    return evaluate(
+        loss, scores, example, per_class, weights=weights, reduction=reduction, block_size=block_size, engine=engine
+    )
+
+
+def evaluate(
+    loss: Loss,
+    scores: Scores,
+    example: Any = None,
+    per_class: Any = None,
+    examples: Examples | None = None,
+    *,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
+    engine: Engine | None = None,
+) -> Array:
+    """The losses of examples [N] with data `example` [N, ...], of classes with data `per_class` [K, ...].
+
+    `weights` [...] are added to `examples`.
+    """
+    reduction = checked("reduction", reduction)
+    dtype = _dtypes.compute_dtype(_dtypes.common_dtype(scores, *_dtypes.inexact_leaves((example, per_class))))
+    scores = scores.computed_in(dtype)
+    example, per_class = _dtypes.cast(example, dtype), _dtypes.cast_unless_half(per_class, dtype)
+    weights = _checks.example_weights(weights, scores.batch, dtype)
+    examples = (examples or Examples())._replace(weights=weights)
+    loss = _losses.as_tree(loss, dtype)
+    if scores.classes:
+        placement = _placement.given_or_chosen(block_size, scores.n, scores.k, scores.width, reduction, dtype)
+    else:
+        placement = Placement(scores.n, scores.k)
+        if jax.tree.leaves(per_class):
+            possible = ~(scores.examples < jnp.finfo(scores.examples.dtype).min).all(0)
+            per_class = _dtypes.zeroed(possible, per_class)
+    examples = examples.reduced(reduction, scores.n, dtype, scores.shards.examples)
+    out = _evaluate(loss, scores, example, per_class, examples, reduction, placement, engine)
+    return out.reshape(*scores.batch, *out.shape[1:]) if reduction == "none" else out
+
+
+@ft.partial(jax.jit, static_argnums=(5, 6, 7), inline=True)
+def _evaluate(loss, scores, example, per_class, examples, reduction, placement, engine):
+    n, k, shards = scores.n, scores.k, scores.shards
+    exact = scores.exact if loss.payoff is not None else None
+    problem = _rules.Problem(
+        BlockColumns(scores.function, loss.columns),
+        Partial(_finish, loss.finish, loss.payoff, exact and exact.score),
+        (scores.examples, example),
+        (exact and (exact.examples, exact.left_out), example, examples),
+        (*scores.classes, scores.live, per_class, exact and exact.classes),
+    )
+    axes = (*scores.axes, 0, 0, 0)
+    layout = Layout(axes, n, k, placement.tile, min(placement.block, k), shards.classes, shards.unpadded)
+    if engine is not None:
+        reason = engine.refuses(problem.columns, problem.examples, problem.classes)
+        if reason is None:
+            layout = layout._replace(tile=n, engine=engine)
+        else:
+            warnings.warn(f"The engine {engine.name} does not apply: {reason}.", stacklevel=4)
+    if reduction == "none":
+        return _rules.losses(layout, problem)
+    if placement.gradient == "backward" or layout.engine is not None:
+        return _mesh.psum(_rules.losses(layout, problem).sum(), shards.examples)
+    return _mesh.psum(_rules.sum_of_losses(layout, problem), shards.examples)
+
+
+def _finish(finish, payoff, exact_score, totals, targets, classes, layout):
+    of_exact, example, examples = targets
+    if exact_score is not None:
+        totals = _with_exact_tops(totals, exact_score, payoff, (of_exact, example), classes, layout)
+    finished = finish(totals, example)
+    _returned.check_losses(finished, totals.a.m.shape[0])
+    return examples.weighted(finished)
+
+
+def _with_exact_tops(totals, score, payoff, targets, classes, layout):
+    """The totals with the scores and payoffs of the top classes computed again, without a matrix product.
+
+    The products that compute the scores and payoffs of all classes lose digits where an example is close to a class.
+    The part of the top class is a constant of differentiation, and so is its replacement.
+    """
+    score, ((of_score, left_out), example), classes = lax.stop_gradient((score, targets, classes))
+    known = totals.a.top >= 0
+
+    def at(top):
+        def values(position):
+            *of_scores, _, per_class, more = jax.tree.map(lambda a: a[position], classes)
+            return score(of_score, (of_scores, more)), payoff(example, per_class)
+
+        return _mesh.at_class(top, values, layout.classes, layout.mesh)
+
+    h, t = at(totals.a.top)
+
+    def mean(a):
+        return jax.tree.map(ft.partial(jnp.where, known), a.rebased(t, totals.a.r / totals.a.mass), a)
+
+    def log_mean(a, n):
+        of_n, e = at(n.top)
+        # A score counts as far as its class is likely, as log sum_k exp h_k moves by p_k dh_k.
+        slip = n.r / n.mass * (n.m - (of_n + e + left_out))
+        slip -= totals.a.r / totals.a.mass * (totals.a.m - (h + left_out))
+        better = Pair((of_n - h) + e, a.rest + lax.stop_gradient(slip))
+        return jax.tree.map(ft.partial(jnp.where, known & (n.top >= 0)), better, a)
+
+    return totals._replace(
+        t=tuple(map(mean, totals.t)),
+        t_fixed=tuple(map(mean, totals.t_fixed)),
+        e=tuple(map(log_mean, totals.e, totals.n)),
+    )

@@ -1,0 +1,62 @@
+"""Weights of the examples, and the sum and the mean of their losses."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from . import _mesh
+
+
+class Examples(NamedTuple):
+    """How the examples [N] count: a pytree."""
+
+    weights: Array | None = None
+    """factors of the losses"""
+    kept: Array | None = None
+    """booleans; False for an example with loss and gradient 0 that is left out of the mean"""
+    known: Array | None = None
+    """booleans; False for an example with loss and gradient NaN"""
+    shares: Array | None = None
+    """the mean is sum(weights losses) / sum(weights shares); None for 1"""
+
+    def reduced(self, reduction: str, n: int, dtype: jnp.dtype, axes: _mesh.Names) -> "Examples":
+        """The examples with weights whose sum of losses is the reduction, over all devices of the mesh axes."""
+        weights, kept, known, shares = self
+        if reduction == "mean":
+            # In the forward pass: scaling a gradient later would read and write it once more.
+            if weights is None and shares is None and kept is None and isinstance(n, int):  # it may be symbolic
+                weights = jnp.full(n, 1 / max(n * _mesh.device_count(axes), 1), dtype)
+            else:
+                weights = mean_weights(jnp.ones(n, dtype) if weights is None else weights, shares, kept, axes)
+        if known is not None:
+            weights = jnp.where(known, jnp.ones(n, dtype) if weights is None else weights, jnp.nan)
+        return Examples(weights, kept)
+
+    def weighted(self, losses: Array) -> Array:
+        """The losses [N, ...], times their weights and 0 where they are not kept."""
+        if self.kept is not None:
+            losses = jnp.where(_trailing(self.kept, losses), losses, 0)
+        return losses if self.weights is None else _product(losses, self.weights)
+
+
+def mean_weights(
+    weights: Array, shares: Array | None = None, kept: Array | None = None, axes: _mesh.Names = ()
+) -> Array:
+    """The weights [N] whose sum of losses is the mean."""
+    shared = weights if shares is None else weights * shares
+    total = _mesh.psum((shared if kept is None else jnp.where(kept, shared, 0)).sum(), axes)
+    return jnp.where(total == 0, 0, weights / jnp.where(total == 0, 1, total))
+
+
+def _product(loss, weights):
+    """loss * weights, where a weight of 0 makes an infinite loss 0; an infinite loss has no derivative."""
+    weights = _trailing(weights, loss)
+    infinite = jnp.isinf(loss)
+    as_constant = jnp.where(infinite & (weights == 0), 0, loss) * lax.stop_gradient(weights)
+    return jnp.where(infinite, as_constant, jnp.where(infinite, 0, loss) * weights)
+
+
+def _trailing(a, x):
+    """a with trailing axes of size 1, up to the rank of x."""
+    return a.reshape(a.shape + (1,) * (x.ndim - a.ndim))

@@ -1,0 +1,403 @@
+"""The custom derivative rules: with the gradient taken in the backward pass, and in the forward pass.
+
+A loss per example leaves its gradient to the backward pass, which computes the scores again: 4 matrix products in
+place of 3. The cotangent of every loss of a sum is known beforehand, so its gradient is taken in the forward pass,
+one tile of examples after the other, while the scores of the tile are in memory.
+
+On a mesh, every array given to a rule is first made to vary along all axes along which one of them does. The
+transpose of that cast, outside of the rules, adds up the gradients of the devices. The totals are replicated over
+the class axes, and are cast once more at the top of the backward pass, which contains no collective.
+"""
+
+import functools as ft
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_derivatives import zero_from_primal
+
+from . import _gibbs as g
+from . import _mesh
+from ._dtypes import common_dtype, join, split, widened
+from ._loops import Layout, block_ids, over_blocks, over_tiles, put_block, take_block
+
+
+def both_modes(rule: jax.custom_vjp, *, options: int = 0) -> Callable:
+    """Forward mode for the `jax.custom_vjp` function `rule(*options, differentiable, fixed)`.
+
+    The pullback is linear in its cotangent, so its transpose is the pushforward. Transposed again, as in reverse
+    mode, it is the pullback: one rule serves both modes.
+
+    The rule's own forward pass calls the function returned here, so that its result is differentiated by the rule,
+    to any order. Integers in the result have no tangent.
+
+    JAX 0.10 drops a `custom_jvp` in a scan that is differentiated by reverse and then by forward mode, and
+    differentiates the wrapped function. That function therefore has to have the right derivative by itself.
+    """
+
+    @ft.partial(jax.custom_jvp, nondiff_argnums=tuple(range(options)))
+    @ft.wraps(rule)
+    def function(*args):
+        return inspect.unwrap(rule)(*args)
+
+    @function.defjvp
+    def _(*args):
+        *chosen, (differentiable, fixed), (tangents, _) = args
+
+        def inexact_part(differentiable):
+            out = rule(*chosen, differentiable, fixed)
+            return split(out)[0], out
+
+        inexact, pullback, out = jax.vjp(inexact_part, differentiable, has_aux=True)
+        (moved,) = jax.linear_transpose(pullback, inexact)((tangents,))
+        still = jax.tree.map(zero_from_primal, split(out)[1])
+        return out, join(moved, still)
+
+    return function
+
+
+class Problem(NamedTuple):
+    """A loss of scores, apart from how it is computed."""
+
+    columns: Any
+    """(examples, block of classes, ids) -> Columns; a pytree, whose arrays have gradients too"""
+    finish: Callable
+    """(Totals, targets, classes, layout) -> [N, ...], where the classes have no gradient; a pytree"""
+    examples: Any
+    """a pytree of [N, ...]: the argument of `columns`"""
+    targets: Any
+    """a pytree of [N, ...]: the argument of `finish`"""
+    classes: tuple
+    """of pytrees, each with its classes on one of the layout's axes"""
+
+
+class Engine(NamedTuple):
+    """Another way to compute the sums over classes and their cotangents, such as a hand-written kernel.
+
+    `columns` has the function of the scores and of the loss as `columns.scores` and `columns.loss`; `examples` and
+    `classes` are the arrays of all examples and classes of the device, `ids` [K] the ids of the classes.
+    """
+
+    name: str
+    refuses: Callable[[Any, Any, tuple], str | None]
+    """(columns, examples, classes) -> why the engine does not apply to them, or None if it does"""
+    sums: Callable[[Any, Any, tuple, Array], g.Sums]
+    """(columns, examples, classes, ids) -> the sums over the classes"""
+    cotangents: Callable[[Any, Any, tuple, Array, g.Totals, g.Totals], tuple]
+    """(columns, examples, classes, ids, totals, cotangents of the totals) -> the cotangents of the first three"""
+
+
+def totals(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> g.Totals:
+    """Totals over all classes of `columns(examples, block, ids) -> Columns`.
+
+    `columns` sees a tile of examples and a block of classes at a time, in at least float32. The backward pass computes
+    each block again; no array has the size of all scores, in any mode of differentiation.
+    """
+    rule = _totals if layout.engine is None else _totals_by_engine
+    return rule(layout, *split(_vary_with_mesh((columns, examples, classes), layout, before=widened)))
+
+
+def losses(layout: Layout, problem: Problem) -> Array:
+    """The losses [N, ...], with the gradient in the backward pass."""
+    columns, finish, examples, targets, classes = problem
+    of_classes = totals(columns, examples, classes, layout)
+    return finish(of_classes, targets, lax.stop_gradient(classes), layout)
+
+
+def sum_of_losses(layout: Layout, problem: Problem) -> Array:
+    """The sum of the losses, with the gradient in the forward pass."""
+    return _sum_of_losses(layout, *split(_vary_problem(problem, layout)))
+
+
+# ---------------------------------------------------------------------------------------------
+# One block
+
+
+def _vary_with_mesh(tree, layout, before=lambda a: a):
+    """Makes every array vary along the same axes, the class axes of the mesh included.
+
+    Half precision is widened `before` the cast, so that gradients are added up over devices before they are rounded.
+    """
+    return _mesh.vary(tree, _mesh.varying(tree) | set(layout.mesh), before)
+
+
+def block_columns(columns: Callable, examples: Any, block: tuple, ids: Array, layout: Layout) -> g.Columns:
+    """The columns of a block; padding contributes nothing."""
+    made = columns(examples, block, ids)
+    made = made if layout.unpadded is None else without_padding(made, ids >= 0)
+    return _mesh.vary(made, _mesh.varying(columns, examples, block))
+
+
+def without_padding(c: g.Columns, is_class: Array) -> g.Columns:
+    """The columns with score -inf and zeros where `is_class` [B] is False."""
+    zero = lambda a: jnp.where(is_class[None], a, jnp.zeros_like(a))
+    y = c.y
+    if y is not None and y.per_class is not None:
+        y = y._replace(per_class=jnp.where(is_class, y.per_class, 0))
+    return g.Columns(
+        jnp.where(is_class[None], c.h, -jnp.inf),
+        tuple(map(zero, c.t)),
+        tuple(jnp.where(is_class[:, None], v, 0) for v in c.v),
+        tuple(map(zero, c.e)),
+        y,
+        tuple(l if l.shape[-1] != is_class.size else zero(l) for l in c.l),
+    )
+
+
+def fold_blocks(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> tuple[g.Sums, Any]:
+    """(the sums over all classes, the columns of each block)."""
+
+    def step(sums, start, size, _):
+        ids = block_ids(layout, start, size)
+        made = block_columns(columns, examples, take_block(classes, layout, start, size), ids, layout)
+        folded = _vary_with_mesh(g.fold(made, ids), layout)
+        return (folded if sums is None else g.merge(sums, folded)), made
+
+    sums, made = over_blocks(step, None, layout)
+    return (g.merge_over(sums, layout.mesh) if layout.mesh else sums), made
+
+
+def pull_block(differentiable: tuple, fixed: tuple, ids: Array, layout: Layout, pull: Callable) -> tuple:
+    """Cotangents of (columns, examples, block) from the cotangents `pull(made)` of the columns made."""
+
+    def of_block(differentiable):
+        columns, examples, block = join(differentiable, fixed)
+        return split(block_columns(columns, examples, block, ids, layout))
+
+    made, back, others = jax.vjp(of_block, differentiable, has_aux=True)
+    cotangents = split(pull(join(made, others)))[0]
+    (cotangents,) = back(_mesh.vary(cotangents, _mesh.varying(made)))
+    return cotangents
+
+
+# ---------------------------------------------------------------------------------------------
+# The gradient in the backward pass
+
+
+@ft.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _totals_rule(layout, differentiable, fixed):
+    columns, examples, classes = join(differentiable, fixed)
+
+    def step(_, examples):
+        return None, g.close(fold_blocks(columns, examples, classes, layout)[0])
+
+    return over_tiles(step, None, examples, layout.examples, layout.tile)[1]
+
+
+def _totals_fwd(layout, differentiable, fixed):
+    out = _totals(layout, differentiable, fixed)
+    return out, (differentiable, fixed, out)
+
+
+# Without `checkpoint`, a derivative of the loops below would keep the intermediate arrays of every block.
+@ft.partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1))
+def _pull_taken(layout, size, start, residuals, ct):
+    (*others, classes), (*fixed_others, fixed_classes), out = residuals
+    differentiable = (*others, take_block(classes, layout, start, size))
+    fixed = (*fixed_others, take_block(fixed_classes, layout, start, size))
+    ids = block_ids(layout, start, size)
+    return pull_block(differentiable, fixed, ids, layout, lambda made: g.pull(made, ids, out, ct))
+
+
+def _pull_tile(layout, dclasses, residuals, ct):
+    """(the gradients of columns and examples, `dclasses` with the gradients of the classes added)."""
+    only_tile = layout.tile >= layout.examples
+
+    def step(grads, start, size, _):
+        grads, dclasses = grads
+        *d, dblock = _vary_with_mesh(_pull_taken(layout, size, start, residuals, ct), layout)
+        if not only_tile:
+            dblock = jax.tree.map(jnp.add, dblock, take_block(dclasses, layout, start, size))
+        return (jax.tree.map(jnp.add, grads, d), put_block(dclasses, layout, start, dblock)), None
+
+    columns, examples, _ = residuals[0]
+    zeros = jax.tree.map(jnp.zeros_like, [columns, examples])
+    (grads, dclasses), _ = over_blocks(step, (zeros, dclasses), layout)
+    return grads, dclasses
+
+
+def _totals_bwd(layout, residuals, ct):
+    residuals, ct = _vary_with_mesh((residuals, ct), layout)
+    (columns, examples, classes), (fixed_columns, fixed_examples, fixed_classes), out = residuals
+    if layout.tile >= layout.examples:
+        grads, dclasses = _pull_tile(layout, jax.tree.map(jnp.zeros_like, classes), residuals, ct)
+        return (*grads, dclasses), None
+
+    @ft.partial(jax.checkpoint, prevent_cse=False)
+    def step(carry, tile):
+        dcolumns, dclasses = carry
+        examples, fixed_examples, out, ct = tile
+        residuals = (columns, examples, classes), (fixed_columns, fixed_examples, fixed_classes), out
+        (d, dexamples), dclasses = _pull_tile(layout, dclasses, residuals, ct)
+        return (jax.tree.map(jnp.add, dcolumns, d), dclasses), dexamples
+
+    # Gradients are added up over the tiles in at least float32, and rounded once.
+    zeros = _zeros((columns, classes))
+    tiles = (examples, fixed_examples, out, ct)
+    (dcolumns, dclasses), dexamples = over_tiles(step, zeros, tiles, layout.examples, layout.tile)
+    as_given = lambda d, a: d.astype(a.dtype)
+    return (*jax.tree.map(as_given, (dcolumns, dexamples, dclasses), (columns, examples, classes)),), None
+
+
+_totals_rule.defvjp(_totals_fwd, _totals_bwd)
+_totals = both_modes(_totals_rule, options=1)
+
+
+# ---------------------------------------------------------------------------------------------
+# The same by an engine, in reverse mode; its results are differentiated further as the loops' results are
+
+
+def _differentiated_as(loops: Callable) -> Callable:
+    """Decorates a function by an engine, `f(layout, *args)`: its derivative is the derivative of `loops`."""
+
+    def decorate(function):
+        function = ft.partial(jax.custom_jvp, nondiff_argnums=(0,))(function)
+        function.defjvp(lambda layout, args, tangents: jax.jvp(ft.partial(loops, layout), args, tangents))
+        return function
+
+    return decorate
+
+
+@_differentiated_as(lambda layout, *args: _totals(layout._replace(engine=None), *args))
+def _engine_totals(layout, differentiable, fixed):
+    columns, examples, classes = join(differentiable, fixed)
+    sums = layout.engine.sums(columns, examples, classes, block_ids(layout, 0, layout.classes))
+    sums = _vary_with_mesh(sums, layout)
+    return g.close(g.merge_over(sums, layout.mesh) if layout.mesh else sums)
+
+
+@_differentiated_as(lambda layout, *args: _totals_bwd(layout._replace(engine=None), *args)[0])
+def _engine_cotangents(layout, residuals, ct):
+    differentiable, fixed, out = residuals
+    columns, examples, classes = join(differentiable, fixed)
+    ids = block_ids(layout, 0, layout.classes)
+    cotangents = split(layout.engine.cotangents(columns, examples, classes, ids, out, ct))[0]
+    return _mesh.vary(tuple(cotangents), _mesh.varying(differentiable))
+
+
+_totals_by_engine = jax.custom_vjp(_engine_totals, nondiff_argnums=(0,))
+
+
+def _engine_fwd(layout, differentiable, fixed):
+    out = _engine_totals(layout, differentiable, fixed)
+    return out, (differentiable, fixed, out)
+
+
+def _engine_bwd(layout, residuals, ct):
+    return _engine_cotangents(layout, *_vary_with_mesh((residuals, ct), layout)), None
+
+
+_totals_by_engine.defvjp(_engine_fwd, _engine_bwd)
+
+
+# ---------------------------------------------------------------------------------------------
+# The gradient in the forward pass
+
+
+def _vary_problem(problem, layout):
+    """Makes the arrays of the problem vary along the same axes.
+
+    `finish` is replicated over the class axes, so that its gradients are counted once.
+    """
+    columns, examples, classes = _vary_with_mesh(
+        (problem.columns, problem.examples, problem.classes), layout, before=widened
+    )
+    of_totals = _mesh.varying(columns, examples, classes) - set(layout.mesh)
+    finish, targets = problem.finish, problem.targets
+    finish, targets = _mesh.vary((finish, targets), of_totals | _mesh.varying(finish, targets), before=widened)
+    return Problem(columns, finish, examples, targets, classes)
+
+
+def _sum_of_tile(layout, differentiable, fixed, dclasses):
+    """((value, gradients of columns and finish), gradients of examples and targets, gradients of classes added)."""
+    columns, _, examples, _, classes = join(differentiable, fixed)
+    sums, made = fold_blocks(columns, examples, classes, layout)
+    inexact, others = split(g.close(sums))
+
+    def of_totals(totals, finish, targets):
+        totals, finish, targets = join((totals, finish, targets), (others, fixed.finish, fixed.targets))
+        return finish(totals, targets, classes, layout).sum()
+
+    value, back = jax.vjp(of_totals, inexact, differentiable.finish, differentiable.targets)
+    ct, dfinish, dtargets = back(jnp.ones_like(value))
+    closed, ct = (_vary_with_mesh(join(a, others), layout) for a in (inexact, ct))
+
+    def step(grads, start, size, made):
+        *others, dclasses = grads
+        take = lambda classes: take_block(classes, layout, start, size)
+        ids = block_ids(layout, start, size)
+        # The columns are computed again for their derivative; XLA drops the parts that it does not need.
+        d = pull_block(
+            (differentiable.columns, differentiable.examples, take(differentiable.classes)),
+            (fixed.columns, fixed.examples, take(fixed.classes)),
+            ids,
+            layout,
+            lambda _: g.pull(made, ids, closed, ct),
+        )
+        *others, dblock = jax.tree.map(jnp.add, (*others, take(dclasses)), d)
+        return (*others, put_block(dclasses, layout, start, dblock)), None
+
+    grads = (*_zeros((differentiable.columns, differentiable.examples)), dclasses)
+    (dcolumns, dexamples, dclasses), _ = over_blocks(step, grads, layout, made)
+    return (value, dcolumns, dfinish), (dexamples, dtargets), dclasses
+
+
+def _zeros(tree):
+    return jax.tree.map(lambda a: jnp.zeros_like(widened(a)), tree)
+
+
+@ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _value_and_gradients(layout, differentiable, fixed):
+    def step(carry, tile):
+        so_far, dclasses = carry
+        moving, still = (
+            part._replace(examples=examples, targets=targets)
+            for part, (examples, targets) in zip((differentiable, fixed), tile, strict=True)
+        )
+        sums, of_tile, dclasses = _sum_of_tile(layout, moving, still, dclasses)
+        return (jax.tree.map(jnp.add, so_far, sums), dclasses), of_tile
+
+    whole = join(differentiable, fixed)
+    finished = _mesh.varying(whole) - set(layout.mesh) | _mesh.varying(whole.finish, whole.targets)
+    zero = jnp.zeros((), common_dtype(*jax.tree.leaves(differentiable.examples)))
+    zeros = _mesh.vary(zero, finished), *_zeros((differentiable.columns, differentiable.finish))
+    tiles = tuple((part.examples, part.targets) for part in (differentiable, fixed))
+    carry = zeros, _zeros(differentiable.classes)
+    carry, (dexamples, dtargets) = over_tiles(step, carry, tiles, layout.examples, layout.tile)
+    (value, dcolumns, dfinish), dclasses = carry
+    return value, Problem(dcolumns, dfinish, dexamples, dtargets, dclasses)
+
+
+@_value_and_gradients.defjvp
+def _(layout, primals, tangents):
+    """The derivatives of these gradients are the derivatives of the backward pass."""
+    differentiable, fixed = primals
+
+    def of_blocks(differentiable):
+        total = lambda d: losses(layout, join(d, fixed)).sum()
+        value, gradients = jax.value_and_grad(total)(differentiable)
+        return value, jax.tree.map(widened, gradients)
+
+    return jax.jvp(of_blocks, (differentiable,), (tangents[0],))
+
+
+@ft.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum_rule(layout, differentiable, fixed):
+    return losses(layout, join(differentiable, fixed)).sum()
+
+
+def _sum_fwd(layout, differentiable, fixed):
+    value, gradients = _value_and_gradients(layout, differentiable, fixed)
+    return value, (gradients, differentiable)
+
+
+def _sum_bwd(layout, residuals, ct):  # noqa: ARG001
+    gradients, differentiable = residuals
+    return jax.tree.map(lambda d, a: (ct * d).astype(a.dtype), gradients, differentiable), None
+
+
+_sum_rule.defvjp(_sum_fwd, _sum_bwd)
+_sum_of_losses = both_modes(_sum_rule, options=1)

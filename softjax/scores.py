@@ -1,0 +1,397 @@
+"""Scores of examples and classes: linear layers, distances to centers, dense logits, and functions of your own.
+
+A function below returns `Scores`, a value that is given to `softjax.of` with any loss. Scores know nothing of losses.
+They hold the arrays and the function from which a tile and block of the [N, K] scores is computed when needed.
+"""
+
+import dataclasses
+import functools as ft
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+
+from . import _checks, _mesh
+from ._arguments import checked_array, checked_scalar, documented
+from ._centering import centered, normalised_prior
+from ._dtypes import (
+    cast,
+    cast_unless_half,
+    common_dtype,
+    compute_dtype,
+    inexact_leaves,
+    is_inexact,
+    widened,
+    zeroed,
+)
+from ._gibbs import dot
+from ._mesh import AxisName, Shards
+
+
+class Exact(NamedTuple):
+    """The score of one class per example without the rounding error of a matrix product: a pytree."""
+
+    score: Callable
+    """(examples, (the arrays of `Scores.classes`, `classes`)), all [N, ...] -> scores [N]"""
+    examples: Any
+    """a pytree of arrays [N, ...]"""
+    left_out: Array
+    """[N], the part that the scores leave out as it is common to all classes"""
+    classes: Any
+    """a pytree of arrays [K, ...]"""
+
+
+@ft.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["function", "examples", "classes", "live", "exact"],
+    meta_fields=["axes", "k", "width", "batch", "shards", "names"],
+)
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Scores [N, K] that are not in memory: their arrays, and the function that computes a tile and block of them.
+
+    A pytree, made by `linear`, `distances`, `dense` or `of`.
+    """
+
+    function: Callable
+    """(tile of examples, block of classes, which of these are live) -> scores [n, b], -inf for a class left out"""
+    examples: Any
+    """a pytree of arrays [N, ...]"""
+    classes: tuple
+    """pytrees of class arrays; those of one pytree have their classes on the same axis"""
+    live: Array | None
+    """booleans [K], False for a class that is left out; None if there is none"""
+    exact: Exact | None
+    """corrects the scores of the top classes"""
+    axes: tuple[int, ...]
+    """the class axis of each pytree of `classes`"""
+    k: int
+    """the number of classes on this device"""
+    width: int
+    """the number of elements per class: the depth of a matrix product"""
+    batch: tuple[int, ...]
+    """the leading axes of the examples, which are flattened to N"""
+    shards: Shards
+    names: tuple[str, str]
+    """the arguments, in messages, that have the leading axes and the classes"""
+
+    @property
+    def n(self) -> int:
+        """The number of examples on this device."""
+        return math.prod(self.batch)
+
+    @property
+    def count(self) -> int:
+        """The number of classes of all devices, without padding."""
+        return self.shards.unpadded or self.k * _mesh.device_count(self.shards.classes)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The floating-point type that the arrays promote to."""
+        return common_dtype(*inexact_leaves((self.function, self.examples, self.classes)))
+
+    def with_zeros_unless(self, kept: Array) -> "Scores":
+        """The scores with zeros in the arrays of the examples that are not `kept` [N]."""
+        keep = lambda a: jnp.where(kept.reshape(-1, *(1,) * (a.ndim - 1)), a, 0)
+        return dataclasses.replace(self, examples=jax.tree.map(keep, self.examples))
+
+    def computed_in(self, dtype: jnp.dtype) -> "Scores":
+        """The scores with their arrays cast. Half-precision class arrays and dense logits are widened later."""
+        function, exact = cast((self.function, self.exact), dtype)
+        examples = (cast if self.classes else cast_unless_half)(self.examples, dtype)
+        return dataclasses.replace(
+            self, function=function, examples=examples, exact=exact, classes=cast_unless_half(self.classes, dtype)
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# Linear layers
+
+
+@documented
+def linear(
+    features: ArrayLike,
+    kernel: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    class_axis: int = -1,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
+) -> Scores:
+    """Scores of a linear layer, z_k = sum_d features_d kernel_dk + bias_k.
+
+    Returns:
+        Scores of [...] examples and K classes.
+
+    Raises:
+        ValueError: if the shapes don't fit together, or an option is invalid.
+        TypeError: if an array is not real, or `where` not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import softjax
+        >>> scores = softjax.scores.linear(jnp.array([[1.0, 2.0]]), jnp.eye(2))
+        >>> print(softjax.of(softjax.losses.entropy, scores))
+        [0.582]
+    """
+    shards = Shards.named(axis_name, batch_axis_name)
+    features = checked_array("features", features)
+    kernel, axis = _checks.class_kernel(kernel, class_axis)
+    shards.check("kernel", kernel, "features", features)
+    d, k = kernel.shape[1 - axis], kernel.shape[axis]
+    _checks.shape("features", features, (*features.shape[:-1], d), "[..., D] for the D of `kernel`")
+    live, bias = _checks.live_classes(where, "bias", bias, k, "[K] for the K of `kernel`")
+    batch = features.shape[:-1]
+    return Scores(
+        function=_LINEAR[axis],
+        examples=features.reshape(math.prod(batch), d),
+        classes=(kernel, bias),
+        live=live,
+        exact=None,
+        axes=(axis, 0),
+        k=k,
+        width=d,
+        batch=batch,
+        shards=shards,
+        names=("features", "kernel"),
+    )
+
+
+def _linear_scores(axis, features, block, live):
+    kernel, bias = block
+    if live is not None:
+        kernel = jnp.where(jnp.expand_dims(live, 1 - axis), kernel, 0)
+        bias = jnp.where(live, 0 if bias is None else bias, -jnp.inf).astype(kernel.dtype)
+    z = dot(features, kernel if axis else kernel.T)
+    return z if bias is None else z + bias[None]
+
+
+# JAX compares functions by identity: one of each, for all calls.
+_LINEAR = (Partial(ft.partial(_linear_scores, 0)), Partial(ft.partial(_linear_scores, 1)))
+
+
+# ---------------------------------------------------------------------------------------------
+# Distances to centers
+
+
+@documented
+def distances(
+    z: ArrayLike,
+    centers: ArrayLike,
+    *,
+    log_prior: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
+) -> Scores:
+    """Scores of a mixture, h_k = -|z - c_k|^2 / temperature + log_prior_k, up to a number common to all classes.
+
+    Returns:
+        Scores of [...] examples and K classes.
+
+    Raises:
+        ValueError: if the shapes don't fit together, or an option is invalid.
+        TypeError: if an array is not real, or `where` not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import softjax
+        >>> scores = softjax.scores.distances(jnp.array([[0.0], [9.0]]), jnp.array([[-1.0], [1.0]]))
+        >>> print(softjax.of(softjax.losses.entropy, scores))
+        [6.931e-01 8.582e-15]
+
+    Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder.
+    """
+    z, centers = _checks.latents_and_centers(z, centers)
+    shards = Shards.named(axis_name, batch_axis_name)
+    shards.check("centers", centers, "z", z)
+    (k, d), batch = centers.shape, z.shape[:-1]
+    live, prior = _checks.live_classes(where, "log_prior", log_prior, k, "[K] for the K of `centers`")
+    temperature = checked_scalar("temperature", temperature)
+    dtype = compute_dtype(common_dtype(*inexact_leaves((z, centers, prior))))
+    prior = jnp.zeros(k, dtype) if prior is None else prior
+    arrays = cast((z.reshape(math.prod(batch), d), centers, prior, temperature), dtype)
+    examples, classes, exact = _distance_arrays(*arrays, live, shards)
+    return Scores(
+        function=_DISTANCES,
+        examples=examples,
+        classes=classes,
+        live=live,
+        exact=exact,
+        axes=(0, 0),
+        k=k,
+        width=d,
+        batch=batch,
+        shards=shards,
+        names=("z", "centers"),
+    )
+
+
+@ft.partial(jax.jit, static_argnames="shards", inline=True)
+def _distance_arrays(z, centers, prior, temperature, live, shards):
+    """|z|^2 is common to all classes, and left out: h_k = 2 / T z . c_k + (log_prior_k - |c_k|^2 / T)."""
+    prior = normalised_prior(prior, live, shards)
+    centers, middle = centered(centers, live, shards)
+    z = z - middle[None]
+    # A coordinate that is 0 everywhere is added: in its absence, jaxlib 0.10.2 crashes on CPUs in the gradient of a
+    # ragged block under vmap, in a product that it fuses.
+    with_0 = lambda a: jnp.concatenate([a, jnp.zeros_like(a[:, :1])], -1)
+    classes = with_0(centers), prior - (centers**2).sum(-1) / temperature
+    exact = Exact(Partial(_exact_distance, temperature), z, (z**2).sum(-1) / temperature, prior)
+    return with_0(2 / temperature * z), classes, exact
+
+
+def _distance_scores(z, block, live):  # noqa: ARG001 (the offset of a class left out is -inf)
+    centers, offset = block
+    return dot(z, centers.T) + offset[None]
+
+
+def _exact_distance(temperature, z, classes):
+    (centers, _), prior = classes
+    return prior - ((z - centers[:, :-1]) ** 2).sum(-1) / temperature
+
+
+_DISTANCES = Partial(_distance_scores)
+
+
+# ---------------------------------------------------------------------------------------------
+# Dense logits, and functions of your own
+
+
+@documented
+def dense(
+    logits: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
+) -> Scores:
+    """Scores that are already in memory. They are used whole, whatever `block_size` is.
+
+    Args:
+        where: booleans broadcastable to the logits, the classes to include; None for all.
+
+    Returns:
+        Scores of [...] examples and K classes.
+
+    Raises:
+        ValueError: if the logits have no class axis, or `where` can't be broadcast to them.
+        TypeError: if the logits are not real, or `where` not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import softjax
+        >>> print(softjax.of(softjax.losses.logsumexp, softjax.scores.dense(jnp.zeros((1, 8)))))
+        [2.0794]
+    """
+    shards = Shards.named(axis_name, batch_axis_name)
+    logits = checked_array("logits", logits)
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        got = "a single number" if logits.ndim == 0 else logits.shape
+        raise ValueError(f"`logits` must have shape [..., K] with at least one class, got {got}.")
+    if where is not None:
+        live = _checks.broadcast("where", checked_array("where", where), logits.shape, "that of the logits")
+        logits = jnp.where(live, logits, -jnp.inf)
+    for argument, axes in (("axis_name", shards.classes), ("batch_axis_name", shards.examples)):
+        if not set(axes) <= _mesh.varying(logits):
+            got = jax.typeof(logits)
+            raise ValueError(f"`logits` must vary over the axes {axes} of `{argument}`, got {got}.")
+    *batch, k = logits.shape
+    return Scores(
+        function=_DENSE,
+        examples=logits.reshape(math.prod(batch), k),
+        classes=(),
+        live=None,
+        exact=None,
+        axes=(),
+        k=k,
+        width=1,
+        batch=tuple(batch),
+        shards=shards,
+        names=("logits", "logits"),
+    )
+
+
+_DENSE = Partial(lambda logits, _, __: widened(logits))
+
+
+@documented
+def of(
+    function: Callable[[Any, Any], Array],
+    examples: Any,
+    classes: Any,
+    *,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
+) -> Scores:
+    """Scores h_k = function(example, class k), for any function in JAX.
+
+    Args:
+        function: (tile of examples [n, ...], block of classes [b, ...]) -> scores [n, b]. It closes over no arrays:
+            those come by `jax.tree_util.Partial`, and have gradients. Make it once, as JAX compares functions by
+            identity.
+        where: booleans [K], the classes to include; None for all. The function sees zeros in place of the others.
+
+    Returns:
+        Scores of N examples and K classes.
+
+    Raises:
+        ValueError: if the arrays don't have the same N or K, or the function's result has another shape.
+        TypeError: if an array is not real, or `where` not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import softjax
+        >>> laplacian = lambda x, y: -jnp.abs(x[:, None] - y[None]).sum(-1)
+        >>> scores = softjax.scores.of(laplacian, jnp.zeros((1, 2)), jnp.ones((8, 2)))
+        >>> print(softjax.of(softjax.losses.logsumexp, scores))  # log 8 - 2
+        [0.0794]
+    """
+    shards = Shards.named(axis_name, batch_axis_name)
+    if not callable(function):
+        raise TypeError(f"`function` must be a function of examples and classes, got {_checks.shown(function)}.")
+    sizes = {}
+    for name, letter, tree in (("examples", "N", examples), ("classes", "K", classes)):
+        shapes = [_checks.array(name, a).shape for a in jax.tree.leaves(tree)]
+        if not shapes or () in shapes:
+            raise ValueError(f"`{name}` must hold arrays [{letter}, ...], got shapes {shapes}.")
+        sizes[name] = shapes[0][0]
+    n, k = sizes["examples"], sizes["classes"]
+    if k == 0:
+        raise ValueError(f"`classes` must hold at least one class, got {k}.")
+    examples = _checks.leading("examples", examples, (n,), "[N]")
+    classes = _checks.leading("classes", classes, (k,), "[K]")
+    shards.check("classes", classes, "examples", examples)
+    live, _ = _checks.live_classes(where, "", None, k, "[K] for the K of `classes`")
+    own = function if isinstance(function, Partial) else Partial(function)
+    return Scores(
+        function=Partial(_own_scores, jax.tree.map(jnp.asarray, own)),
+        examples=examples,
+        classes=(classes,),
+        live=live,
+        exact=None,
+        axes=(0,),
+        k=k,
+        width=1,
+        batch=(n,),
+        shards=shards,
+        names=("examples", "classes"),
+    )
+
+
+def _own_scores(function, examples, block, live):
+    (classes,) = block
+    h = function(examples, classes if live is None else zeroed(live, classes))
+    n, b = (jax.tree.leaves(tree)[0].shape[0] for tree in (examples, classes))
+    if not isinstance(h, Array) or h.shape != (n, b) or not is_inexact(h):
+        wanted = f"floating-point scores of shape {(n, b)} for {n} examples and {b} classes"
+        raise ValueError(f"`function` must return {wanted}, got {_checks.shown(h)}.")
+    return h if live is None else jnp.where(live[None], h, -jnp.inf)
