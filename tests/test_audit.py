@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import softjax
-from softjax import __main__
+from softjax import __main__, tools
 from softjax.tools import audit, truth
+
+pytestmark = pytest.mark.slow
 
 PUBLIC = {
     value.__name__  # `softargmax` is `softmax`
@@ -20,7 +22,7 @@ PUBLIC = {
 
 
 @pytest.fixture
-def audit(tmp_path, capsys):
+def run_audit(tmp_path, capsys):
     """(name of functions) -> (exit code, what was printed, the rows of the report)."""
 
     def run(text):
@@ -31,8 +33,8 @@ def audit(tmp_path, capsys):
     return run
 
 
-def test_every_public_function_is_within_its_limits_in_the_quick_run(audit):
-    code, printed, rows = audit("")
+def test_every_public_function_is_within_its_limits_in_the_quick_run(run_audit):
+    code, printed, rows = run_audit("")
     assert code == 0, "\n".join(line for line in printed.splitlines() if "is off by" in line)
     assert all(row["within"] for row in rows)
     assert {row["function"] for row in rows} == PUBLIC
@@ -67,9 +69,9 @@ def off_in_gradient(function):
 
 @pytest.mark.parametrize(("fault", "modes"), [(off_in_value, {"value"}), (off_in_gradient, {"reverse", "forward"})])
 @pytest.mark.parametrize("name", ["multiclass_svm_loss", "linear_logsumexp"])
-def test_a_planted_fault_is_found_and_named(audit, monkeypatch, name, fault, modes):
+def test_a_planted_fault_is_found_and_named(run_audit, monkeypatch, name, fault, modes):
     monkeypatch.setattr(softjax, name, fault(getattr(softjax, name)))
-    code, printed, rows = audit(name)
+    code, printed, rows = run_audit(name)
     assert code == 1
     assert {row["function"] for row in rows} == {name}
     found = [row for row in rows if not row["within"]]
@@ -82,8 +84,8 @@ def test_a_planted_fault_is_found_and_named(audit, monkeypatch, name, fault, mod
     assert f"{len(found)} beyond their limits" in printed
 
 
-def test_the_usual_cross_entropy_loses_all_digits_of_a_sure_row(audit):
-    code, _, rows = audit("with_integer_labels")
+def test_the_usual_cross_entropy_loses_all_digits_of_a_sure_row(run_audit):
+    code, _, rows = run_audit("with_integer_labels")
     assert code == 0
     errors = {row["mode"]: row["peer"] for row in rows if row["dtype"] == "float32"}
     assert errors["value"] == 1  # 0 for 8e-8, and less
@@ -103,10 +105,9 @@ def test_nan_and_what_should_be_0_are_errors():
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "softjax._audit")
-    monkeypatch.delattr(softjax, "_audit")
-    monkeypatch.delitem(sys.modules, "softjax._truth")
-    monkeypatch.delattr(softjax, "_truth")
+    for name in ("audit", "truth"):
+        monkeypatch.delitem(sys.modules, f"softjax.tools.{name}")
+        monkeypatch.delattr(tools, name)
     monkeypatch.setitem(sys.modules, "mpmath", None)
     assert __main__.main(["audit"]) == 1
     assert "mpmath: pip install 'softjax-losses[audit]'" in capsys.readouterr().err

@@ -55,6 +55,7 @@ def test_the_readme_names_every_public_function():
     assert [name for name in public if f"`{name}" not in text] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_holds_its_outputs(path):
     notebook = nbformat.read(path, as_version=4)
@@ -76,6 +77,7 @@ def run(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
 
 
+@pytest.mark.slow
 def test_the_demo_trains_measures_and_draws(tmp_path):
     picture = tmp_path / "digits.png"
     done = run("demo", "--steps", "60", "-K", "32", "--seed", "1", "-o", str(picture))
@@ -89,6 +91,7 @@ def test_the_demo_trains_measures_and_draws(tmp_path):
     assert picture.read_bytes().startswith(base64.b64decode("iVBORw0KGgo="))
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_demo_cleanly(tmp_path):
     command = [sys.executable, "-u", "-m", "softjax", "demo", "--steps", "10000000", "-o", str(tmp_path / "digits.png")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
@@ -103,6 +106,7 @@ def test_ctrl_c_ends_the_demo_cleanly(tmp_path):
     assert re.search(r"Stopped after \d+ of 10000000 steps", out)
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_reports_and_draws(tmp_path):
     picture, report = tmp_path / "bench.png", tmp_path / "bench.json"
     done = run("bench", "--small", "--rounds", "1", "--json", str(report), "-o", str(picture))
@@ -123,6 +127,7 @@ def test_figures_with_aims_are_drawn(tmp_path):
     assert (tmp_path / "bench.png").read_bytes().startswith(base64.b64decode("iVBORw0KGgo="))
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_placements():
     done = run("bench", "--small", "--rounds", "1", "--placements")
     assert done.returncode == 0, done.stderr
@@ -148,7 +153,7 @@ def test_ctrl_c_ends_a_command_with_a_word(command, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module(f"softjax._{command}"), "run", interrupted)
+    monkeypatch.setattr(importlib.import_module(f"softjax.tools.{command}"), "run", interrupted)
     assert __main__.main([command]) == 130
     assert capsys.readouterr().err == "Stopped.\n"
 
@@ -168,8 +173,8 @@ def test_a_slow_contestant_is_not_run_again_and_an_absent_one_has_no_ratio(monke
     assert (results["eager"].runs, results[bench.OURS].runs) == (2, 5)
     assert results["eager"].seconds == 4
     assert [bench._ratio(results, limit) for limit in limits] == [None, None]
-    monkeypatch.setattr(_bench, "rows", lambda small: [row])
-    monkeypatch.setattr(_bench, "growth", lambda small: [])
+    monkeypatch.setattr(bench, "rows", lambda small: [row])
+    monkeypatch.setattr(bench, "growth", lambda small: [])
     assert bench.run(1, True, None, None) == 0
     assert "a row" in capsys.readouterr().out
 

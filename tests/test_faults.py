@@ -17,6 +17,8 @@ from softjax.testing import assert_matches_autodiff
 from . import cases, test_accuracy, test_linear, test_losses, test_mesh
 from .cases import D, K, N
 
+pytestmark = pytest.mark.slow
+
 # --- checks, as the other tests make them -----------------------------------------------------------
 
 WHOLE, BLOCKS, FORWARD = None, 5, test_losses.FORWARD  # K classes end in a ragged block

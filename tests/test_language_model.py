@@ -14,6 +14,8 @@ import pytest
 
 from softjax import __main__
 
+pytestmark = pytest.mark.slow
+
 
 def command(folder, *options):
     files = ["--json", str(folder / "lm.json"), "-o", str(folder / "lm.png")]

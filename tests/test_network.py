@@ -107,6 +107,7 @@ def added(sent):
     return sum(c.bytes * c.times for c in sent if c.operation == "all-reduce")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4, 8, 64])
 def test_what_crosses_the_network_and_what_is_held_as_the_classes_grow(devices):
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}

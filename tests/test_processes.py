@@ -17,6 +17,8 @@ import pytest
 
 from . import cases, process
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 STEPS, MANY = 5, 100_000
 TO_TRAIN, TO_END = 240, 60  # seconds
