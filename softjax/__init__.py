@@ -1,5 +1,6 @@
 """Softmax-family losses for JAX: one derivative, any number of classes."""
 
+from . import engines as engines
 from . import losses as losses
 from . import scores as scores
 from . import sharded as sharded
@@ -32,7 +33,6 @@ from ._mixture import of_mixture as of_mixture
 from ._pair import Pair as Pair
 from ._placement import Placement as Placement
 from ._placement import placement as placement
-from ._rules import Engine as Engine
 from .losses import Loss as Loss
 
 __version__ = "0.1.0"

@@ -123,7 +123,7 @@ ARGUMENTS = {
         "static", "likewise for the examples; a sum or mean is then taken over the examples of all devices."
     ),
     "engine": Argument(
-        "static", "an `Engine` to compute the sums with, where it applies; None for the library's own loops."
+        "static", "a `softjax.engines.Engine` that computes the sums where it applies; None for the library's loops."
     ),
 }
 

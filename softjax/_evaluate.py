@@ -21,7 +21,7 @@ from ._loops import Layout
 from ._pair import Pair
 from ._placement import BlockSize, Placement
 from ._reductions import Examples
-from ._rules import Engine
+from .engines import Engine
 from .losses import Loss
 from .scores import Scores
 
@@ -79,7 +79,7 @@ def of(
     if not isinstance(scores, Scores):
         raise TypeError(f"`scores` must be made by a function of `softjax.scores`, got {_checks.shown(scores)}.")
     if not (engine is None or isinstance(engine, Engine)):
-        raise TypeError(f"`engine` must be a `softjax.Engine` or None, got {_checks.shown(engine)}.")
+        raise TypeError(f"`engine` must be a `softjax.engines.Engine` or None, got {_checks.shown(engine)}.")
     batch_of, classes_of = scores.names
     example = _checks.leading("example", example, scores.batch, f"the leading axes of `{batch_of}`")
     per_class = _checks.leading("per_class", per_class, (scores.k,), f"[K] for the K of `{classes_of}`")
@@ -137,11 +137,11 @@ def _evaluate(loss, scores, example, per_class, examples, reduction, placement, 
     axes = (*scores.axes, 0, 0, 0)
     layout = Layout(axes, n, k, placement.tile, min(placement.block, k), shards.classes, shards.unpadded)
     if engine is not None:
-        reason = engine.refuses(problem.columns, problem.examples, problem.classes)
+        reason = engine.refuses(scores, loss, example, per_class)
         if reason is None:
             layout = layout._replace(tile=n, engine=engine)
         else:
-            warnings.warn(f"The engine {engine.name} does not apply: {reason}.", stacklevel=4)
+            warnings.warn(f"The engine {engine.name!r} does not apply: {reason}.", stacklevel=4)
     if reduction == "none":
         return _rules.losses(layout, problem)
     if placement.gradient == "backward" or layout.engine is not None:

@@ -74,22 +74,6 @@ class Problem(NamedTuple):
     """of pytrees, each with its classes on one of the layout's axes"""
 
 
-class Engine(NamedTuple):
-    """Another way to compute the sums over classes and their cotangents, such as a hand-written kernel.
-
-    `columns` has the function of the scores and of the loss as `columns.scores` and `columns.loss`; `examples` and
-    `classes` are the arrays of all examples and classes of the device, `ids` [K] the ids of the classes.
-    """
-
-    name: str
-    refuses: Callable[[Any, Any, tuple], str | None]
-    """(columns, examples, classes) -> why the engine does not apply to them, or None if it does"""
-    sums: Callable[[Any, Any, tuple, Array], g.Sums]
-    """(columns, examples, classes, ids) -> the sums over the classes"""
-    cotangents: Callable[[Any, Any, tuple, Array, g.Totals, g.Totals], tuple]
-    """(columns, examples, classes, ids, totals, cotangents of the totals) -> the cotangents of the first three"""
-
-
 def totals(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> g.Totals:
     """Totals over all classes of `columns(examples, block, ids) -> Columns`.
 

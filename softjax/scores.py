@@ -49,7 +49,7 @@ class Exact(NamedTuple):
 @ft.partial(
     jax.tree_util.register_dataclass,
     data_fields=["function", "examples", "classes", "live", "exact"],
-    meta_fields=["axes", "k", "width", "batch", "shards", "names"],
+    meta_fields=["axes", "k", "width", "batch", "shards", "kind"],
 )
 @dataclasses.dataclass(frozen=True)
 class Scores:
@@ -77,8 +77,13 @@ class Scores:
     batch: tuple[int, ...]
     """the leading axes of the examples, which are flattened to N"""
     shards: Shards
-    names: tuple[str, str]
-    """the arguments, in messages, that have the leading axes and the classes"""
+    kind: str
+    """the name of the function that made them"""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The arguments that have the leading axes and the classes, for messages."""
+        return _NAMES[self.kind]
 
     @property
     def n(self) -> int:
@@ -107,6 +112,14 @@ class Scores:
         return dataclasses.replace(
             self, function=function, examples=examples, exact=exact, classes=cast_unless_half(self.classes, dtype)
         )
+
+
+_NAMES = {
+    "linear": ("features", "kernel"),
+    "distances": ("z", "centers"),
+    "dense": ("logits", "logits"),
+    "of": ("examples", "classes"),
+}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -159,7 +172,7 @@ def linear(
         width=d,
         batch=batch,
         shards=shards,
-        names=("features", "kernel"),
+        kind="linear",
     )
 
 
@@ -230,7 +243,7 @@ def distances(
         width=d,
         batch=batch,
         shards=shards,
-        names=("z", "centers"),
+        kind="distances",
     )
 
 
@@ -315,7 +328,7 @@ def dense(
         width=1,
         batch=tuple(batch),
         shards=shards,
-        names=("logits", "logits"),
+        kind="dense",
     )
 
 
@@ -383,7 +396,7 @@ def of(
         width=1,
         batch=(n,),
         shards=shards,
-        names=("examples", "classes"),
+        kind="of",
     )
 
 

@@ -1,0 +1,33 @@
+"""The seam beneath the losses: another way to compute the sums over classes, such as a hand-written kernel.
+
+An `Engine` is given to `softjax.of`. It is tried first, and where it does not apply the library's own loops over
+blocks compute the sums, after a warning with the reason. It has reverse mode, and derivatives of its gradient; forward
+mode alone is refused by JAX, as for any `jax.custom_vjp`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax import Array
+
+from ._gibbs import CrossEntropy, Mean, Normaliser, Sums, Totals
+
+__all__ = ["CrossEntropy", "Engine", "Mean", "Normaliser", "Sums", "Totals"]
+
+
+class Engine(NamedTuple):
+    """A way to compute sums over all classes of a device, and the cotangents of the arrays that they depend on.
+
+    In the functions, `columns` is the pytree of `Scores.function` and `Loss.columns`, as `columns.scores` and
+    `columns.loss`; `examples` is the pair (`Scores.examples`, the loss's data of the examples [N, ...]); `classes` is
+    the tuple (*`Scores.classes`, `Scores.live`, the loss's data of the classes [K, ...], None); `ids` [K] are the ids
+    of the classes, negative for padding.
+    """
+
+    name: str
+    refuses: Callable[..., str | None]
+    """(scores, loss, example, per_class) -> the reason why it does not apply to them, or None if it does"""
+    sums: Callable[[Any, Any, tuple, Array], Sums]
+    """(columns, examples, classes, ids) -> the sums over the classes"""
+    cotangents: Callable[[Any, Any, tuple, Array, Totals, Totals], tuple]
+    """(columns, examples, classes, ids, totals, cotangents of the totals) -> cotangents of the first three"""

@@ -1,0 +1,455 @@
+"""The seams, used from outside: scores of one's own under every loss, and another engine under a loss."""
+
+import functools as ft
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import Partial
+
+import softjax
+from softjax import Placement, engines, losses, scores
+
+from . import cases
+from .cases import K, N
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+# ---------------------------------------------------------------------------------------------
+# Scores of one's own: kernels of KeOps, of x [N, 3] and y [K, 3], and a formula with data of other kinds
+
+
+def squared(x, y):
+    return ((x[:, None] - y[None]) ** 2).sum(-1)
+
+
+def gaussian(scale, x, y):
+    return -squared(x, y) / scale**2
+
+
+def laplacian(scale, x, y):
+    return -jnp.sqrt(squared(x, y)) / scale
+
+
+def cauchy(scale, x, y):
+    return 1 / (1 + squared(x, y) / scale**2)
+
+
+def inverse_multiquadric(scale, x, y):
+    return 1 / jnp.sqrt(1 + squared(x, y) / scale**2)
+
+
+def diagonal_gaussian(scale, examples, classes):
+    """The log-density of a normal distribution per class, whose log-scales are learned."""
+    centers, log_scales = classes
+    z = (examples[:, None] - centers[None]) * jnp.exp(-scale * log_scales)[None]
+    return -0.5 * (z**2).sum(-1) - scale * log_scales.sum(-1)[None]
+
+
+def formula(scale, examples, classes):
+    """Pytrees of arrays of several ranks, and integers."""
+    angles = examples["angle"][:, None] - classes["angle"][None]
+    same = (examples["group"][:, None] == classes["group"][None]).astype(angles.dtype)
+    return jnp.cos(scale * angles) + same * (examples["gain"] @ classes["gain"].T)
+
+
+def points(r, count):
+    return r.normal(count, 3)
+
+
+def trees(r, count):
+    return {"angle": r.normal(count), "group": r.integers(3, count), "gain": r.normal(count, 2)}
+
+
+def normals(r, count):
+    return (r.normal(count, 3), r.normal(count, 3, scale=0.3)) if count == K else r.normal(count, 3)
+
+
+KINDS = {
+    "gaussian": (gaussian, points),
+    "laplacian": (laplacian, points),
+    "cauchy": (cauchy, points),
+    "inverse_multiquadric": (inverse_multiquadric, points),
+    "diagonal_gaussian": (diagonal_gaussian, normals),
+    "formula": (formula, trees),
+}
+REDUCTIONS = {  # of KeOps: (loss, its definition of the scores h [N, K] and the values v [K, 2])
+    "logsumexp": (losses.logsumexp, lambda h, v: cases.log_sum_exp(h)),
+    "softmax-weighted sum": (losses.expectation, lambda h, v: cases.softmax(h) @ v),
+    "logsumexp of signed factors": (
+        losses.weighted_logsumexp,
+        lambda h, v: jnp.log(jnp.exp(h) @ v),
+    ),
+}
+LABELS = np.arange(N, dtype=np.int32) * 3
+
+
+def arguments(kind):
+    r = cases.Random(jnp.float64, seed=11)
+    make = KINDS[kind][1]
+    signed = jnp.where(jnp.arange(K)[:, None] % 5 == 4, -0.1, 1.0) * jnp.exp(0.1 * r.normal(K, 2))
+    return jnp.asarray(1.3), make(r, N), make(r, K), signed
+
+
+def of_kind(kind, loss, **options):
+    """The loss of the scores with values v [K, 2] per class, as a function of all arrays."""
+    function = KINDS[kind][0]
+
+    def call(scale, examples, classes, v):
+        made = scores.of(Partial(function, scale), examples, classes)
+        return softjax.of(loss, made, None, v, **options)
+
+    return call
+
+
+def reference(kind, definition):
+    return lambda scale, examples, classes, v: definition(KINDS[kind][0](scale, examples, classes), v)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_over_kernels_match_their_definitions_in_every_mode(kind, reduction):
+    loss, definition = REDUCTIONS[reduction]
+    check = cases.agreement(of_kind(kind, loss, block_size=5), reference(kind, definition))
+    check(*arguments(kind))
+
+
+PLACEMENTS = {"whole": None, "tiles": Placement(3, 5), "forward": Placement(3, 5, "forward")}
+
+
+@pytest.mark.parametrize("place", PLACEMENTS)
+@pytest.mark.parametrize("kind", ["laplacian", "formula"])
+def test_a_loss_of_labels_takes_any_scores_on_every_placement(kind, place):
+    """The focal loss, smoothed, with a mean of weighted examples."""
+    function, weights = KINDS[kind][0], np.arange(1.0, 1 + N)
+    loss = losses.label_smoothing(losses.focal(1.5), 0.1, 1 / K)
+
+    def ours(scale, examples, classes):
+        made = scores.of(Partial(function, scale), examples, classes)
+        options = {"weights": weights, "reduction": "mean", "block_size": PLACEMENTS[place]}
+        return softjax.of(loss, made, LABELS, **options)
+
+    def definition(scale, examples, classes):
+        log_p = cases.log_softmax(function(scale, examples, classes))
+        y = 0.9 * jax.nn.one_hot(LABELS, K, dtype=log_p.dtype) + 0.1 / K
+        cost = -(y * log_p).sum(-1)
+        return (weights * (1 - jnp.exp(-cost)) ** 1.5 * cost).sum() / weights.sum()
+
+    cases.agreement(ours, definition)(*arguments(kind)[:3])
+
+
+def test_classes_that_are_left_out_are_not_looked_at():
+    """Their arrays may be NaN: value and gradients are as without them."""
+    where = np.arange(K) % 3 != 1
+    scale, x, y, v = arguments("cauchy")
+    y = y.at[1].set(jnp.nan)
+    v = v.at[4].set(jnp.inf)
+
+    def ours(scale, x, y, v):
+        made = scores.of(Partial(cauchy, scale), x, y, where=where)
+        return softjax.of(losses.expectation, made, None, v, block_size=5)
+
+    live = np.flatnonzero(where)
+    got, back = jax.vjp(ours, scale, x, y, v)
+    want, theirs = jax.vjp(reference("cauchy", REDUCTIONS["softmax-weighted sum"][1]), scale, x, y[live], v[live])
+    ct = cases.Random(jnp.float64).normal(*want.shape)
+    got_scale, got_x, got_y, got_v = back(ct)
+    want_scale, want_x, want_y, want_v = theirs(ct)
+    cases.assert_close((got, got_scale, got_x, got_y[live], got_v[live]), (want, want_scale, want_x, want_y, want_v))
+    dead = np.flatnonzero(~where)
+    assert (got_y[dead] == 0).all()
+    assert (got_v[dead] == 0).all()
+
+
+def test_a_mesh_comes_for_nothing():
+    """Classes over 4 devices and examples over 2, with the gradient taken outside of the shard_map."""
+    scale, x, y, v = arguments("laplacian")
+    y, v = jnp.concatenate([y, y[:3] + 1]), jnp.concatenate([v, v[:3]])  # 16 classes
+
+    def local(scale, x, y, v):
+        made = scores.of(Partial(laplacian, scale), x, y, axis_name="classes", batch_axis_name="data")
+        return softjax.of(losses.expectation, made, None, v, block_size=3)
+
+    specs = P(), P("data"), P("classes"), P("classes")
+    ours = jax.shard_map(local, mesh=cases.mesh(2, 4), in_specs=specs, out_specs=P("data"))
+    cases.agreement(ours, reference("laplacian", REDUCTIONS["softmax-weighted sum"][1]))(scale, x, y, v)
+
+
+def test_dense_scores_and_linear_scores_are_those_of_the_functions():
+    """softjax.of with the library's own kinds, against the definitions."""
+    r = cases.Random(jnp.float64, seed=3)
+    x, w, b = r.normal(N, 3), r.normal(3, K), r.normal(K)
+    where = np.arange(K) % 4 != 2
+    linear = lambda x, w, b: softjax.of(
+        losses.entropy, scores.linear(x, w.T, bias=b, class_axis=0, where=where), block_size=5
+    )
+    dense = lambda x, w, b: softjax.of(losses.entropy, scores.dense(x @ w + b, where=where))
+    distances = lambda x, w, b: softjax.of(
+        losses.entropy, scores.distances(x, w.T, log_prior=b, temperature=0.7, where=where), block_size=5
+    )
+    definition = lambda x, w, b: cases.entropy(x @ w + b, where=where)
+    cases.agreement(linear, definition)(x, w, b)
+    cases.agreement(dense, definition)(x, w, b)
+    cases.agreement(distances, lambda x, w, b: cases.entropy(-squared(x, w.T) / 0.7 + b, where=where))(x, w, b)
+
+
+def test_dense_scores_of_a_mesh():
+    r = cases.Random(jnp.float64, seed=4)
+    z = r.normal(N, 16)
+    local = lambda z: softjax.of(losses.entropy, scores.dense(z, axis_name="classes"))
+    ours = jax.shard_map(local, mesh=cases.mesh(2, 4), in_specs=P(None, "classes"), out_specs=P())
+    cases.agreement(ours, cases.entropy)(z)
+
+
+REFUSALS = {
+    "no function": (lambda: scores.of(3, jnp.ones(2), jnp.ones(2)), TypeError, "`function` must be a function"),
+    "no examples": (
+        lambda: scores.of(squared, (), jnp.ones((2, 3))),
+        ValueError,
+        r"`examples` must hold arrays \[N, ...\], got shapes \[\]",
+    ),
+    "a number for classes": (
+        lambda: scores.of(squared, jnp.ones((2, 3)), 1.0),
+        ValueError,
+        r"`classes` must hold arrays \[K, ...\], got shapes \[\(\)\]",
+    ),
+    "no class": (
+        lambda: scores.of(squared, jnp.ones((2, 3)), jnp.ones((0, 3))),
+        ValueError,
+        "`classes` must hold at least one class, got 0",
+    ),
+    "other numbers of classes": (
+        lambda: scores.of(squared, jnp.ones((2, 3)), (jnp.ones((4, 3)), jnp.ones(5))),
+        ValueError,
+        r"`classes` must hold arrays whose shapes begin with \(4,\)",
+    ),
+    "a result of another shape": (
+        lambda: softjax.of(losses.entropy, scores.of(lambda x, y: x, jnp.ones((2, 3)), jnp.ones((4, 3)))),
+        ValueError,
+        r"`function` must return floating-point scores of shape \(2, 4\) for 2 examples and 4 classes, got",
+    ),
+    "no scores": (lambda: softjax.of(losses.entropy, jnp.ones((2, 3))), TypeError, "`scores` must be made by"),
+    "no engine": (
+        lambda: softjax.of(losses.entropy, scores.dense(jnp.ones((2, 3))), engine="fast"),
+        TypeError,
+        "`engine` must be a `softjax.engines.Engine` or None, got 'fast'",
+    ),
+    "logits without classes": (
+        lambda: scores.dense(jnp.ones((2, 0))),
+        ValueError,
+        r"`logits` must have shape \[..., K\] with at least one class, got \(2, 0\)",
+    ),
+    "a mask of numbers": (
+        lambda: scores.of(squared, jnp.ones((2, 3)), jnp.ones((3, 3)), where=jnp.ones(3)),
+        TypeError,
+        "`where` must be booleans",
+    ),
+    "factors without classes": (
+        lambda: softjax.of(losses.weighted_logsumexp, scores.dense(jnp.ones((2, 3)))),
+        TypeError,
+        "`example` and `per_class` must be arrays",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_bad_scores_are_refused_in_words(name):
+    call, error, message = REFUSALS[name]
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_logits_that_are_not_sharded_are_refused_over_a_mesh():
+    local = lambda z: softjax.of(losses.entropy, scores.dense(z, axis_name="classes"))
+    with pytest.raises(ValueError, match=r"`logits` must vary over the axes \('classes',\) of `axis_name`"):
+        jax.shard_map(local, mesh=cases.mesh(2, 4), in_specs=P(), out_specs=P())(jnp.ones((2, 8)))
+
+
+# ---------------------------------------------------------------------------------------------
+# Another engine: the cross entropy of a linear layer in Pallas, run in interpret mode
+
+BLOCK = 4
+
+
+def _sums_kernel(x, w, y, m, mass, logit):
+    """One block of classes: the running maximum, the sum of exponentials, and the logit of the label."""
+    block = pl.program_id(0)
+
+    @pl.when(block == 0)
+    def _():
+        m[...], mass[...], logit[...] = jnp.full(m.shape, -jnp.inf), jnp.zeros(m.shape), jnp.zeros(m.shape)
+
+    h = x[...] @ w[...]
+    ids = block * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
+    highest = jnp.maximum(m[...], h.max(-1))
+    mass[...] = mass[...] * jnp.exp(m[...] - highest) + jnp.exp(h - highest[:, None]).sum(-1)
+    logit[...] += jnp.where(ids[None] == y[...][:, None], h, 0).sum(-1)
+    m[...] = highest
+
+
+def _cotangents_kernel(x, w, y, m, mass, weight, d, dx, dw):
+    """One block of classes: dh = p (weight) - d 1{label}, and its products with the other operand."""
+    block = pl.program_id(0)
+
+    @pl.when(block == 0)
+    def _():
+        dx[...] = jnp.zeros(dx.shape)
+
+    p = jnp.exp(x[...] @ w[...] - m[...][:, None]) / mass[...][:, None]
+    ids = block * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
+    dh = p * weight[...][:, None] - d[...][:, None] * jnp.where(ids[None] == y[...][:, None], 1.0, 0.0)
+    dx[...] += dh @ w[...].T
+    dw[...] = x[...].T @ dh
+
+
+def _call(kernel, x, w, inputs, outputs):
+    whole = lambda a: pl.BlockSpec(a.shape, lambda i: (0,) * a.ndim)
+    of_block = pl.BlockSpec((w.shape[0], BLOCK), lambda i: (0, i))
+    return pl.pallas_call(
+        kernel,
+        grid=w.shape[1] // BLOCK,
+        in_specs=[whole(x), of_block, *map(whole, inputs)],
+        out_specs=[of_block if a.shape == w.shape else whole(a) for a in outputs],
+        out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs],
+        interpret=True,
+    )(x, w, *inputs)
+
+
+def _refuses(made, loss, example, per_class):
+    if made.kind != "linear" or made.axes[0] != 1:
+        return f"it multiplies by a kernel [D, K], not scores of kind {made.kind!r} with classes on axes {made.axes}"
+    if loss.columns.func is not losses.cross_entropy.columns or per_class is not None:
+        return "it knows the cross entropy of integer labels alone"
+    if made.live is not None or made.classes[1] is not None:
+        return "it knows no mask and no bias"
+    if isinstance(example, tuple):
+        return "it knows one label per example"
+    return None if made.k % BLOCK == 0 else f"{made.k} classes are not a multiple of {BLOCK}"
+
+
+CALLS = []
+
+
+def _sums(columns, examples, classes, ids):  # noqa: ARG001
+    CALLS.append("sums")
+    (x, y), w = examples, classes[0]
+    zeros = jnp.zeros(x.shape[0], x.dtype)
+    m, mass, logit = _call(_sums_kernel, x, w, [y], [zeros] * 3)
+    seen = ((y >= ids[0]) & (y <= ids[-1])).astype(x.dtype)
+    a = engines.Normaliser(m, jnp.full(m.shape, -1, ids.dtype), mass - 1, zeros)
+    y = engines.CrossEntropy(m - logit, zeros + 1, logit[:, None], seen[:, None])
+    return engines.Sums(a, (), (), (), (), y, ())
+
+
+def _cotangents(columns, examples, classes, ids, totals, ct):  # noqa: ARG001
+    CALLS.append("cotangents")
+    (x, y), (w, *others) = examples, classes
+    # A = m + log(1 + r), C = A - z_y: the cotangent of h_k is p_k (mass dr + dC) - dC 1{k = y}
+    weight = totals.a.mass * ct.a.r + ct.y.sum
+    dx, dw = _call(_cotangents_kernel, x, w, [y, totals.a.m, totals.a.mass, weight, ct.y.sum], [x, w])
+    return columns, (dx, None), (dw, *others)
+
+
+PALLAS = engines.Engine("pallas", _refuses, _sums, _cotangents)
+LABELS_12 = np.array([0, 3, 11, 7], np.int32)
+
+
+def linear_arguments():
+    r = cases.Random(jnp.float64, seed=8)
+    return r.normal(N, 3), r.normal(3, 12)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_an_engine_computes_the_sums_and_their_cotangents(reduction):
+    """Value, gradient and Hessian-vector product, with a z-loss, whose cotangent goes to the normaliser."""
+    loss = losses.z_loss(losses.cross_entropy, 0.1)
+
+    def ours(x, w):
+        return softjax.of(loss, scores.linear(x, w), LABELS_12, reduction=reduction, engine=PALLAS)
+
+    def definition(x, w):
+        z = x @ w
+        of_each = cases.softmax_loss(z, LABELS_12) + 0.1 * cases.log_sum_exp(z) ** 2
+        return of_each if reduction == "none" else of_each.mean()
+
+    x, w = linear_arguments()
+    CALLS.clear()
+    jax.make_jaxpr(jax.grad(lambda x, w: ours(x, w).sum()))(x, w)
+    assert set(CALLS) == {"sums", "cotangents"}
+    softjax.testing.assert_matches_autodiff(ours, definition, x, w, modes=["value", "vjp", "jit", "vmap"])
+    softjax.testing.assert_matches_autodiff(ours, definition, x, w, modes=["hessian-vector product"])
+
+
+def test_an_engine_over_a_mesh_computes_the_sums_of_each_device():
+    def local(x, w):
+        made = scores.linear(x, w, axis_name="classes", batch_axis_name="data")
+        return softjax.of(losses.logsumexp, made, engine=LOGSUMEXP)
+
+    ours = jax.shard_map(local, mesh=cases.mesh(2, 2), in_specs=(P("data"), P(None, "classes")), out_specs=P("data"))
+    x, w = linear_arguments()
+    w = jnp.concatenate([w, w[:, :4]], 1)
+    ct = cases.Random(jnp.float64).normal(N)
+    got, want = (
+        jax.jit(lambda x, w, f=f: (f(x, w), jax.grad(lambda x, w: (ct * f(x, w)).sum(), (0, 1))(x, w)))(x, w)
+        for f in (ours, lambda x, w: cases.log_sum_exp(x @ w))
+    )
+    cases.assert_close(got, want)
+
+
+def _plain_sums(columns, examples, classes, ids):  # noqa: ARG001
+    h = examples[0] @ classes[0]
+    m = jax.lax.stop_gradient(h.max(-1))
+    a = engines.Normaliser(m, jnp.full(m.shape, -1, ids.dtype), jnp.exp(h - m[:, None]).sum(-1) - 1, 0 * m)
+    return engines.Sums(a, (), (), (), (), None, ())
+
+
+def _plain_cotangents(columns, examples, classes, ids, totals, ct):  # noqa: ARG001
+    (x, example), (w, *others) = examples, classes
+    dh = jnp.exp(x @ w - totals.a.m[:, None]) * ct.a.r[:, None]
+    return columns, (dh @ w.T, example), (x.T @ dh, *others)
+
+
+LOGSUMEXP = engines.Engine("plain", lambda *_: None, _plain_sums, _plain_cotangents)
+LEFT = {
+    "distances": (lambda x, w: scores.distances(x, w.T), LABELS_12, losses.cross_entropy, "not scores of kind"),
+    "an embedding table": (
+        lambda x, w: scores.linear(x, w.T, class_axis=0),
+        LABELS_12,
+        losses.cross_entropy,
+        r"with classes on axes \(0, 0\)",
+    ),
+    "another loss": (scores.linear, LABELS_12, losses.brier, "it knows the cross entropy of integer labels alone"),
+    "a ragged block": (
+        lambda x, w: scores.linear(x, w[:, :11]),
+        LABELS_12 % 11,
+        losses.cross_entropy,
+        "11 classes are not a multiple of 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_an_engine_is_left_with_a_reason_where_it_does_not_apply(name):
+    make, labels, loss, reason = LEFT[name]
+    x, w = linear_arguments()
+    CALLS.clear()
+    with pytest.warns(UserWarning, match=f"The engine 'pallas' does not apply: .*{reason}"):
+        got = softjax.of(loss, make(x, w), labels, engine=PALLAS)
+    assert not CALLS
+    definitions = {
+        "distances": lambda: cases.softmax_loss(-squared(x, w.T), labels),
+        "an embedding table": lambda: cases.softmax_loss(x @ w, labels),
+        "another loss": lambda: ((cases.softmax(x @ w) - np.eye(12)[labels]) ** 2).sum(-1),
+        "a ragged block": lambda: cases.softmax_loss((x @ w)[:, :11], labels),
+    }
+    np.testing.assert_allclose(got, definitions[name](), rtol=1e-10)
+
+
+def test_forward_mode_of_an_engine_is_refused_by_jax():
+    x, w = linear_arguments()
+    f = ft.partial(lambda x: softjax.of(losses.cross_entropy, scores.linear(x, w), LABELS_12, engine=PALLAS))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(f, (x,), (x,))
