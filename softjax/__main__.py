@@ -51,28 +51,26 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     parser = argparse.ArgumentParser("python -m softjax", description="Softmax-family losses for JAX.")
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser(
-        "demo", help="train a mixture autoencoder on handwritten digits, and draw what it learned"
-    )
+    demo = commands.add_parser("demo", help="train a mixture autoencoder on handwritten digits, and draw the result")
     demo.add_argument("--steps", type=_positive, default=3000, help="steps of Adam (default: %(default)s)")
     demo.add_argument(
         "-K", "--classes", type=_positive, default=256, help="centers of the mixture (default: %(default)s)"
     )
     demo.add_argument("-D", "--latents", type=_positive, default=2, help="dimensions of z (default: %(default)s)")
     demo.add_argument(
-        "--seed", type=_seed, default=0, help="of the split, the model and the batches (default: %(default)s)"
+        "--seed", type=_seed, default=0, help="seed of the split, the model and the batches (default: %(default)s)"
     )
     demo.add_argument(
         "-o", "--output", type=_picture, default=Path("digits.png"), help="the PNG file to write (default: %(default)s)"
     )
     bench = commands.add_parser("bench", help="time and memory beside optax, PyTorch, KeOps and the plain formulas")
     bench.add_argument("--rounds", type=_positive, default=7, help="runs of each contestant (default: %(default)s)")
-    bench.add_argument("--small", action="store_true", help="sizes that only show that it runs")
-    bench.add_argument("--placements", action="store_true", help="what the library chooses beside other choices")
+    bench.add_argument("--small", action="store_true", help="small sizes, to show that it runs")
+    bench.add_argument("--placements", action="store_true", help="compare the default placement with others")
     bench.add_argument("-o", "--output", type=_picture, help="a PNG file to write")
     bench.add_argument("--json", type=_report, help="a JSON file to write")
-    audit = commands.add_parser("audit", help="errors of values and derivatives against truth in 50 digits")
-    audit.add_argument("--quick", action="store_true", help="fewer scenarios, and few classes")
+    audit = commands.add_parser("audit", help="errors of values and derivatives against 50 digits")
+    audit.add_argument("--quick", action="store_true", help="fewer scenarios, with few classes")
     audit.add_argument("-k", dest="text", default="", help="only functions whose name contains this")
     audit.add_argument("--json", type=_report, help="a JSON file to write")
     lm = commands.add_parser("lm", help="train a language model whose classes are sharded over a mesh of devices")
@@ -81,10 +79,10 @@ def main(argv: list[str] | None = None) -> int:
         "--mesh", type=_mesh, default=(2, 4), help="devices along data x along classes; 1x1 is one (default: 2x4)"
     )
     lm.add_argument(
-        "--vocabulary", type=_several, default=50_000, help="tokens that are told apart (default: %(default)s)"
+        "--vocabulary", type=_several, default=50_000, help="number of classes, that is, tokens (default: %(default)s)"
     )
-    lm.add_argument("--seed", type=_seed, default=0, help="of the model and the batches (default: %(default)s)")
-    lm.add_argument("--checkpoints", type=_folder, help="a folder to write them to, and to go on from the last one")
+    lm.add_argument("--seed", type=_seed, default=0, help="seed of the model and the batches (default: %(default)s)")
+    lm.add_argument("--checkpoints", type=_folder, help="a folder to write checkpoints to, and to resume from")
     lm.add_argument("--every", type=_positive, default=100, help="steps between checkpoints (default: %(default)s)")
     lm.add_argument("--compare", action="store_true", help="train on one device too, and compare the losses")
     lm.add_argument(

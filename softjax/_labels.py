@@ -13,7 +13,7 @@ class Labels:
         self.clipped = jnp.where(in_range, self.position, 0)
         self.here = in_range & (ids[self.clipped] == labels)  # False at padding, which has no id
 
-    def of(self, a: Array) -> Array:
+    def take(self, a: Array) -> Array:
         """The entries [N, T] of a [N, B] at the labels; 0 for a label in another block."""
         return jnp.where(self.here, jnp.take_along_axis(a, self.clipped, -1), 0)
 
@@ -28,7 +28,7 @@ class Labels:
 
     def summed(self, a: Array, block: int) -> Array:
         """For each label, the sum of `a` [N, T] over the labels of the same class."""
-        return a if self.position.shape[-1] == 1 else self.of(self._scattered(a, block))
+        return a if self.position.shape[-1] == 1 else self.take(self._scattered(a, block))
 
     def _scattered(self, a, block):
         rows, columns = jnp.arange(a.shape[0])[:, None], jnp.where(self.here, self.position, block)

@@ -46,10 +46,6 @@ def of_linear(
     Returns:
         The loss [...], or a scalar, in at least float32.
 
-    Raises:
-        ValueError: if the shapes don't fit together, or an option is invalid.
-        TypeError: if an array is not real, or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> import softjax
@@ -59,15 +55,7 @@ def of_linear(
 
     Source: The softmax function and its derivative (the softmax layer), whose Jacobian of size [K, D K] is never built.
     """
-    linear = scores.linear(
-        features,
-        kernel,
-        bias=bias,
-        class_axis=class_axis,
-        where=where,
-        axis_name=axis_name,
-        batch_axis_name=batch_axis_name,
-    )
+    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name)
     return of(loss, linear, example, per_class, weights=weights, reduction=reduction, block_size=block_size)
 
 
@@ -111,10 +99,6 @@ def linear_softmax_cross_entropy(
     Returns:
         L in nats [...], or a scalar, in at least float32.
 
-    Raises:
-        ValueError: if the shapes don't fit together, or an option is invalid.
-        TypeError: if an array is of the wrong kind.
-
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from softjax import linear_softmax_cross_entropy
@@ -125,15 +109,7 @@ def linear_softmax_cross_entropy(
     Source: Notes on gradients, 1 (softmax loss, a batch and its mean); The softmax function and its derivative (the
     softmax layer).
     """
-    linear = scores.linear(
-        features,
-        kernel,
-        bias=bias,
-        class_axis=class_axis,
-        where=where,
-        axis_name=axis_name,
-        batch_axis_name=batch_axis_name,
-    )
+    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name)
     labels, known, kept = _label_arrays(labels, ignore_index, linear.batch, linear.count)
     if kept is not None:
         linear = linear.with_zeros_unless(kept)  # the features of an ignored example may be NaN
@@ -141,16 +117,9 @@ def linear_softmax_cross_entropy(
     loss = losses.cross_entropy
     if not _is(z_loss, 0):
         loss = losses.z_loss(loss, checked_scalar("z_loss", z_loss))
-    return evaluate(
-        _of_scaled_logits(loss, softcap, temperature),
-        linear,
-        labels,
-        added,
-        Examples(kept=kept, known=known, shares=shares if reduction == "mean" else None),
-        weights=weights,
-        reduction=reduction,
-        block_size=block_size,
-    )
+    loss = _of_scaled_logits(loss, softcap, temperature)
+    examples = Examples(kept=kept, known=known, shares=shares if reduction == "mean" else None)
+    return evaluate(loss, linear, labels, added, weights, reduction, block_size, examples=examples)
 
 
 def _label_arrays(labels, ignore_index, batch, count):
@@ -246,10 +215,6 @@ def linear_expectation(
     Returns:
         E_p[v] [..., E], in the type that the arguments promote to; 0 where all classes are left out.
 
-    Raises:
-        ValueError: if the shapes don't fit together, or an option is invalid.
-        TypeError: if an array is not real, or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from softjax import linear_expectation
@@ -260,7 +225,7 @@ def linear_expectation(
 
     Source: CATSMILE-1012 (softargmax), expectation of t_k under p_k.
     """
-    linear = scores.linear(features, kernel, bias=bias, class_axis=class_axis, where=where, axis_name=axis_name)
+    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name)
     values = _checks.class_values(values, linear.k, "kernel")
     loss = _of_scaled_logits(losses.expectation, None, temperature)
     return evaluate(loss, linear, None, values, block_size=block_size).astype(common_dtype(linear, values))
@@ -286,10 +251,6 @@ def linear_logsumexp(
     Returns:
         A [...], in at least float32; -inf where all classes are left out.
 
-    Raises:
-        ValueError: if the shapes don't fit together, or an option is invalid.
-        TypeError: if an array is not real, or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from softjax import linear_logsumexp
@@ -298,5 +259,5 @@ def linear_logsumexp(
 
     Source: CATSMILE-1012 (softargmax), which would reserve the name softmax for it.
     """
-    linear = scores.linear(features, kernel, bias=bias, class_axis=class_axis, where=where, axis_name=axis_name)
+    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name)
     return evaluate(_of_scaled_logits(losses.logsumexp, softcap, temperature), linear, block_size=block_size)

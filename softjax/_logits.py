@@ -36,24 +36,16 @@ class _Rows:
     def restore(self, rows: Array) -> Array:
         return rows.reshape(self.moved).transpose([self.order.index(a) for a in range(len(self.order))])
 
-    def reduced(self, rows: Array, keepdims: bool = False) -> Array:
+    def without_axes(self, rows: Array, keepdims: bool = False) -> Array:
         x = rows.reshape(self.batch)
         return jnp.expand_dims(x, self.axes) if keepdims else x
-
-
-def _live(logits: Array, where: ArrayLike | None) -> Array:
-    """The logits, with -inf where `where` excludes a class."""
-    if where is None:
-        return logits
-    live = _checks.broadcast("where", checked_array("where", where), logits.shape, "that of the logits")
-    return jnp.where(live, logits, -jnp.inf)
 
 
 def _as_rows(name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None) -> tuple[Array, _Rows]:
     """(logits [N, K], -inf where a class is left out, their reshaping)."""
     logits = _checks.floating(name, x)
     rows = _Rows(logits.shape, _checks.axes(axis, logits.ndim))
-    return rows.flatten(_live(logits, where)), rows
+    return rows.flatten(scores.masked_logits(logits, where)), rows
 
 
 def _example_mask(where: ArrayLike | None, logits: Array, axes: tuple[int, ...]) -> Array | None:
@@ -89,10 +81,6 @@ def of_logits(
     Returns:
         The loss [...], or a scalar, in at least float32.
 
-    Raises:
-        ValueError: if the shapes don't fit together, or the reduction is unknown.
-        TypeError: if an array is not real, or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> import softjax
@@ -127,10 +115,6 @@ def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Ar
     Returns:
         Probabilities of the shape and type of x.
 
-    Raises:
-        ValueError: if `axis` is not an axis of x, or `where` can't be broadcast to it.
-        TypeError: if x is not real, or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from softjax import softmax
@@ -156,10 +140,6 @@ def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
 
     Returns:
         Log-probabilities of the shape and type of x.
-
-    Raises:
-        ValueError: if `axis` is not an axis of x, or `where` can't be broadcast to it.
-        TypeError: if x is not real, or `where` not boolean.
 
     Example:
         >>> import jax.numpy as jnp
@@ -188,10 +168,6 @@ def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None
     Returns:
         A of the type of a, and its shape less `axis`.
 
-    Raises:
-        ValueError: if `axis` is not an axis of a, or `where` can't be broadcast to it.
-        TypeError: if a is not real, or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from softjax import logsumexp
@@ -202,7 +178,7 @@ def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None
     """
     logits, rows = _as_rows("a", a, axis, where)
     keepdims = checked("keepdims", keepdims)
-    return rows.reduced(_of_rows(losses.logsumexp, logits).astype(logits.dtype), keepdims)
+    return rows.without_axes(_of_rows(losses.logsumexp, logits).astype(logits.dtype), keepdims)
 
 
 @documented(dense=True)
@@ -214,10 +190,6 @@ def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
     Returns:
         H in at least float32, of the logits' shape less `axis`; -inf where all classes are left out.
 
-    Raises:
-        ValueError: if `axis` is not an axis of the logits, or `where` can't be broadcast to them.
-        TypeError: if the logits are not real, or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from softjax import entropy
@@ -227,7 +199,7 @@ def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
     Source: CATSMILE-1012 (softargmax), E_p[t] with t = log p.
     """
     rows_of, rows = _as_rows("logits", logits, axis, where)
-    return rows.reduced(_of_rows(losses.entropy, rows_of))
+    return rows.without_axes(_of_rows(losses.entropy, rows_of))
 
 
 @documented(dense=True)
@@ -245,10 +217,6 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
 
     Returns:
         E_p[t], in the type that logits and values promote to; 0 where all classes are left out.
-
-    Raises:
-        ValueError: if the shapes can't be broadcast together, or `axis` is not an axis of the result.
-        TypeError: if logits or values are not real, or `where` not boolean.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -270,7 +238,7 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
         ) from error
     z, rows = _as_rows("logits", jnp.broadcast_to(z, shape), axis, where)
     t = rows.flatten(jnp.broadcast_to(t, shape)).astype(dtype)
-    return rows.reduced(_rows.row_expectation(z.astype(dtype), t).astype(dtype))
+    return rows.without_axes(_rows.row_expectation(z.astype(dtype), t).astype(dtype))
 
 
 @documented(dense=True)
@@ -291,10 +259,6 @@ def softmax_cross_entropy(
     Returns:
         L in nats, in at least float32, of the logits' shape less `axis`.
 
-    Raises:
-        ValueError: if `labels` or `where` can't be broadcast to the logits, or `axis` is not an axis of the logits.
-        TypeError: if logits or labels are not real, or `where` not boolean.
-
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from softjax import softmax_cross_entropy
@@ -312,7 +276,7 @@ def softmax_cross_entropy(
     dtype = common_dtype(z, y)
     z, rows = _as_rows("logits", z, axes, live)
     y = rows.flatten(y if live is None else jnp.where(live, y, 0)).astype(dtype)
-    return rows.reduced(_rows.row_cross_entropy(z.astype(dtype), y))
+    return rows.without_axes(_rows.row_cross_entropy(z.astype(dtype), y))
 
 
 @documented(dense=True)
@@ -335,10 +299,6 @@ def softmax_cross_entropy_with_integer_labels(
     Returns:
         L in nats, in at least float32, of the labels' shape.
 
-    Raises:
-        ValueError: if `labels` has another shape, `where` can't be broadcast, or `axis` invalid.
-        TypeError: if the logits are not real, the labels not integers or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from softjax import softmax_cross_entropy_with_integer_labels
@@ -358,9 +318,9 @@ def softmax_cross_entropy_with_integer_labels(
     y, known = _checks.class_ids(labels.reshape(-1), z.shape[-1])
     loss = _rows.row_label_cross_entropy(z, y)
     if live is None:
-        return rows.reduced(_nan_unless(known, loss))
+        return rows.without_axes(_nan_unless(known, loss))
     included = rows.flatten(live).any(-1)
-    return rows.reduced(jnp.where(included, _nan_unless(known | ~included, loss), 0))
+    return rows.without_axes(jnp.where(included, _nan_unless(known | ~included, loss), 0))
 
 
 def _nan_unless(known, loss):

@@ -14,7 +14,6 @@ from jax.typing import ArrayLike
 
 from . import _checks, losses, scores
 from ._arguments import checked_array, documented
-from ._centering import centered
 from ._dtypes import cast, common_dtype, compute_dtype, inexact_leaves
 from ._evaluate import evaluate
 from ._mesh import AxisName
@@ -46,10 +45,6 @@ def of_mixture(
     Returns:
         The loss [...], or a scalar, in at least float32.
 
-    Raises:
-        ValueError: if the shapes don't fit together, or an option is invalid.
-        TypeError: if an array is not real, or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> import softjax
@@ -63,16 +58,8 @@ def of_mixture(
     example = _checks.leading("example", example, z.shape[:-1], "the leading axes of `z`")
     per_class = _checks.leading("per_class", per_class, centers.shape[:1], "[K] for the K of `centers`")
     z, centers = cast((z, centers), compute_dtype(_given_dtype(log_prior, z, centers, example, per_class)))
-    distances = scores.distances(
-        z,
-        centers,
-        log_prior=log_prior,
-        temperature=temperature,
-        where=where,
-        axis_name=axis_name,
-        batch_axis_name=batch_axis_name,
-    )
-    return evaluate(loss, distances, example, per_class, weights=weights, reduction=reduction, block_size=block_size)
+    distances = scores.distances(z, centers, log_prior, temperature, where, axis_name, batch_axis_name)
+    return evaluate(loss, distances, example, per_class, weights, reduction, block_size)
 
 
 def _given_dtype(log_prior, *trees):
@@ -81,17 +68,17 @@ def _given_dtype(log_prior, *trees):
     return common_dtype(*prior, *inexact_leaves(trees))
 
 
-def _of_data(loss, z, x, centers, values, weights, reduction, block_size, log_prior, **options):
+def _of_data(loss, z, x, centers, values, of_scores, weights, reduction, block_size):
     """The loss of the data x and the values, both moved by the middle of the values."""
     z, centers = _checks.latents_and_centers(z, centers)
     values, x = _checks.class_values(values, centers.shape[0], "centers"), checked_array("x", x)
     _checks.shape("x", x, (*z.shape[:-1], values.shape[1]), "the leading axes of `z`, and the E of `values`")
-    dtype = compute_dtype(_given_dtype(log_prior, z, x, centers, values))
+    dtype = compute_dtype(_given_dtype(of_scores[0], z, x, centers, values))
     z, x, centers, values = cast((z, x, centers, values), dtype)
-    distances = scores.distances(z, centers, log_prior=log_prior, **options)
-    values, middle = centered(values, distances.live, distances.shards)
+    distances = scores.distances(z, centers, *of_scores)
+    values, middle = scores.centered(values, distances.live, distances.shards)
     x = x.reshape(distances.n, values.shape[1]) - middle[None]
-    return evaluate(loss, distances, x, values, weights=weights, reduction=reduction, block_size=block_size)
+    return evaluate(loss, distances, x, values, weights, reduction, block_size)
 
 
 @documented
@@ -120,10 +107,6 @@ def mixture_autoencoder_loss(
     Returns:
         The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
 
-    Raises:
-        ValueError: if the shapes don't fit together, or an option is invalid.
-        TypeError: if an array is not real, or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from softjax import mixture_autoencoder_loss
@@ -134,21 +117,8 @@ def mixture_autoencoder_loss(
 
     Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder, there without its minus sign.
     """
-    return _of_data(
-        losses.mixture_autoencoder,
-        z,
-        x,
-        centers,
-        values,
-        weights,
-        reduction,
-        block_size,
-        log_prior,
-        temperature=temperature,
-        where=where,
-        axis_name=axis_name,
-        batch_axis_name=batch_axis_name,
-    )
+    of_scores = log_prior, temperature, where, axis_name, batch_axis_name
+    return _of_data(losses.mixture_autoencoder, z, x, centers, values, of_scores, weights, reduction, block_size)
 
 
 @documented
@@ -177,10 +147,6 @@ def eol_loss(
     Returns:
         The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
 
-    Raises:
-        ValueError: if the shapes don't fit together, or an option is invalid.
-        TypeError: if an array is not real, or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from softjax import eol_loss
@@ -191,21 +157,8 @@ def eol_loss(
 
     Source: CATSMILE-1012 (softargmax), EOL, there to be maximised.
     """
-    return _of_data(
-        losses.eol,
-        z,
-        x,
-        centers,
-        values,
-        weights,
-        reduction,
-        block_size,
-        log_prior,
-        temperature=temperature,
-        where=where,
-        axis_name=axis_name,
-        batch_axis_name=batch_axis_name,
-    )
+    of_scores = log_prior, temperature, where, axis_name, batch_axis_name
+    return _of_data(losses.eol, z, x, centers, values, of_scores, weights, reduction, block_size)
 
 
 @documented
@@ -234,10 +187,6 @@ def leop_loss(
     Returns:
         The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
 
-    Raises:
-        ValueError: if the shapes don't fit together, or an option is invalid.
-        TypeError: if an array is not real, or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from softjax import leop_loss
@@ -248,21 +197,8 @@ def leop_loss(
 
     Source: the log-likelihood of the mixture whose expectation CATSMILE-1012 (softargmax) calls EOL.
     """
-    return _of_data(
-        losses.leop,
-        z,
-        x,
-        centers,
-        values,
-        weights,
-        reduction,
-        block_size,
-        log_prior,
-        temperature=temperature,
-        where=where,
-        axis_name=axis_name,
-        batch_axis_name=batch_axis_name,
-    )
+    of_scores = log_prior, temperature, where, axis_name, batch_axis_name
+    return _of_data(losses.leop, z, x, centers, values, of_scores, weights, reduction, block_size)
 
 
 @documented
@@ -284,10 +220,6 @@ def mixture_expectation(
     Returns:
         E_p[v] [..., E], in the type that the arguments promote to; 0 where all classes are left out.
 
-    Raises:
-        ValueError: if the shapes don't fit together, or an option is invalid.
-        TypeError: if an array is not real, or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from softjax import mixture_expectation
@@ -302,10 +234,8 @@ def mixture_expectation(
     payoffs = _checks.class_values(values, centers.shape[0], "centers")
     given = _given_dtype(log_prior, z, centers, payoffs)
     z, centers, payoffs = cast((z, centers, payoffs), compute_dtype(given))
-    distances = scores.distances(
-        z, centers, log_prior=log_prior, temperature=temperature, where=where, axis_name=axis_name
-    )
-    payoffs, middle = centered(payoffs, distances.live, distances.shards)
+    distances = scores.distances(z, centers, log_prior, temperature, where, axis_name)
+    payoffs, middle = scores.centered(payoffs, distances.live, distances.shards)
     loss = losses.expectation._replace(finish=Partial(_moved_back, middle))
     return evaluate(loss, distances, None, payoffs, block_size=block_size).astype(given)
 

@@ -1,22 +1,6 @@
 """The choice of tile and block sizes, and of the pass in which the gradient is taken.
 
-Measured on 2 CPU cores, float32, value and all gradients, as ratios to optax on the whole logits
-(`python -m softjax bench --placements` measures again):
-
-- Linear cross entropy, mean, N=4096 D=512 K=32768: with the gradient in the forward pass, 3 matrix
-  products, 0.77 with tiles of 512 examples and blocks of 4096 classes, 0.81 with blocks of 2048, 0.84 with
-  1024. In the backward pass, 4 products, 0.85 to 0.9. Three bare products: 0.74.
-- The same, N=2048 D=256 K=8192: tiles of 256 examples against all classes at once 0.83, blocks of 4096
-  0.86, of 1024 1.05; three bare products 0.89. Against all classes, the contribution of a tile to the gradient of
-  the kernel is an array of the kernel's size: that pays where the scores of a tile (8 MB here) stay in a cache.
-- Every tile reads and writes the gradient of the kernel once, so tiles can't be small; tiles of an eighth of the
-  examples keep an eighth of the scores.
-- The same, "none": blocks of 1024 classes 0.99, of 512 1.05, of 2048 0.99 with twice the memory.
-- Mixture autoencoder, N=K=4096 D=16 E=64: a score of small D costs less to compute again than to keep. Backward
-  with blocks of 2^19 scores (2 MB, which stay in a cache between the passes over them) 92 ms, forward 122 ms.
-- On GPUs tiles of examples against all classes ran 2 to 2.3 times faster than blocks of 2048 classes, and
-  within 1.23 of holding all scores (an H100, N=32768 D=2560 K=128256, tiles of 4096, as levanter's authors
-  report). Not measured here.
+docs/architecture.md has the measurements behind it; `python -m softjax bench --placements` repeats them.
 """
 
 from typing import Literal, NamedTuple

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from . import _checks, _mesh
 from ._arguments import checked_array, checked_scalar, documented
-from ._centering import centered, normalised_prior
 from ._dtypes import (
     cast,
     cast_unless_half,
@@ -36,14 +35,10 @@ from ._mesh import AxisName, Shards
 class Exact(NamedTuple):
     """The score of one class per example without the rounding error of a matrix product: a pytree."""
 
-    score: Callable
-    """(examples, (the arrays of `Scores.classes`, `classes`)), all [N, ...] -> scores [N]"""
-    examples: Any
-    """a pytree of arrays [N, ...]"""
-    left_out: Array
-    """[N], the part that the scores leave out as it is common to all classes"""
-    classes: Any
-    """a pytree of arrays [K, ...]"""
+    score: Callable  # (examples, (the arrays of `Scores.classes`, `classes`)), all [N, ...] -> scores [N]
+    examples: Any  # a pytree of arrays [N, ...]
+    left_out: Array  # [N], the part that the scores leave out as it is common to all classes
+    classes: Any  # a pytree of arrays [K, ...]
 
 
 @ft.partial(
@@ -58,27 +53,17 @@ class Scores:
     A pytree, made by `linear`, `distances`, `dense` or `of`.
     """
 
-    function: Callable
-    """(tile of examples, block of classes, which of these are live) -> scores [n, b], -inf for a class left out"""
-    examples: Any
-    """a pytree of arrays [N, ...]"""
-    classes: tuple
-    """pytrees of class arrays; those of one pytree have their classes on the same axis"""
-    live: Array | None
-    """booleans [K], False for a class that is left out; None if there is none"""
-    exact: Exact | None
-    """corrects the scores of the top classes"""
-    axes: tuple[int, ...]
-    """the class axis of each pytree of `classes`"""
-    k: int
-    """the number of classes on this device"""
-    width: int
-    """the number of elements per class: the depth of a matrix product"""
-    batch: tuple[int, ...]
-    """the leading axes of the examples, which are flattened to N"""
-    shards: Shards
-    kind: str
-    """the name of the function that made them"""
+    kind: str  # the name of the function that made them
+    function: Callable  # (tile of examples, block of classes, live [b]) -> scores [n, b], -inf for a class left out
+    examples: Any  # a pytree of arrays [N, ...]
+    classes: tuple  # pytrees of class arrays
+    axes: tuple[int, ...]  # the class axis of the arrays in each pytree of `classes`
+    live: Array | None = None  # booleans [K], False for a class that is left out; None if there is none
+    exact: Exact | None = None  # corrects the scores of the top classes
+    k: int = 0  # the number of classes on this device
+    width: int = 1  # the number of elements per class: the depth of a matrix product
+    batch: tuple[int, ...] = ()  # the leading axes of the examples, which are flattened to N
+    shards: Shards = Shards()  # noqa: RUF009 (a tuple)
 
     @property
     def names(self) -> tuple[str, str]:
@@ -130,7 +115,6 @@ _NAMES = {
 def linear(
     features: ArrayLike,
     kernel: ArrayLike,
-    *,
     bias: ArrayLike | None = None,
     class_axis: int = -1,
     where: ArrayLike | None = None,
@@ -141,10 +125,6 @@ def linear(
 
     Returns:
         Scores of [...] examples and K classes.
-
-    Raises:
-        ValueError: if the shapes don't fit together, or an option is invalid.
-        TypeError: if an array is not real, or `where` not boolean.
 
     Example:
         >>> import jax.numpy as jnp
@@ -161,19 +141,8 @@ def linear(
     _checks.shape("features", features, (*features.shape[:-1], d), "[..., D] for the D of `kernel`")
     live, bias = _checks.live_classes(where, "bias", bias, k, "[K] for the K of `kernel`")
     batch = features.shape[:-1]
-    return Scores(
-        function=_LINEAR[axis],
-        examples=features.reshape(math.prod(batch), d),
-        classes=(kernel, bias),
-        live=live,
-        exact=None,
-        axes=(axis, 0),
-        k=k,
-        width=d,
-        batch=batch,
-        shards=shards,
-        kind="linear",
-    )
+    arrays = features.reshape(math.prod(batch), d), (kernel, bias)
+    return Scores("linear", _LINEAR[axis], *arrays, (axis, 0), live, None, k, d, batch, shards)
 
 
 def _linear_scores(axis, features, block, live):
@@ -197,7 +166,6 @@ _LINEAR = (Partial(ft.partial(_linear_scores, 0)), Partial(ft.partial(_linear_sc
 def distances(
     z: ArrayLike,
     centers: ArrayLike,
-    *,
     log_prior: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
@@ -208,10 +176,6 @@ def distances(
 
     Returns:
         Scores of [...] examples and K classes.
-
-    Raises:
-        ValueError: if the shapes don't fit together, or an option is invalid.
-        TypeError: if an array is not real, or `where` not boolean.
 
     Example:
         >>> import jax.numpy as jnp
@@ -232,25 +196,43 @@ def distances(
     prior = jnp.zeros(k, dtype) if prior is None else prior
     arrays = cast((z.reshape(math.prod(batch), d), centers, prior, temperature), dtype)
     examples, classes, exact = _distance_arrays(*arrays, live, shards)
-    return Scores(
-        function=_DISTANCES,
-        examples=examples,
-        classes=classes,
-        live=live,
-        exact=exact,
-        axes=(0, 0),
-        k=k,
-        width=d,
-        batch=batch,
-        shards=shards,
-        kind="distances",
-    )
+    return Scores("distances", _DISTANCES, examples, classes, (0, 0), live, exact, k, d, batch, shards)
+
+
+def centered(a: Array, live: Array | None, shards: Shards) -> tuple[Array, Array]:
+    """(a [K, D] minus its middle and 0 for classes left out, the middle [D]).
+
+    Scores and losses do not depend on the origin, but the digits of |c_k|^2, z . c_k and E_p[A] do. The middle is the
+    mean of the live classes without outliers, which are found by the median of a sample.
+    """
+    sample = slice(None, None, max(1, a.shape[0] // max(1, 32 // _mesh.device_count(shards.classes))))
+    sampled = a[sample] if live is None else jnp.where(live[sample, None], a[sample], jnp.nan)
+    sampled = _mesh.all_gather(lax.stop_gradient(sampled), shards.classes)
+    median = lambda a: jnp.nan_to_num(jnp.nanmedian(a, 0), posinf=0.0, neginf=0.0)
+    about = median(sampled)
+    spread = median(jnp.abs(sampled - about[None]))
+    above = lax.stop_gradient(a) - about[None]
+    near = jnp.abs(above) <= 8 * spread[None]
+    near = near if live is None else near & live[:, None]
+    sums = jnp.where(near, above, 0).sum(0), near.sum(0).astype(a.dtype)
+    total, count = _mesh.psum(sums, shards.classes)
+    middle = about + total / jnp.maximum(count, 1)
+    moved = a - middle[None]
+    return moved if live is None else jnp.where(live[:, None], moved, 0), middle
+
+
+def _normalised_prior(prior: Array, live: Array | None, shards: Shards) -> Array:
+    """The log-priors [K], shifted so that the largest is 0: a common part would only cost digits."""
+    if live is None:
+        return prior
+    prior -= _mesh.pmax(jnp.max(prior, initial=jnp.finfo(prior.dtype).min, where=live), shards.classes)
+    return jnp.where(live, prior, -jnp.inf)
 
 
 @ft.partial(jax.jit, static_argnames="shards", inline=True)
 def _distance_arrays(z, centers, prior, temperature, live, shards):
     """|z|^2 is common to all classes, and left out: h_k = 2 / T z . c_k + (log_prior_k - |c_k|^2 / T)."""
-    prior = normalised_prior(prior, live, shards)
+    prior = _normalised_prior(prior, live, shards)
     centers, middle = centered(centers, live, shards)
     z = z - middle[None]
     # A coordinate that is 0 everywhere is added: in its absence, jaxlib 0.10.2 crashes on CPUs in the gradient of a
@@ -294,10 +276,6 @@ def dense(
     Returns:
         Scores of [...] examples and K classes.
 
-    Raises:
-        ValueError: if the logits have no class axis, or `where` can't be broadcast to them.
-        TypeError: if the logits are not real, or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> import softjax
@@ -309,27 +287,22 @@ def dense(
     if logits.ndim == 0 or logits.shape[-1] == 0:
         got = "a single number" if logits.ndim == 0 else logits.shape
         raise ValueError(f"`logits` must have shape [..., K] with at least one class, got {got}.")
-    if where is not None:
-        live = _checks.broadcast("where", checked_array("where", where), logits.shape, "that of the logits")
-        logits = jnp.where(live, logits, -jnp.inf)
+    logits = masked_logits(logits, where)
     for argument, axes in (("axis_name", shards.classes), ("batch_axis_name", shards.examples)):
         if not set(axes) <= _mesh.varying(logits):
             got = jax.typeof(logits)
             raise ValueError(f"`logits` must vary over the axes {axes} of `{argument}`, got {got}.")
     *batch, k = logits.shape
-    return Scores(
-        function=_DENSE,
-        examples=logits.reshape(math.prod(batch), k),
-        classes=(),
-        live=None,
-        exact=None,
-        axes=(),
-        k=k,
-        width=1,
-        batch=tuple(batch),
-        shards=shards,
-        kind="dense",
-    )
+    rows = logits.reshape(math.prod(batch), k)
+    return Scores("dense", _DENSE, rows, (), (), shards=shards, k=k, batch=tuple(batch))
+
+
+def masked_logits(logits: Array, where: ArrayLike | None) -> Array:
+    """The logits, with -inf where `where` leaves out a class."""
+    if where is None:
+        return logits
+    live = _checks.broadcast("where", checked_array("where", where), logits.shape, "that of the logits")
+    return jnp.where(live, logits, -jnp.inf)
 
 
 _DENSE = Partial(lambda logits, _, __: widened(logits))
@@ -356,10 +329,6 @@ def of(
     Returns:
         Scores of N examples and K classes.
 
-    Raises:
-        ValueError: if the arrays don't have the same N or K, or the function's result has another shape.
-        TypeError: if an array is not real, or `where` not boolean.
-
     Example:
         >>> import jax.numpy as jnp
         >>> import softjax
@@ -385,19 +354,8 @@ def of(
     shards.check("classes", classes, "examples", examples)
     live, _ = _checks.live_classes(where, "", None, k, "[K] for the K of `classes`")
     own = function if isinstance(function, Partial) else Partial(function)
-    return Scores(
-        function=Partial(_own_scores, jax.tree.map(jnp.asarray, own)),
-        examples=examples,
-        classes=(classes,),
-        live=live,
-        exact=None,
-        axes=(0,),
-        k=k,
-        width=1,
-        batch=(n,),
-        shards=shards,
-        kind="of",
-    )
+    function = Partial(_own_scores, jax.tree.map(jnp.asarray, own))
+    return Scores("of", function, examples, (classes,), (0,), live, shards=shards, k=k, batch=(n,))
 
 
 def _own_scores(function, examples, block, live):

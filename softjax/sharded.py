@@ -289,14 +289,6 @@ mixture_expectation = _over_mesh(_mixture.mixture_expectation)
 of_mixture = _over_mesh(_mixture.of_mixture)
 
 FUNCTIONS = (
-    contrastive_loss,
-    eol_loss,
-    leop_loss,
-    linear_expectation,
-    linear_logsumexp,
-    linear_softmax_cross_entropy,
-    mixture_autoencoder_loss,
-    mixture_expectation,
-    of_linear,
-    of_mixture,
+    *(contrastive_loss, linear_expectation, linear_logsumexp, linear_softmax_cross_entropy, of_linear),
+    *(eol_loss, leop_loss, mixture_autoencoder_loss, mixture_expectation, of_mixture),
 )
