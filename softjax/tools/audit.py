@@ -1,4 +1,4 @@
-"""How far every public function is from the truth, on this machine: what `python -m softjax audit` runs."""
+"""The errors of every public function on this machine, against 50 digits: `python -m softjax audit`."""
 
 import contextlib
 import functools as ft
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.tree_util import Partial
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,41 +29,47 @@ from softjax._placement import BlockSize
 from . import truth
 from .bench import machine
 
-# In float32, relative to the largest element. Results in half precision are rounded once more.
+# Limits in float32, relative to the largest element. A result in half precision may have one more rounding error.
 LIMITS = {"value": 2e-6, "reverse": 2e-6, "forward": 2e-6, "HVP": 1e-4}
-FIRST, ALL = ("value", "reverse", "forward"), tuple(LIMITS)
-WIDE, HALF = ("float32",), ("bfloat16", "float16")
+ALL = tuple(LIMITS)
+FIRST_ORDER = ALL[:3]
+FLOAT32, HALF = ("float32",), ("bfloat16", "float16")
 
 LOGITS = "logits"
 PLACES = {"default": None, "blocks": 5, "tiles": Placement(2, 5), "forward": Placement(2, 5, "forward")}
 
 
 class Scenario(NamedTuple):
-    """Arguments by their names, and in which types, modes and placements a function is tried with them."""
+    """Arguments of a function, and the types, modes and placement to test them with."""
 
     name: str
     arguments: dict[str, Any]
     dtypes: tuple[str, ...]
     modes: tuple[str, ...]
     place: str
+    """a key of `PLACES`, or `LOGITS` for a function of dense logits"""
     block_size: BlockSize = None
 
 
 class Work(NamedTuple):
-    """A public function, its definition, and where they are compared."""
+    """A public function, its definition in `truth`, and the scenarios in which they are compared."""
 
     function: str
     definition: Callable
     scenarios: Iterable[Scenario]
     options: dict[str, Any]
+    """arguments that are not arrays"""
     peer: Callable | None = None
+    """the function of another library, to compare errors with"""
+    adapter: Callable = lambda function: function
+    """from the public function to a function of the scenarios' arguments"""
 
 
-_TRUTH = threading.Lock()  # mpmath keeps its constants in what threads share
+_MPMATH = threading.Lock()  # the constants of mpmath are shared by all threads
 
 
 class Entry(NamedTuple):
-    """The largest error of a mode, and in which of the results it is."""
+    """The error of a function in one mode: the largest of its arrays."""
 
     function: str
     scenario: str
@@ -71,16 +78,18 @@ class Entry(NamedTuple):
     mode: str
     error: float
     limit: float
-    worst: str
+    worst_array: str
+    """the place of the array in the result"""
     peer: float | None
+    """the error of the peer, if there is one"""
 
 
 # ---------------------------------------------------------------------------------------------
-# The work
+# The functions and their scenarios
 
 MARGINS = (-80.0, -17.3, -1.25, 0.0, 6.0, 17.3, 33.0, 64.7, 80.0)
 OFFSETS = (0.0, 100.0, 1e4)
-EQUAL = ("softmax", "log_softmax", "logsumexp", "softmax_cross_entropy_with_integer_labels")
+WITH_EQUAL_LOGITS = ("softmax", "log_softmax", "logsumexp", "softmax_cross_entropy_with_integer_labels")
 N, K = 4, 13
 LIVE = np.arange(K) % 5 != 4  # the labels are 0 .. N - 1
 
@@ -89,26 +98,26 @@ def _labels(n: int, k: int) -> np.ndarray:
     return np.arange(n) % k
 
 
-def _of_logits(quick: bool, random: np.random.Generator) -> Iterator[Work]:
+def _logit_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     others = -np.abs(random.normal(size=(len(OFFSETS), len(MARGINS), K)))
     others[..., 0] = MARGINS
     rows = (others + np.reshape(OFFSETS, (-1, 1, 1))).reshape(-1, K)
     normal = lambda n, k: random.normal(size=(n, k), scale=2)
     rows = np.concatenate([rows, normal(N, K)])
     data: list[tuple[str, np.ndarray, tuple[str, ...], tuple[str, ...]]] = [
-        ("margins", rows, WIDE, FIRST),
-        ("margins", rows, HALF[:1] if quick else HALF, FIRST),
+        ("margins", rows, FLOAT32, FIRST_ORDER),
+        ("margins", rows, HALF[:1] if quick else HALF, FIRST_ORDER),
     ]
     if not quick:
-        data += [("ordinary", normal(N, K), WIDE, ALL)]
-        data += [(f"K={k}", normal(n, k), WIDE, FIRST) for n, k in ((2, 1), (2, 2), (2, 1000), (1, 70000))]
-    equal = ("70000 equal", np.zeros((1, 70000)), ("float16",), FIRST)
+        data += [("ordinary", normal(N, K), FLOAT32, ALL)]
+        data += [(f"K={k}", normal(n, k), FLOAT32, FIRST_ORDER) for n, k in ((2, 1), (2, 2), (2, 1000), (1, 70000))]
+    equal = ("70000 equal", np.zeros((1, 70000)), ("float16",), FIRST_ORDER)
 
     def work(function, definition, name, peer=None, variant="", options=None, **more):
-        """More arguments are functions of the logits."""
+        """The work of a function of the logits `name`; `more` are functions from logits to other arguments."""
         scenarios = [
-            Scenario(what + variant, {name: z} | {k: f(z) for k, f in more.items()}, dtypes, modes, LOGITS)
-            for what, z, dtypes, modes in (data if quick or function not in EQUAL else [*data, equal])
+            Scenario(label + variant, {name: z} | {k: f(z) for k, f in more.items()}, dtypes, modes, LOGITS)
+            for label, z, dtypes, modes in (data if quick or function not in WITH_EQUAL_LOGITS else [*data, equal])
         ]
         return Work(function, definition, scenarios, options or {}, peer)
 
@@ -117,12 +126,12 @@ def _of_logits(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     a = ft.partial(jax.nn.logsumexp, axis=-1)
     yield work("logsumexp", truth.logsumexp, "a", a, options={"axis": -1})
     yield work("entropy", truth.entropy, "logits")
-    positive = lambda z: random.uniform(1, 2, z.shape)  # else the sum could cancel
+    positive = lambda z: random.uniform(1, 2, z.shape)  # so that the sum does not cancel
     yield work("expectation", truth.expectation, "logits", values=positive)
     first = lambda z: np.zeros(len(z), int)
     soft = ft.partial(work, "softmax_cross_entropy", truth.softmax_cross_entropy, "logits", optax.softmax_cross_entropy)
-    sure = soft(", sure labels", labels=lambda z: truth.one_hot(first(z), z.shape[1]))
-    yield sure._replace(scenarios=[*sure.scenarios, *soft(", soft labels", labels=positive).scenarios])
+    one_hot = soft(", one-hot labels", labels=lambda z: truth.one_hot(first(z), z.shape[1]))
+    yield one_hot._replace(scenarios=[*one_hot.scenarios, *soft(", soft labels", labels=positive).scenarios])
     peer = optax.softmax_cross_entropy_with_integer_labels
     for function, argument, other in (
         ("softmax_cross_entropy_with_integer_labels", "logits", peer),
@@ -134,45 +143,50 @@ def _of_logits(quick: bool, random: np.random.Generator) -> Iterator[Work]:
         "of_logits", truth.focal, "logits", variant=", focal", options={"loss": losses.focal(2.0)}, example=first
     )
     brier = work("of_logits", truth.brier, "logits", variant=", Brier", options={"loss": losses.brier}, example=first)
-    # In half precision 1e4 rounds all others to one number, of which the gradient is what rounding makes of 0.
-    yield brier._replace(scenarios=[s for s in brier.scenarios if s.dtypes == WIDE])
+    # In half precision, an offset of 1e4 rounds all other logits to one number. The gradient is then a rounded 0.
+    yield brier._replace(scenarios=[s for s in brier.scenarios if s.dtypes == FLOAT32])
 
 
-def _placed(
+def _scenarios(
     ordinary: Callable, others: dict[str, dict], large: Callable | None, scalar: bool, quick: bool
 ) -> Iterator[Scenario]:
-    """The scenarios of a fused function: arguments for (n, k), more of (N, K), and for many classes."""
+    """The scenarios of a function that takes `block_size`.
+
+    `ordinary(n, k)` gives arguments for n examples and k classes, `others` are named arguments for (N, K), and
+    `large(n, k)` gives arguments for few and for many classes. `scalar` says whether there is a `reduction`.
+    """
     few = {"ordinary": ordinary(N, K)} | others
-    tried = {"blocks": FIRST} if quick else {"default": ALL, "blocks": ALL, "tiles": FIRST, "forward": FIRST}
-    for (place, modes), (name, arguments) in itertools.product(tried.items(), few.items()):
+    modes_of = {"default": ALL, "blocks": ALL, "tiles": FIRST_ORDER, "forward": FIRST_ORDER}
+    modes_of = {"blocks": FIRST_ORDER} if quick else modes_of
+    for (place, modes), (name, arguments) in itertools.product(modes_of.items(), few.items()):
         if scalar or place != "forward":
-            # Second derivatives lose the digits of sure rows, here as elsewhere.
-            yield Scenario(name, arguments, WIDE, FIRST if "margin" in name else modes, place, PLACES[place])
+            # Second derivatives are inaccurate for confident rows, as in other libraries.
+            yield Scenario(name, arguments, FLOAT32, FIRST_ORDER if "margin" in name else modes, place, PLACES[place])
     if quick:
         return
-    yield Scenario("ordinary", few["ordinary"], ("bfloat16",), FIRST, "blocks", PLACES["blocks"])
+    yield Scenario("ordinary", few["ordinary"], ("bfloat16",), FIRST_ORDER, "blocks", PLACES["blocks"])
     place = "forward" if scalar else "blocks"
-    yield Scenario("ordinary", few["ordinary"], ("float16",), FIRST, place, PLACES[place])
+    yield Scenario("ordinary", few["ordinary"], ("float16",), FIRST_ORDER, place, PLACES[place])
     if large is not None:
-        yield Scenario("K=1", large(2, 1), WIDE, FIRST, "default")
-        yield Scenario("K=1000", large(2, 1000), WIDE, FIRST, "blocks", 512)
-        yield Scenario("K=70000", large(2, 70000), WIDE, FIRST, "default")
+        yield Scenario("K=1", large(2, 1), FLOAT32, FIRST_ORDER, "default")
+        yield Scenario("K=1000", large(2, 1000), FLOAT32, FIRST_ORDER, "blocks", 512)
+        yield Scenario("K=70000", large(2, 70000), FLOAT32, FIRST_ORDER, "default")
 
 
-def _of_linear(quick: bool, random: np.random.Generator) -> Iterator[Work]:
+def _linear_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     normal, uniform = lambda *shape: random.normal(size=shape), lambda *shape: random.uniform(0.5, 1.5, shape)
     exact = np.array(list(itertools.permutations((2.0, 1.0, 0.0, -1.0)))[:K])
 
-    def work(function, definition, more, options=None, peer=None, variant="", sure=True, large=True, scalar=True):
-        """More are arguments for (n, k)."""
+    def work(function, definition, more, options=None, peer=None, variant="", confident=True, large=True, scalar=True):
+        """The work of a function of features and kernel; `more(n, k)` gives its other arguments."""
         ordinary = lambda n, k: {"features": normal(n, 3), "kernel": normal(3, k)} | more(n, k)
 
         def ahead(scale):
-            """Example n is ahead for class n by `scale` and more; the product is exact."""
+            """Arguments with exact logits, the logit of class n ahead of the others by `scale` or more."""
             return more(N, K) | {"features": scale * exact[:N], "kernel": exact.T}
 
-        others = {f"margin {scale}": ahead(scale) for scale in (17, 80, -80)} if sure else {}
-        scenarios = _placed(ordinary, others, ordinary if large else None, scalar, quick)
+        others = {f"margin {scale}": ahead(scale) for scale in (17, 80, -80)} if confident else {}
+        scenarios = _scenarios(ordinary, others, ordinary if large else None, scalar, quick)
         named = (s._replace(name=s.name + variant) for s in scenarios)
         return Work(function, definition, named, options or {}, peer)
 
@@ -192,10 +206,10 @@ def _of_linear(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     function, definition = "linear_softmax_cross_entropy", truth.linear_softmax_cross_entropy
     yield work(function, definition, labels, peer=peer)
     yield work(function, definition, pair, variant=", pair labels", large=False)
-    yield work(function, definition, options, variant=", all options", sure=False, large=False)
+    yield work(function, definition, options, variant=", all options", confident=False, large=False)
     values = lambda n, k: {"values": normal(k, 2), "temperature": np.array(2.0)}
     expectation = work("linear_expectation", truth.linear_expectation, values, scalar=False)
-    yield expectation._replace(scenarios=map(_following("kernel", lambda w: w.T), expectation.scenarios))
+    yield expectation._replace(scenarios=map(_with_smooth_values("kernel", lambda w: w.T), expectation.scenarios))
     nothing: Callable[..., dict] = lambda n, k: {}
     yield work("linear_logsumexp", truth.linear_logsumexp, nothing, scalar=False)
     example = lambda n, k: {"example": _labels(n, k)}
@@ -207,16 +221,16 @@ def _of_linear(quick: bool, random: np.random.Generator) -> Iterator[Work]:
 
     views = lambda x, y: {"x": x, "y": y, "temperature": np.array(2.0), "weights": uniform(K)}
     others = {f"margin {scale}": views(scale * exact, exact) for scale in (17, 80)}
-    scenarios = _placed(lambda n, k: views(normal(k, 3), normal(k, 3)), others, None, True, quick)
+    scenarios = _scenarios(lambda n, k: views(normal(k, 3), normal(k, 3)), others, None, True, quick)
     yield Work("contrastive_loss", truth.contrastive_loss, scenarios, {})
 
 
-def _of_mixture(quick: bool, random: np.random.Generator) -> Iterator[Work]:
+def _mixture_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     def normal(n, k):
         shapes = {"z": (n, 2), "x": (n, 2), "centers": (k, 2), "values": (k, 2)}
         return {name: random.normal(size=shape) for name, shape in shapes.items()}
 
-    follow = _following("centers", lambda c: c)
+    smooth = _with_smooth_values("centers", lambda c: c)
     data = normal(N, K)
     settings = {"log_prior": random.normal(size=K), "temperature": np.array(1.7), "where": LIVE}
     settings["weights"] = random.uniform(0.5, 1.5, N)
@@ -231,35 +245,53 @@ def _of_mixture(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     ):
         chosen = lambda a, without=without: {name: value for name, value in a.items() if name not in without}
         others = {"mean 1000": chosen(far | settings), "centers coincide": chosen(coincident | settings)}
-        if function == "of_mixture":  # by the weights of a mean, the gradient is a difference of equal entropies
+        if function == "of_mixture":  # the gradient of a mean for its weights would be a difference of equal entropies
             del others["centers coincide"]["weights"]
         ordinary = lambda n, k, chosen=chosen: chosen(data | settings)
         large = None if function == "of_mixture" else lambda n, k, chosen=chosen: chosen(normal(n, k))
         scalar = function != "mixture_expectation"
-        scenarios = _placed(ordinary, others, large, scalar, quick)
-        yield Work(function, getattr(truth, function), map(follow, scenarios), options)
+        scenarios = _scenarios(ordinary, others, large, scalar, quick)
+        yield Work(function, getattr(truth, function), map(smooth, scenarios), options)
 
 
-def _following(of_classes: str, coordinates: Callable) -> Callable[[Scenario], Scenario]:
-    """Scenarios whose many values follow their classes, as those of a model do.
+def _kernel_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
+    """The work of `softjax.of`, with scores by a function."""
 
-    Of values at random, the gradient by the scores' side is a sum over the classes that cancels.
+    def ordinary(n, k):
+        return {"examples": random.normal(size=(n, 2)), "classes": random.normal(size=(k, 2)), "scale": np.array(0.7)}
+
+    def of_kernel(of):
+        scores = lambda scale, *arrays: softjax.scores.of(Partial(_cauchy, scale), *arrays)
+        return lambda examples, classes, scale, **options: of(scores=scores(scale, examples, classes), **options)
+
+    scenarios = _scenarios(ordinary, {}, ordinary, True, quick)
+    yield Work("of", truth.of, scenarios, {"loss": losses.logsumexp}, adapter=of_kernel)
+
+
+def _cauchy(scale, x, y):
+    return -jnp.log1p(((x[:, None] - y[None]) ** 2).sum(-1) / scale**2)
+
+
+def _with_smooth_values(class_argument: str, coordinates: Callable) -> Callable[[Scenario], Scenario]:
+    """Makes the values of scenarios with many classes nearly a smooth function of the classes, as in a trained model.
+
+    With random values, the gradient through the scores is a sum over the classes that cancels.
     """
 
-    def follow(scenario):
+    def smooth(scenario):
         a = scenario.arguments
         if "values" not in a or len(a["values"]) <= 1000:
             return scenario
-        along = coordinates(a[of_classes])[:, :2] @ np.array([[1.0, 0.5], [-0.5, 1.0]])
-        return scenario._replace(arguments=a | {"values": along + 0.3 * a["values"]})
+        linear = coordinates(a[class_argument])[:, :2] @ np.array([[1.0, 0.5], [-0.5, 1.0]])
+        return scenario._replace(arguments=a | {"values": linear + 0.3 * a["values"]})
 
-    return follow
+    return smooth
 
 
 def works(quick: bool) -> Iterator[Work]:
-    """Everything that is measured, at random numbers that are the same in every run."""
-    for family, kind in enumerate((_of_logits, _of_linear, _of_mixture)):
-        yield from kind(quick, np.random.default_rng(family))
+    """All functions and scenarios, with the same random numbers in every run."""
+    for seed, family in enumerate((_logit_works, _linear_works, _mixture_works, _kernel_works)):
+        yield from family(quick, np.random.default_rng(seed))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -267,17 +299,17 @@ def works(quick: bool) -> Iterator[Work]:
 
 
 def measure(work: Work) -> Iterator[Entry]:
-    """The errors of a function, in every scenario, beside those of its peer."""
-    function = getattr(softjax, work.function)
+    """The errors of a function and of its peer in every scenario."""
+    function = work.adapter(getattr(softjax, work.function))
 
     @ft.cache
     def program(place, reduction):
-        return _program(ft.partial(function, **work.options, **_given(block_size=place, reduction=reduction)))
+        return _program(ft.partial(function, **work.options, **_without_none(block_size=place, reduction=reduction)))
 
     @ft.cache
     def peer(function, reduction):
         def theirs(**arguments):
-            with jax.numpy_dtype_promotion("standard"):  # which optax needs in half precision
+            with jax.numpy_dtype_promotion("standard"):  # optax needs it in half precision
                 out = function(**arguments)
             return out.mean() if reduction else out
 
@@ -286,21 +318,21 @@ def measure(work: Work) -> Iterator[Entry]:
     for scenario in work.scenarios:
         reduction = "mean" if scenario.place == "forward" else None
         for dtype in scenario.dtypes:
-            with _TRUTH:
-                of_all = ft.partial(work.definition, **_given(reduction=reduction))
-                problem = _Problem(of_all, work.definition, scenario, dtype)
+            with _MPMATH:
+                reduced = ft.partial(work.definition, **_without_none(reduction=reduction))
+                problem = _Problem(reduced, work.definition, scenario, dtype)
             theirs = problem.errors(peer(work.peer, reduction)) if work.peer else {}
-            for mode, (error, limit, worst) in problem.errors(program(scenario.block_size, reduction)).items():
-                other = theirs[mode][0] if theirs else None
-                yield Entry(work.function, scenario.name, dtype, scenario.place, mode, error, limit, worst, other)
+            for mode, (error, limit, array) in problem.errors(program(scenario.block_size, reduction)).items():
+                of_peer = theirs[mode][0] if theirs else None
+                yield Entry(work.function, scenario.name, dtype, scenario.place, mode, error, limit, array, of_peer)
 
 
-def _given(**options):
+def _without_none(**options):
     return {name: option for name, option in options.items() if option is not None}
 
 
 def _program(function: Callable) -> Callable:
-    """All modes of differentiation in one compilation."""
+    """A compiled function that computes all modes of differentiation at once."""
 
     @ft.partial(jax.jit, static_argnames="modes")
     def run(moving, fixed, cotangent, tangent, modes):
@@ -319,11 +351,14 @@ def _program(function: Callable) -> Callable:
 
 
 class _Problem:
-    """A scenario in one type: what goes in, rounded to that type, and what should come out."""
+    """A scenario in one type: its arguments rounded to that type, and the true results.
 
-    def __init__(self, definition: Callable, of_each: Callable, scenario: Scenario, dtype: str):
+    `definition` gives the output, and `definition_by_example` the same without a reduction.
+    """
+
+    def __init__(self, definition: Callable, definition_by_example: Callable, scenario: Scenario, dtype: str):
         self.modes, self.by_row = scenario.modes, scenario.place == LOGITS
-        random = np.random.default_rng(2024)  # not what the data come from
+        random = np.random.default_rng(2024)  # another seed than the data's
         rounded = lambda a: jnp.asarray(a, dtype if a.dtype.kind == "f" else a.dtype.name.replace("64", "32"))
         self.moving, self.fixed = split(jax.tree.map(rounded, scenario.arguments))
         leaves, tree = jax.tree.flatten(self.moving)
@@ -332,17 +367,20 @@ class _Problem:
 
         inputs = [truth.Numbers(a) for a in leaves]
         output = f(*inputs)
-        each = of_each(**join(jax.tree.unflatten(tree, inputs), fixed)) if output.shape == () else output
+        by_example = output
+        if output.shape == ():
+            by_example = definition_by_example(**join(jax.tree.unflatten(tree, inputs), fixed))
         self.cotangent = rounded(random.normal(size=output.shape))
         gradients = truth.gradients(output, self.cotangent, inputs)
-        # The gradient of a number is a sum over the examples, which may cancel: its error is relative to their sizes.
+        # The gradient for a number is a sum over the examples, which may cancel. Its error is therefore relative to the
+        # sum of their absolute values.
         numbers = [x for x in inputs if x.shape == ()]
-        examples = [each[n] for n in range(each.shape[0])] if numbers and each.shape else []
-        of_one = np.broadcast_to(self.cotangent, each.shape) / (1 if output.shape else len(examples) or 1)
-        parts = [truth.gradients(out, of_one[n], numbers) for n, out in enumerate(examples)]
+        examples = [by_example[n] for n in range(by_example.shape[0])] if numbers and by_example.shape else []
+        cotangents = np.broadcast_to(self.cotangent, by_example.shape) / (1 if output.shape else len(examples) or 1)
+        parts = [truth.gradients(out, cotangents[n], numbers) for n, out in enumerate(examples)]
         sizes = iter(np.abs(np.array(parts, float)).sum(0) if parts else [0.0] * len(numbers))
-        self.least = [float(next(sizes)) if x.shape == () else 0.0 for x in inputs]
-        # what the gradient says of every element has the same sign, so that their sum does not cancel
+        self.min_scales = [float(next(sizes)) if x.shape == () else 0.0 for x in inputs]
+        # The tangent has the signs of the gradient, so that the sum of their products does not cancel.
         signs = [np.sign(g.astype(float)) for g in gradients]
         tangent = [rounded(np.asarray(s * np.abs(random.normal(size=s.shape)))) for s in signs]
         self.tangent = jax.tree.unflatten(tree, tangent)
@@ -357,23 +395,23 @@ class _Problem:
         return np.reshape(a, (len(a) if self.by_row else 1, -1))
 
     def errors(self, program: Callable) -> dict[str, tuple[float, float, str]]:
-        """(the error closest to its limit or furthest beyond, the limit, which array it is) of every mode."""
+        """(error, limit, place of the array) of every mode, for the array with the largest error / limit."""
         got = program(self.moving, self.fixed, self.cotangent, self.tangent, self.modes)
         found = {}
         for mode in self.modes:
             arrays = jax.tree_util.tree_leaves_with_path(got[mode])
-            least = self.least if mode == "reverse" else [0.0] * len(arrays)
+            min_scales = self.min_scales if mode == "reverse" else [0.0] * len(arrays)
             each = [
-                (self.error(mode, a, want, size), _limit(mode, a.dtype), jax.tree_util.keystr(path))
-                for (path, a), want, size in zip(arrays, jax.tree.leaves(self.want[mode]), least, strict=True)
+                (self.error(mode, a, want, min_scale), _limit(mode, a.dtype), jax.tree_util.keystr(path))
+                for (path, a), want, min_scale in zip(arrays, jax.tree.leaves(self.want[mode]), min_scales, strict=True)
             ]
             found[mode] = max(each, key=lambda found: found[0] / found[1])
         return found
 
-    def error(self, mode: str, array: Array, want: np.ndarray, least: float = 0.0) -> float:
-        """Relative to the largest element, or to `least` if that is more.
+    def error(self, mode: str, array: Array, want: np.ndarray, min_scale: float = 0.0) -> float:
+        """The largest error relative to the largest element, or to `min_scale` if that is larger.
 
-        Of forward mode, what is compared is the sum of its products with the cotangent.
+        In forward mode, the sums of products of tangent and cotangent are compared.
         """
         info = jnp.finfo(array.dtype)
         tiny = max(float(info.smallest_subnormal), float(jnp.finfo("float32").tiny))
@@ -383,8 +421,8 @@ class _Problem:
             off, scale = np.abs(products.sum(-1) - want), np.maximum(np.abs(products).sum(-1), np.abs(want))
             tiny *= products.shape[-1]
         else:
-            off, scale = np.abs(self.rows(got - want)).max(-1), np.maximum(np.abs(self.rows(want)).max(-1), least)
-        off = np.where(scale == 0, off, np.maximum(off - tiny, 0))  # what is too small for the type may become 0
+            off, scale = np.abs(self.rows(got - want)).max(-1), np.maximum(np.abs(self.rows(want)).max(-1), min_scale)
+        off = np.where(scale == 0, off, np.maximum(off - tiny, 0))  # the type may round it to 0
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(np.nan_to_num(np.where(off == 0, 0, off / scale), nan=np.inf, posinf=np.inf).max())
 
@@ -398,33 +436,33 @@ def _limit(mode: str, dtype: jnp.dtype) -> float:
 
 
 def run(quick: bool, text: str, report: Path | None) -> int:
-    """Measures and prints; returns 1 if an error is beyond its limit, else 0."""
+    """Measures and prints the errors; returns 1 if one is beyond its limit, else 0."""
     console = Console(width=None if Console().is_terminal else 140)
     entries: list[Entry] = []
-    with console.status("") as status, _without_collections():
+    with console.status("") as status, _without_garbage_collection():
         chosen = [work for work in works(quick) if text in work.function]
-        with ThreadPoolExecutor(2) as pool:  # one compiles while the other finds the truth
+        with ThreadPoolExecutor(2) as pool:  # one compiles while the other computes the truth
             for found in pool.map(lambda work: list(measure(work)), chosen):
                 status.update(found[-1].function)
                 entries += found
-    where = machine()
-    console.print(f"{where['device']}, {where['processor']}, {where['cores']} cores, {where['versions']}")
+    host = machine()
+    console.print(f"{host['device']}, {host['processor']}, {host['cores']} cores, {host['versions']}")
     console.print(_table(entries))
     broken = [e for e in entries if not e.error <= e.limit]
     for e in broken:
-        name = f"{e.function}, {e.scenario}, {e.dtype}, {e.placement}: {e.mode} {e.worst}".rstrip()
+        name = f"{e.function}, {e.scenario}, {e.dtype}, {e.placement}: {e.mode} {e.worst_array}".rstrip()
         console.print(Text(f"{name} is off by {e.error:.1e}, more than {e.limit:.1e}", "red"), soft_wrap=True)
     console.print(f"{len(entries)} comparisons with 50 digits, {len(broken)} beyond their limits.")
     if report is not None:
         rows = [e._asdict() | {"within": e.error <= e.limit} for e in entries]
-        report.write_text(json.dumps({"machine": where, "quick": quick, "rows": rows}, indent=1) + "\n")
+        report.write_text(json.dumps({"machine": host, "quick": quick, "rows": rows}, indent=1) + "\n")
         console.print(f"Figures: {report}")
     return 1 if broken else 0
 
 
 @contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """Millions of numbers that hold no cycles take half as long where none are looked for."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Turns garbage collection off: millions of numbers without cycles are computed in half the time."""
     gc.disable()
     try:
         yield
@@ -433,8 +471,8 @@ def _without_collections() -> Iterator[None]:
 
 
 def _table(entries: list[Entry]) -> Table:
-    """The largest errors over all scenarios; beside them, behind a stroke, those of the peer."""
-    table = Table("", "", "", *ALL, title="Largest relative errors / of jax.nn or optax", title_justify="left")
+    """The largest errors over all scenarios, each with the error of the peer after a slash."""
+    table = Table("", "", "", *ALL, title="Largest relative errors / errors of jax.nn or optax", title_justify="left")
     groups: dict[tuple[str, ...], dict[str, list[Entry]]] = {}
     for e in entries:
         groups.setdefault((e.function, e.dtype, e.placement), {}).setdefault(e.mode, []).append(e)

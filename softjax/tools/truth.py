@@ -1,7 +1,7 @@
-"""The functions as plain mathematics, with values and gradients in 50 digits.
+"""The public functions by their definitions, with values and gradients in 50 digits.
 
-Numbers have 100 digits, of which 1 - p of a sure row may cost half. They remember what they were made of, and so
-every gradient follows from the definition alone.
+Numbers have 100 digits, of which 1 - p of a confident row may lose half. They record the operations that made them,
+so the gradients follow from the definitions alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import mpmath  # type: ignore[import-untyped]
 import numpy as np
 
-CONTEXT = mpmath.MPContext()  # its own, as digits are a setting of the whole of mpmath otherwise
+CONTEXT = mpmath.MPContext()  # its number of digits does not change mpmath's
 CONTEXT.dps = 100
 _exact = np.vectorize(CONTEXT.mpf, otypes=[object])
 _exp, _log = np.frompyfunc(CONTEXT.exp, 1, 1), np.frompyfunc(CONTEXT.log, 1, 1)
@@ -23,9 +23,9 @@ _exp, _log = np.frompyfunc(CONTEXT.exp, 1, 1), np.frompyfunc(CONTEXT.log, 1, 1)
 
 
 class Numbers:
-    """An array, and what it was made of: arrays, each with the function that takes a cotangent back to it."""
+    """An array, and its sources: the arrays it was computed from, each with its pullback of cotangents."""
 
-    __array_ufunc__ = None  # numpy leaves + - * / @ to the methods below
+    __array_ufunc__ = None  # numpy then uses the methods below for + - * / @
 
     def __init__(self, value: Any, *sources: tuple[Numbers, Callable]):
         value = np.asarray(value)
@@ -102,7 +102,7 @@ def square(x: Numbers) -> Numbers:
 
 
 def largest(x: Numbers) -> Numbers:
-    """The maximum over the last axis; classes that attain it share its gradient."""
+    """The maximum over the last axis. Tied classes share its gradient."""
     top = x.value.max(-1, keepdims=True)
     attained = _exact((x.value == top).astype(float))
     share = attained / attained.sum(-1, keepdims=True)
@@ -116,20 +116,20 @@ def positive(x: Numbers) -> Numbers:
 
 
 def gradients(output: Numbers, cotangent: Any, inputs: Sequence[Numbers]) -> list[np.ndarray]:
-    """The cotangents of the inputs for that of the output."""
-    moves: dict[Numbers, bool] = {}  # whether they depend on an input; each behind its sources
+    """The cotangents of the inputs, from the cotangent of the output."""
+    depends: dict[Numbers, bool] = {}  # on an input; every array comes after its sources
 
     def visit(x):
-        if x not in moves:
+        if x not in depends:
             sources = [visit(source) for source, _ in x.sources]
-            moves[x] = x in inputs or any(sources)
-        return moves[x]
+            depends[x] = x in inputs or any(sources)
+        return depends[x]
 
     visit(output)
     found = {output: _numbers(cotangent).value}
-    for x in reversed(moves):
+    for x in reversed(depends):
         for source, back in x.sources:
-            if moves[source]:
+            if depends[source]:
                 found[source] = found.get(source, 0) + _unbroadcast(back(found[x]), source.shape)
     return [np.asarray(found[x] if x in found else _exact(np.zeros(x.shape)), object) for x in inputs]
 
@@ -143,7 +143,7 @@ def _unbroadcast(g, shape):
 def along(
     f: Callable[..., Sequence[np.ndarray]], inputs: Sequence[Any], direction: Sequence[Any], h: float = 1e-25
 ) -> list[np.ndarray]:
-    """The derivative of f along a direction, by central differences; 50 of the 100 digits are left."""
+    """The derivative of f along a direction by central differences, accurate to 50 of the 100 digits."""
     steps = [_exact(v) * CONTEXT.mpf(h) for v in direction]
     values = [_numbers(x).value for x in inputs]
     ahead, behind = (f(*(Numbers(x + sign * dx) for x, dx in zip(values, steps, strict=True))) for sign in (1, -1))
@@ -151,7 +151,7 @@ def along(
 
 
 # ---------------------------------------------------------------------------------------------
-# Definitions, with the names and the arguments of the public functions
+# Definitions, with the names and arguments of the public functions
 
 
 def logsumexp(a):
@@ -287,6 +287,11 @@ def mixture_autoencoder_loss(
 def eol_loss(z, x, centers, values, log_prior=None, temperature=1, where=..., weights=1, reduction="none"):
     p = softmax(scores(z, centers, log_prior, temperature, where))
     return reduced((p * squared_distances(x, values[where])).sum(-1), weights, 1, reduction)
+
+
+def of(examples, classes, scale, reduction="none"):
+    h = log(squared_distances(examples, classes) / square(scale) + 1) * -1  # a Cauchy kernel
+    return reduced(logsumexp(h), 1, 1, reduction)
 
 
 def leop_loss(z, x, centers, values, log_prior=None, temperature=1, where=..., weights=1, reduction="none"):
