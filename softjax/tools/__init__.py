@@ -1,1 +1,1 @@
-"""The command line's tools, which use the library and are no part of it: demos, benchmark and audit."""
+"""Tools of the command line: demos, benchmark and audit. They use the library and are not part of it."""

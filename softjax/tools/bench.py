@@ -1,7 +1,7 @@
-"""Side by side with what people use: time and temporaries of value and all gradients, in one run.
+"""Time and temporaries of value and all gradients, beside other implementations: `python -m softjax bench`.
 
-The contestants of a row take turns, so that a busy machine is as busy for each; in its turn each runs twice, and
-the second is timed. Ratios are of medians.
+The contestants of a row take turns, so that other load on the machine slows all of them. In its turn each runs twice,
+and the second run is timed. Ratios are ratios of medians.
 """
 
 import functools as ft
@@ -32,33 +32,37 @@ OURS = "softjax"
 
 
 class Limit(NamedTuple):
-    """How much of a contestant's time or temporaries ours may take."""
+    """An aim: the largest ratio of our time or temporaries to a contestant's."""
 
     contestant: str
     what: str
+    """the quantity: "time" or "temporaries" """
     most: float
 
 
 class Row(NamedTuple):
-    """A piece of work, and those who do it."""
+    """A computation, and the functions that are compared at it."""
 
     name: str
     arguments: tuple[Any, ...]
     contestants: dict[str, Callable]
     limits: tuple[Limit, ...] = ()
     rounds: int | None = None
+    """the number of turns, if it is not the run's"""
 
 
 class Result(NamedTuple):
-    """What one contestant took."""
+    """The measurement of one contestant."""
 
     seconds: float
+    """the median of the runs"""
     temporaries: int | None
+    """bytes, as compiled; None if unknown"""
     runs: int
 
 
 # ---------------------------------------------------------------------------------------------
-# The work
+# The rows
 
 
 def _normal(key: int, *shapes: tuple[int, ...]) -> tuple[Array, ...]:
@@ -66,8 +70,8 @@ def _normal(key: int, *shapes: tuple[int, ...]) -> tuple[Array, ...]:
     return tuple(jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True))
 
 
-def _with_gradients(loss: Callable, moving: int) -> Callable:
-    """Value and gradients of a loss, or of a weighed sum where it is per example."""
+def _with_gradients(loss: Callable, count: int) -> Callable:
+    """Value and gradients for the first `count` arguments; a loss per example is summed with weights."""
 
     def total(*args):
         out = loss(*args)
@@ -75,10 +79,10 @@ def _with_gradients(loss: Callable, moving: int) -> Callable:
             return out
         return (out * jnp.linspace(0.5, 1.5, out.size).reshape(out.shape)).sum()
 
-    return jax.value_and_grad(total, tuple(range(moving)))
+    return jax.value_and_grad(total, tuple(range(count)))
 
 
-def _linear(sizes: tuple[int, int, int], reduction: str, limits: tuple[Limit, ...]) -> Row:
+def _linear_row(sizes: tuple[int, int, int], reduction: str, limits: tuple[Limit, ...]) -> Row:
     n, d, k = sizes
     x, w = _normal(0, (n, d), (d, k))
     labels = jax.random.randint(jax.random.key(1), (n,), 0, k)
@@ -107,7 +111,7 @@ def _linear(sizes: tuple[int, int, int], reduction: str, limits: tuple[Limit, ..
 
 
 def _mixture_losses(h: Callable, log_likelihood: Callable) -> dict[str, Callable]:
-    """The losses of the scores h(z, c) [N, K] and the log-likelihoods [N, K] of x given v."""
+    """The mixture losses in plain JAX, for scores h(z, c) [N, K] and log-likelihoods [N, K] of x given v."""
     p = lambda z, c: jax.nn.softmax(h(z, c))
     a = jax.nn.logsumexp
     return {
@@ -117,13 +121,13 @@ def _mixture_losses(h: Callable, log_likelihood: Callable) -> dict[str, Callable
     }
 
 
-def _minus_distances(a, b):
+def _negative_distances(a, b):
     return -((a[:, None] - b[None]) ** 2).sum(-1)
 
 
-# As the texts have them, each distance a sum of squared differences; and as an expert writes them, by matrix
-# products, without what is the same for every class.
-FORMULAS = _mixture_losses(_minus_distances, _minus_distances)
+# FORMULAS are those of the source texts, with each distance a sum of squared differences. MATRIX_FORMS are an expert's
+# code: matrix products, without the terms of the scores that are the same for every class.
+FORMULAS = _mixture_losses(_negative_distances, _negative_distances)
 MATRIX_FORMS = _mixture_losses(
     lambda z, c: 2 * z @ c.T - (c**2).sum(-1),
     lambda x, v: 2 * x @ v.T - (v**2).sum(-1) - (x**2).sum(-1, keepdims=True),
@@ -148,7 +152,7 @@ def _mixture_row(kind: str, sizes: tuple[int, int, int, int], limits: tuple[Limi
     return Row(f"mixture {kind}, N={n} K={k} D={d} E={e}", arguments, contestants, limits)
 
 
-def _dense(n: int, k: int) -> Iterator[Row]:
+def _dense_rows(n: int, k: int) -> Iterator[Row]:
     (z, ct) = _normal(3, (n, k), (n, k))
     y = jax.nn.softmax(ct)
     labels = jax.random.randint(jax.random.key(4), (n,), 0, k)
@@ -176,8 +180,8 @@ def _dense(n: int, k: int) -> Iterator[Row]:
     yield Row(f"cross entropy, soft labels, {size}", (z, y), contestants, at_most("optax"))
 
 
-def _step(n: int, k: int, d: int, e: int) -> Row:
-    """A training step that no machine could take with the scores in memory."""
+def _training_step(n: int, k: int, d: int, e: int) -> Row:
+    """A training step whose scores would not fit in the memory of a machine."""
     z, x, c, v = _normal(5, (n, d), (n, e), (k, d), (k, e))
     optimizer = optax.sgd(0.1)
 
@@ -193,39 +197,39 @@ def _step(n: int, k: int, d: int, e: int) -> Row:
 
 
 def rows(small: bool) -> Iterator[Row]:
-    """The table of targets; with `small`, the same at sizes that only show that it runs."""
+    """The rows of the benchmark with their aims; with `small`, at sizes that only show that it runs."""
     size = lambda n: max(8, n // 64) if small else n
 
     def limits(peer, seconds, share, *more):
         return (Limit(peer, "time", seconds), Limit(peer, "temporaries", share), *more)
 
-    of_products = Limit("3 products", "time", 1 / 0.80)
+    products = Limit("3 products", "time", 1 / 0.80)
     large, middling = (size(4096), size(512), size(32768)), (size(2048), size(256), size(8192))
-    yield _linear(large, "mean", limits("optax", 0.90, 0.10, of_products))
-    yield _linear(middling, "mean", limits("optax", 0.80, 0.15))
-    yield _linear(middling, "none", limits("optax", 1.05, 0.10))
+    yield _linear_row(large, "mean", limits("optax", 0.90, 0.10, products))
+    yield _linear_row(middling, "mean", limits("optax", 0.80, 0.15))
+    yield _linear_row(middling, "none", limits("optax", 1.05, 0.10))
     mixture = (size(4096), size(4096), size(16), size(64))
     yield _mixture_row("autoencoder", mixture, limits("matrix form", 0.45, 0.05, Limit("formula", "time", 1 / 40)))
     yield _mixture_row("EOL", mixture, limits("matrix form", 0.50, 0.05, Limit("formula", "time", 1 / 100)))
     yield _mixture_row("LEOP", mixture, limits("matrix form", 0.70, 0.05))
-    yield from _dense(size(4096), size(4096))
-    yield _step(256, 10_000 if small else 10_000_000, 8, 8)
+    yield from _dense_rows(size(4096), size(4096))
+    yield _training_step(256, 10_000 if small else 10_000_000, 8, 8)
 
 
 def growth(small: bool) -> Iterator[tuple[str, Row, Row]]:
-    """(name, a row, the same with 4 times the classes)."""
+    """(name, a row, the row with 4 times the classes)."""
     n, d, k = (64, 8, 512) if small else (4096, 256, 4096)
     ours = lambda row: row._replace(contestants={OURS: row.contestants[OURS]})
     for kind in MIXTURES:
         one, four = (ours(_mixture_row(kind, (n, count, 16, 64), ())) for count in (k, 4 * k))
         yield f"mixture {kind}, K from {k} to {4 * k}", one, four
     for reduction in ("mean", "none"):
-        one, four = (ours(_linear((n // 2, d, count), reduction, ())) for count in (2 * k, 8 * k))
+        one, four = (ours(_linear_row((n // 2, d, count), reduction, ())) for count in (2 * k, 8 * k))
         yield f"linear cross entropy, {reduction}, K from {2 * k} to {8 * k}", one, four
 
 
 def placements(small: bool) -> Iterator[Row]:
-    """The placement that is chosen, beside others."""
+    """Rows that compare the placement chosen by default with others."""
     n, d, k = (64, 128, 4096) if small else (2048, 256, 8192)
     x, w = _normal(0, (n, d), (d, k))
     labels = jax.random.randint(jax.random.key(1), (n,), 0, k)
@@ -235,7 +239,7 @@ def placements(small: bool) -> Iterator[Row]:
     for reduction, others in (("mean", forward + backward), ("none", backward)):
         linear = ft.partial(linear_softmax_cross_entropy, reduction=reduction)
         contestants = {
-            _named(size): _with_gradients(ft.partial(linear, block_size=size), 2) for size in (None, *others)
+            _label(size): _with_gradients(ft.partial(linear, block_size=size), 2) for size in (None, *others)
         }
         yield Row(f"linear cross entropy, {reduction}, N={n} D={d} K={k}", (x, w / d**0.5, labels), contestants)
     n, k, d, e = (64, 4096, 16, 64) if small else (4096, 4096, 16, 64)
@@ -244,11 +248,11 @@ def placements(small: bool) -> Iterator[Row]:
     others += [Placement(n // 4, k // 16), Placement(n // 4, k // 16, "forward"), Placement(n // 16, k, "forward")]
     for kind, loss in MIXTURES.items():
         of = lambda size, loss=loss: ft.partial(loss, reduction="mean", block_size=size)
-        contestants = {_named(size): jax.value_and_grad(of(size), (0, 1, 2, 3)) for size in (None, *others)}
+        contestants = {_label(size): jax.value_and_grad(of(size), (0, 1, 2, 3)) for size in (None, *others)}
         yield Row(f"mixture {kind}, N={n} K={k} D={d} E={e}", arguments, contestants)
 
 
-def _named(size: Placement | None) -> str:
+def _label(size: Placement | None) -> str:
     return OURS if size is None else f"tile {size.tile}, block {size.block}, {size.gradient}"
 
 
@@ -257,26 +261,30 @@ def _named(size: Placement | None) -> str:
 
 
 def measure(row: Row, rounds: int) -> dict[str, Result]:
-    """Runs the contestants in turns."""
-    ready = {name: _prepare(f, row.arguments) for name, f in row.contestants.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ready}
-    for step, _ in ready.values():
+    """Runs the contestants of a row in turns."""
+    prepared = {name: _prepare(f, row.arguments) for name, f in row.contestants.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in prepared}
+    for step, _ in prepared.values():
         step()
     slow: dict[str, bool] = {}
     for turn in range(row.rounds or rounds):
-        for name, (step, _) in ready.items():
-            if turn >= 2 and slow[name]:  # what takes seconds needs no more turns to be told from what does not
+        for name, (step, _) in prepared.items():
+            if turn >= 2 and slow[name]:  # two runs are enough to show that it takes seconds
                 continue
             if not slow.get(name):
-                step()  # untimed: what ran before it may have left the caches and the memory in disorder
+                step()  # not timed: the other contestants have filled the caches
             start = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - start)
             slow[name] = seconds[name][-1] > 3 and name != OURS
-    return {name: Result(statistics.median(seconds[name]), ready[name][1], len(seconds[name])) for name in ready}
+    return {
+        name: Result(statistics.median(seconds[name]), temporaries, len(seconds[name]))
+        for name, (_, temporaries) in prepared.items()
+    }
 
 
 def _prepare(f: Callable, arguments: tuple[Any, ...]) -> tuple[Callable[[], Any], int | None]:
+    """(a function that runs a contestant once, the bytes of its temporaries)."""
     if hasattr(f, "eager"):
         return f(*arguments), None
     compiled = jax.jit(f).lower(*arguments).compile()
@@ -296,7 +304,7 @@ def _ratio(results: dict[str, Result], limit: Limit) -> float | None:
 
 
 def machine() -> dict[str, Any]:
-    """Where this ran."""
+    """The machine and the versions of the packages."""
     versions = {}
     for package in ("jax", "jaxlib", "optax", "torch", "pykeops"):
         if importlib.util.find_spec(package) is not None:
@@ -326,7 +334,7 @@ def _processor() -> str:
 
 
 def run_placements(rounds: int, small: bool) -> int:
-    """Measures what `_placement.py` chooses beside what it does not."""
+    """Measures the choice of `_placement.py` beside others; returns the exit code."""
     console = Console(width=None if Console().is_terminal else 140)
     for row in placements(small):
         console.print(_table(row, measure(row, rounds)))
@@ -334,10 +342,10 @@ def run_placements(rounds: int, small: bool) -> int:
 
 
 def run(rounds: int, small: bool, picture: Path | None, report: Path | None) -> int:
-    """Measures, prints and draws; returns 0, whatever the figures are."""
+    """Measures, prints and draws; returns 0, even if aims are missed."""
     console = Console(width=None if Console().is_terminal else 140)
-    where = machine()
-    console.print(f"{where['device']}, {where['processor']}, {where['cores']} cores, {where['versions']}")
+    host = machine()
+    console.print(f"{host['device']}, {host['processor']}, {host['cores']} cores, {host['versions']}")
     console.print("Value and all gradients, float32; medians of runs in turns; temporaries as compiled.\n")
     entries = []
     for row in rows(small):
@@ -351,10 +359,10 @@ def run(rounds: int, small: bool, picture: Path | None, report: Path | None) -> 
             entries.append(_growth_entry(name, measure(one, rounds)[OURS], measure(four, rounds)[OURS], one, four))
         console.print(_growth_line(entries[-1]))
     if report is not None:
-        report.write_text(json.dumps({"machine": where, "small": small, "rows": entries}, indent=1) + "\n")
+        report.write_text(json.dumps({"machine": host, "small": small, "rows": entries}, indent=1) + "\n")
         console.print(f"Figures: {report}")
     if picture is not None:
-        _draw(entries, where, picture)
+        _draw(entries, host, picture)
         console.print(f"Picture: {picture}")
     return 0
 
@@ -365,12 +373,12 @@ def _entry(row, results):
 
 
 def _growth_entry(name, one, four, row, larger):
-    parameters = lambda row: sum(a.nbytes for a in row.arguments)
+    nbytes = lambda row: sum(a.nbytes for a in row.arguments)
     return {
         "name": name,
         "time": four.seconds / one.seconds,
         "temporaries": [one.temporaries, four.temporaries],
-        "parameters": [parameters(row), parameters(larger)],
+        "parameters": [nbytes(row), nbytes(larger)],
     }
 
 
@@ -380,7 +388,7 @@ def _growth_line(entry):
     verdict = _verdict(entry["time"], 4.4)
     return (
         f"{entry['name']}: time x {entry['time']:.2f} {verdict}, temporaries {small:.1f} -> {large:.1f} MB "
-        f"(the classes themselves grow by {more:.1f} MB)"
+        f"(the arguments grow by {more:.1f} MB)"
     )
 
 
@@ -390,7 +398,7 @@ def _verdict(ratio, most):
 
 def _table(row: Row, results: dict[str, Result]) -> Table:
     table = Table(
-        "", "ms", "time, ours / theirs", "temporaries, MB", "ours / theirs", title=row.name, title_justify="left"
+        "", "ms", "time: softjax / other", "temporaries, MB", "softjax / other", title=row.name, title_justify="left"
     )
     for name, result in results.items():
         cells = []
@@ -404,7 +412,7 @@ def _table(row: Row, results: dict[str, Result]) -> Table:
     return table
 
 
-def _draw(entries, where, path):
+def _draw(entries, host, path):
     import matplotlib
 
     matplotlib.use("Agg")
@@ -428,7 +436,7 @@ def _draw(entries, where, path):
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlim(right=2.5)
-    axes.set_xlabel("time of softjax / time of the other (the line: what was aimed at)")
-    axes.set_title(f"Value and all gradients, float32, {where['processor']}, {where['cores']} cores", fontsize=9)
+    axes.set_xlabel("time of softjax / time of the other (line: the aim)")
+    axes.set_title(f"Value and all gradients, float32, {host['processor']}, {host['cores']} cores", fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)

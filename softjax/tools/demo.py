@@ -1,4 +1,4 @@
-"""A mixture autoencoder learns handwritten digits: what `python -m softjax demo` runs."""
+"""Trains a mixture autoencoder on handwritten digits: `python -m softjax demo`."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ BATCH = 256
 
 
 class MixtureAutoencoder(nnx.Module):
-    """Encodes x to z; decodes z to the expectation of learned values under a mixture of learned centers."""
+    """Encodes x to z, and decodes z to the expected value under a mixture; centers and values are learned."""
 
     def __init__(self, values: np.ndarray, latents: int, rngs: nnx.Rngs, hidden: int = 256):
         classes, pixels = values.shape
@@ -52,7 +52,7 @@ class MixtureAutoencoder(nnx.Module):
 
 
 def plain_loss(z, x, centers, values):
-    """The loss as its formula reads, differentiated by JAX."""
+    """The loss in plain JAX, for autodiff."""
     p = jax.nn.softmax(-((z[:, None] - centers) ** 2).sum(-1))
     return ((x - p @ values) ** 2).sum(-1)
 
@@ -64,7 +64,7 @@ def run(steps: int, classes: int, latents: int, seed: int, output: Path) -> int:
     train, held_out, one_of_each = digits(seed)
     model, done = fit(train, steps, classes, latents, seed, console)
     if done < steps:
-        console.print(f"Stopped after {done} of {steps} steps; this is what it knows by now.")
+        console.print(f"Stopped after {done} of {steps} steps. The results are of the model at that step.")
     spread = ((held_out - train.mean(0)) ** 2).sum()
     explained = lambda rebuilt: 1 - ((held_out - rebuilt) ** 2).sum() / spread
     rebuilt = np.asarray(nnx.jit(lambda model, x: model(x))(model, held_out))
@@ -81,7 +81,7 @@ def run(steps: int, classes: int, latents: int, seed: int, output: Path) -> int:
 
 
 def check() -> str:
-    """The gradient of the loss against autodiff of the plain formula, on this machine."""
+    """Compares the gradient of the loss with autodiff of the plain formula; returns the result in a sentence."""
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = [(32, 4), (32, 6), (100, 4), (100, 6)]
     args = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
@@ -96,7 +96,7 @@ def check() -> str:
 
 
 def digits(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(training digits, held-out digits [N, 64] with pixels in [0, 1], the places of a 0, a 1, ... 9 in the latter)."""
+    """(training digits, held-out digits, the index of one held-out digit of each kind); pixels [N, 64] in [0, 1]."""
     data = load_digits()
     order = np.random.default_rng(seed).permutation(len(data.data))
     x, names = data.data[order].astype(np.float32) / 16, data.target[order]
@@ -104,7 +104,7 @@ def digits(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def fit(train, steps, classes, latents, seed, console) -> tuple[MixtureAutoencoder, int]:
-    """(the trained model, the number of steps that were done before Ctrl-C)."""
+    """(the trained model, the number of steps taken, which Ctrl-C may reduce)."""
     rng = np.random.default_rng(seed)
     model = MixtureAutoencoder(train[rng.choice(len(train), classes)], latents, nnx.Rngs(seed))
     optimizer = nnx.Optimizer(model, optax.adam(optax.cosine_decay_schedule(3e-3, steps)), wrt=nnx.Param)
@@ -125,7 +125,10 @@ def fit(train, steps, classes, latents, seed, console) -> tuple[MixtureAutoencod
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[list]:
-    """A list that is empty until Ctrl-C, which then interrupts nothing: raised amid a compilation it could be lost."""
+    """A list that is empty until Ctrl-C is pressed, which raises nothing.
+
+    A KeyboardInterrupt raised during a compilation could be lost.
+    """
     seen: list = []
     before = signal.signal(signal.SIGINT, lambda *signal: seen.append(signal))
     try:
@@ -136,14 +139,14 @@ def interrupts() -> Iterator[list]:
 
 @nnx.jit(static_argnames="loss")
 def train_step(model, optimizer, x, loss=softjax.mixture_autoencoder_loss):
-    """One step of the optimizer; returns the loss before it."""
+    """Takes one step of the optimizer; returns the loss before the step."""
     value, grads = nnx.value_and_grad(lambda model: model.loss(x, loss))(model)
     optimizer.update(model, grads)
     return value
 
 
 def cost(model: MixtureAutoencoder, x: np.ndarray, rounds: int = 30) -> str:
-    """Time and memory of value and gradients, beside the plain formula's, measured in turn."""
+    """Measures time and memory of value and gradients, and of the plain formula in turn; returns a sentence."""
     graph, state = nnx.split(model)
     losses = {"softjax": softjax.mixture_autoencoder_loss, "plain JAX": plain_loss}
     programs = {
@@ -159,40 +162,40 @@ def cost(model: MixtureAutoencoder, x: np.ndarray, rounds: int = 30) -> str:
             jax.block_until_ready(program(state, x))
             seconds[name].append(time.perf_counter() - start)
     megabytes = {name: program.memory_analysis().temp_size_in_bytes / 1e6 for name, program in programs.items()}  # type: ignore[union-attr]
-    each = [
+    results = [
         f"{name} {statistics.median(seconds[name]) * 1e3:.2f} ms and {megabytes[name]:.1f} MB of temporaries"
         for name in programs
     ]
-    return f"Value and gradients for {len(x)} digits and {model.centers.shape[0]} classes: {', '.join(each)}"
+    return f"Value and gradients for {len(x)} digits and {model.centers.shape[0]} classes: {', '.join(results)}"
 
 
 def draw(model: MixtureAutoencoder, rows: list[np.ndarray], output: Path) -> None:
-    """Held-out digits over their reconstructions, above the learned values, each near its center."""
+    """Draws held-out digits and their reconstructions, and below them the learned values, arranged by their centers."""
     classes, latents = model.centers.shape
     figure = Figure(figsize=(9, 12), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=[len(rows) / len(rows[0]), 1])
     show = functools.partial(Axes.imshow, cmap="gray_r", vmin=0, vmax=1, interpolation="bicubic")
     show(above, tiled(np.stack(rows)))
-    above.set_yticks([(i + 0.5) * (SIDE + GAP) for i in range(len(rows))], ["held out", "rebuilt", "by PCA"])
+    above.set_yticks([(i + 0.5) * (SIDE + GAP) for i in range(len(rows))], ["held out", "rebuilt", "PCA"])
     above.set_xticks([])
     above.tick_params(length=0)
     above.spines[:].set_visible(False)
-    above.set_title(f"Digits that were not trained on, rebuilt from z in {latents} dimensions")
+    above.set_title(f"Held-out digits, rebuilt from z in {latents} dimensions")
     show(below, tiled(atlas(np.asarray(model.centers[...]), np.asarray(model.values[...]))))
     below.set_axis_off()
-    below.set_title(f"Learned values $A_k$ (K = {classes}), laid out by their centers $c_k$")
+    below.set_title(f"Learned values $A_k$ (K = {classes}), arranged by their centers $c_k$")
     figure.savefig(output, dpi=90)
 
 
 def tiled(digits: np.ndarray) -> np.ndarray:
-    """Digits [rows, columns, 64] as one picture, with gaps between them."""
+    """One picture of digits [rows, columns, 64], with gaps between them."""
     pixels = digits.reshape(*digits.shape[:2], SIDE, SIDE)
     pixels = np.pad(pixels, [(0, 0), (0, 0), (GAP // 2, GAP // 2), (GAP // 2, GAP // 2)])
     return pixels.transpose(0, 2, 1, 3).reshape(len(digits) * (SIDE + GAP), -1)
 
 
 def atlas(centers: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The values [K, 64] in the cells [rows, columns, 64] of a square, near centers in near cells."""
+    """The values [K, 64] in the cells [rows, columns, 64] of a square; values of close centers are in close cells."""
     classes, latents = centers.shape
     side = math.ceil(math.sqrt(classes))
     plane = PCA(2).fit_transform(centers) if min(classes, latents) > 2 else np.resize(centers, (classes, 2))

@@ -1,4 +1,4 @@
-"""A language model whose cross entropy is sharded by classes: what `python -m softjax lm` runs."""
+"""Trains a language model whose classes are sharded over a mesh of devices: `python -m softjax lm`."""
 
 import contextlib
 import json
@@ -29,17 +29,17 @@ from softjax import sharded
 from .demo import interrupts
 
 WIDTH, BLOCKS, HEADS = 64, 2, 4
-BATCH, LENGTH = 16, 32  # of examples, in tokens
+BATCH, LENGTH = 16, 32  # examples, tokens of each
 TOKEN = re.compile(r" ?\w+|\n *| +|[^\w\s]+|\s")
-ENOUGH = 3_000_000  # tokens
+MAX_TOKENS = 3_000_000  # reading stops after the file that reaches it
 
 
 class Refusal(Exception):  # noqa: N818
-    """Why a command cannot be run, in a sentence."""
+    """The reason, in a sentence, why the command cannot be run."""
 
 
 class Block(nnx.Module):
-    """Causal attention, and a layer of each token by itself."""
+    """Causal attention, and a two-layer network applied to each token."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.norms = nnx.List(nnx.LayerNorm(WIDTH, rngs=rngs) for _ in range(2))
@@ -54,7 +54,7 @@ class Block(nnx.Module):
 
 
 class LanguageModel(nnx.Module):
-    """Features of tokens, from those before them, and an output embedding of every class."""
+    """Computes features of each token and the tokens before it; has an output embedding of every class."""
 
     def __init__(self, vocabulary: int, class_devices: int, rngs: nnx.Rngs):
         self.embedding = nnx.Embed(vocabulary, WIDTH, rngs=rngs)
@@ -82,19 +82,19 @@ class LanguageModel(nnx.Module):
 
 
 class Text(NamedTuple):
-    """The ids of all tokens, of which 0 stands for those that are not in the vocabulary."""
+    """The ids of all tokens; 0 for tokens outside the vocabulary."""
 
     ids: np.ndarray
     vocabulary: int
 
     def batch(self, seed: int, step: int) -> np.ndarray:
-        """Examples [N, T + 1], which depend on the seed and the step alone."""
+        """Examples [N, T + 1], determined by the seed and the step."""
         starts = np.random.default_rng((seed, step)).integers(len(self.ids) - LENGTH, size=BATCH)
         return self.ids[starts[:, None] + np.arange(LENGTH + 1)]
 
 
 class Curve(NamedTuple):
-    """The loss before each step, the median time of a step, and the output embedding after the last."""
+    """The loss before each step, the median time of a step, and the output embedding after the last step."""
 
     losses: list[float]
     seconds: float | None
@@ -105,11 +105,11 @@ def run(
     shape: tuple[int, int], steps: int, vocabulary: int, seed: int, checkpoints: Path | None, every: int,
     compare: bool, output: Path, report: Path | None,
 ) -> int:  # fmt: skip
-    """Trains over a mesh of devices, tells what each held and draws the losses; returns the exit code."""
+    """Trains over a mesh, prints the shard of each device and draws the losses; returns the exit code."""
     console = Console(highlight=False, soft_wrap=True)
     name = "{}x{}".format(*shape)
     try:
-        mesh = over(shape)
+        mesh = mesh_of(shape)
         text = read(vocabulary)
         console.print(
             f"{len(text.ids):,} tokens of Python's standard library, {text.vocabulary:,} classes, "
@@ -129,9 +129,9 @@ def run(
             f"{end - 1:,}, {shard.data.nbytes / 1e6:.1f} MB"
         )
     if compare and len(losses) >= steps:
-        curves["one device"] = alone = fit("one device", over((1, 1)), text, len(losses), seed, console)
+        curves["one device"] = alone = fit("one device", mesh_of((1, 1)), text, len(losses), seed, console)
         apart = difference(losses, alone.losses)
-        console.print(f"Largest relative difference of the losses to those of one device: {apart.max():.1e}")
+        console.print(f"Largest relative difference to the losses on one device: {apart.max():.1e}")
     draw(curves, text.vocabulary, output)
     console.print(f"The losses of all steps: {output}")
     if report:
@@ -141,12 +141,12 @@ def run(
     return 130 if any(len(curve.losses) < steps for curve in curves.values()) else 0
 
 
-def over(shape: tuple[int, int]) -> Mesh:
-    """A mesh of accelerators, or of as many devices as it takes that are parts of the CPU."""
+def mesh_of(shape: tuple[int, int]) -> Mesh:
+    """A mesh of accelerators, or of parts of the CPU, as many as needed."""
     needed = math.prod(shape)
     if BATCH % shape[0]:
         raise Refusal(f"The devices along data must divide the {BATCH} examples of a batch, got {shape[0]}.")
-    with contextlib.suppress(RuntimeError):  # of a JAX that has begun, with the devices it has
+    with contextlib.suppress(RuntimeError):  # JAX already runs, with the devices that it has
         jax.config.update("jax_num_cpu_devices", needed)
     devices = jax.devices()
     if len(devices) < needed:
@@ -155,10 +155,10 @@ def over(shape: tuple[int, int]) -> Mesh:
 
 
 def read(vocabulary: int) -> Text:
-    """The source of Python's standard library, in the order of its files."""
+    """The tokens of Python's standard library, in the order of its file names."""
     tokens: list[str] = []
     for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
-        if "site-packages" not in path.parts and len(tokens) < ENOUGH:
+        if "site-packages" not in path.parts and len(tokens) < MAX_TOKENS:
             tokens += TOKEN.findall(path.read_text("utf-8", "replace"))
     ids = {token: i for i, (token, _) in enumerate(Counter(tokens).most_common(vocabulary - 1), 1)}
     return Text(np.array([ids.get(token, 0) for token in tokens], np.int32), len(ids) + 1)
@@ -168,10 +168,10 @@ def fit(
     name: str, mesh: Mesh, text: Text, steps: int, seed: int, console: Console,
     folder: Path | None = None, every: int = 1,
 ) -> Curve:  # fmt: skip
-    """Trains, from the last checkpoint if there is one, to the last step or to Ctrl-C."""
+    """Trains until the last step or Ctrl-C, from the last checkpoint if there is one."""
     shapes, init, step = program(mesh, text.vocabulary, seed)
     settings = {"tokens": len(text.ids), "vocabulary": text.vocabulary, "seed": seed}
-    settings["rows"] = shapes[0]["head"].shape[0]  # of the output embedding, which the devices have made up
+    settings["rows"] = shapes[0]["head"].shape[0]  # of the output embedding, with padding
     bar = Progress(
         TextColumn(f"training on {name}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]}, {task.fields[rate]} tokens/s"), TimeRemainingColumn(), console=console,
@@ -198,14 +198,14 @@ def fit(
                 break
     if len(losses) < steps:
         console.print(f"Stopped after {len(losses)} of {steps} steps.")
-    typical = statistics.median(seconds[1:]) if seconds[1:] else None  # the first is mostly its compilation
+    typical = statistics.median(seconds[1:]) if seconds[1:] else None  # the first step includes the compilation
     return Curve(losses, typical, state[0]["head"][...])
 
 
 def program(mesh: Mesh, vocabulary: int, seed: int) -> tuple[Any, Callable, Callable]:
-    """(what and where the state of the model and of Adam is, what makes it, and a step).
+    """(shapes and shardings of the state of the model and of Adam, its initialiser, a training step).
 
-    The output embedding and its moments lie over the classes, all else is on every device.
+    The output embedding and its moments are sharded by classes. Everything else is replicated.
     """
 
     def init():
@@ -224,28 +224,28 @@ def program(mesh: Mesh, vocabulary: int, seed: int) -> tuple[Any, Callable, Call
 
     graph, state = jax.eval_shape(init)
     state = jax.tree_util.tree_map_with_path(place, state)
-    places = jax.tree.map(lambda x: x.sharding, state)
-    new = jax.jit(lambda: init()[1], out_shardings=places)
-    return state, new, jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    new_state = jax.jit(lambda: init()[1], out_shardings=shardings)
+    return state, new_state, jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def restored(manager, state, settings: dict) -> tuple[Any, list[float]]:
-    """(the state of the last checkpoint, where `state` says that it shall be; the losses before it)."""
+    """(the state of the last checkpoint, sharded as `state`; the losses before it)."""
     read = lambda **args: manager.restore(manager.latest_step(), args=ocp.args.Composite(**args))
     record = read(record=ocp.args.JsonRestore())["record"]
     if record["settings"] != settings:
-        raise Refusal(f"The checkpoint is of {record['settings']}, and this training would be of {settings}.")
+        raise Refusal(f"The checkpoint is of {record['settings']}, but this training is of {settings}.")
     return read(state=ocp.args.StandardRestore(state))["state"], record["losses"]
 
 
 def difference(*losses: list[float]) -> np.ndarray:
-    """The relative differences of two curves, as far as both go."""
+    """The relative differences of two curves, up to the end of the shorter."""
     a, b = (np.array(curve[: min(map(len, losses))]) for curve in losses)
     return abs(a - b) / b
 
 
 def draw(curves: dict[str, Curve], vocabulary: int, output: Path) -> None:
-    """The losses by step, and below them how far two curves are apart."""
+    """Draws the losses by step, and below them the relative differences if there are two curves."""
     figure = Figure(figsize=(8, 4 if len(curves) == 1 else 6), layout="constrained")
     axes = figure.subplots(len(curves), 1, sharex=True, squeeze=False, height_ratios=[2, 1][: len(curves)])[:, 0]
     for (name, curve), style in zip(curves.items(), ["-", "--"], strict=False):

@@ -1,4 +1,4 @@
-"""Contestants of the benchmark that are not of JAX: PyTorch and KeOps, which the tests do without."""
+"""Contestants of the benchmark outside JAX: PyTorch and KeOps. The tests do not need them."""
 
 import importlib.util
 from collections.abc import Callable
@@ -9,28 +9,28 @@ import jax.numpy as jnp
 
 
 def of_linear(reduction: str) -> dict[str, Callable]:
-    """Linear cross entropies of (x, w, labels)."""
+    """Linear cross entropies in PyTorch, as functions of (x, w, labels)."""
     if importlib.util.find_spec("torch") is None:
         return {}
     import torch
     from torch.nn import functional
 
-    def weighed(loss):
-        def of(x, w, y):
+    def to_scalar(loss):
+        def scalar_loss(x, w, y):
             losses = loss(x, w, y, reduction)
             return losses @ torch.linspace(0.5, 1.5, len(y)) if reduction == "none" else losses
 
-        return of
+        return scalar_loss
 
-    peers = {"torch": weighed(lambda x, w, y, r: functional.cross_entropy(x @ w.T, y, reduction=r))}
+    peers = {"torch": to_scalar(lambda x, w, y, r: functional.cross_entropy(x @ w.T, y, reduction=r))}
     if hasattr(functional, "linear_cross_entropy"):
-        peers["torch fused"] = weighed(lambda x, w, y, r: functional.linear_cross_entropy(x, w, y, reduction=r))
-    as_torch_has_them = lambda x, w, y: (x, w.T, y)
-    return {name: _eager(torch, loss, as_torch_has_them) for name, loss in peers.items()}
+        peers["torch fused"] = to_scalar(lambda x, w, y, r: functional.linear_cross_entropy(x, w, y, reduction=r))
+    torch_layout = lambda x, w, y: (x, w.T, y)
+    return {name: _eager(torch, loss, torch_layout) for name, loss in peers.items()}
 
 
 def of_mixture(kind: str) -> dict[str, Callable]:
-    """The losses of (z, x, c, v) with KeOps's lazy tensors, which hold no [N, K] either."""
+    """The mean loss of (z, x, c, v) in KeOps, whose lazy tensors have no array [N, K] in memory either."""
     if importlib.util.find_spec("pykeops") is None:
         return {}
     import torch
@@ -48,15 +48,15 @@ def of_mixture(kind: str) -> dict[str, Callable]:
     return {"KeOps": _eager(torch, loss)}
 
 
-def _eager(torch: Any, loss: Callable, moved: Callable = lambda *arguments: arguments) -> Callable:
-    """What makes of arguments a step: the loss and the gradients of the floating-point ones."""
+def _eager(torch: Any, loss: Callable, relayout: Callable = lambda *arguments: arguments) -> Callable:
+    """A function from arguments to a step, which computes the loss and the gradients for floating-point arguments."""
 
     def tensor(a):
-        moves = jnp.issubdtype(a.dtype, jnp.floating)
-        return torch.tensor(jax.device_get(a), dtype=None if moves else torch.int64, requires_grad=moves)
+        floating = jnp.issubdtype(a.dtype, jnp.floating)
+        return torch.tensor(jax.device_get(a), dtype=None if floating else torch.int64, requires_grad=floating)
 
     def prepare(*arguments):
-        tensors = [tensor(a) for a in moved(*arguments)]
+        tensors = [tensor(a) for a in relayout(*arguments)]
 
         def step():
             for t in tensors:
