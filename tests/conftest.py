@@ -1,11 +1,45 @@
+import contextlib
+import gc
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# What the definitions multiply is exact to float32 on accelerators too; the library says so by itself.
+# The products in the definitions are exact to float32 on accelerators too; the library sets its own precision.
 jax.config.update("jax_default_matmul_precision", "highest")
+# Compiling takes most of the time, and most programs run once or twice. The fixture `optimised` is for the others.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_collection_finish():
+    """The modules that are now loaded live to the end: the garbage collector need not look at them again."""
+    gc.freeze()
+
+
+@contextlib.contextmanager
+def _optimised():
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def optimised():
+    """The programs of the test's own `jax.jit` are compiled as users compile them."""
+    with _optimised():
+        yield
+
+
+@pytest.fixture
+def checking_leaks():
+    """JAX looks for leaked tracers after each trace, by a full garbage collection: only of what is made from now on."""
+    gc.collect()
+    gc.freeze()
+    with jax.checking_leaks():
+        yield
+    gc.unfreeze()
 
 
 @pytest.fixture(params=["float32", "float64"])

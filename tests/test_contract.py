@@ -185,12 +185,13 @@ def test_mixed_types_meet_in_the_wider(dtype):
 EVERY = cases.ON_LOGITS + cases.MIXTURES
 
 
+@pytest.mark.usefixtures("checking_leaks")
 @pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
 def test_gradients_leak_nothing_and_promote_no_rank(case):
     options = {"block_size": 5} if case in cases.MIXTURES else {}
     arguments = case.arguments(cases.Random(jnp.float32), 1.0)
     total = lambda *args: case.function(*args, **options).sum()
-    with jax.checking_leaks(), jax.numpy_rank_promotion("raise"):
+    with jax.numpy_rank_promotion("raise"):
         forward_over_reverse = lambda z, *rest: jax.jvp(lambda z: jax.grad(total)(z, *rest), (z,), (z,))
         jax.eval_shape(forward_over_reverse, *arguments)
 

@@ -670,7 +670,7 @@ def compiled(name, place):
                 options |= {"reduction": place.reduction, "weights": WEIGHTS[: known["y"].size]}
         return subject.call(arrays, known, **options)
 
-    @jax.jit
+    @cases.compiled
     def run(arrays, directions, ct, known, where):
         def f(arrays):
             with on_devices(place.devices):
@@ -863,7 +863,7 @@ def test_a_view_that_is_not_a_number_spoils_what_it_is_compared_with_and_no_more
     r = cases.Random(jnp.float32)
     x, y, ct = r.normal(N, D), r.normal(N, D), np.float32(1 if place.reduction == "sum" else [0.3, -1, 2, 0.7])
 
-    @jax.jit
+    @cases.compiled
     def run(x, y):
         options = {"symmetric": False, "block_size": place.block_size, "reduction": place.reduction}
         f = lambda x, y: softjax.contrastive_loss(x, y, **options)
@@ -895,7 +895,7 @@ def test_a_single_pair_of_views_has_nothing_to_be_told_from(place):
     options = {"block_size": PLACES[place].block_size, "reduction": PLACES[place].reduction}
     f = lambda x, y: softjax.contrastive_loss(x, y, **options).sum()
     x = jnp.asarray([[3.0, -1.0, 2.0]])
-    run = jax.jit(lambda x, y: (jax.value_and_grad(f, (0, 1))(x, y), jax.jvp(f, (x, y), (x, x))))
+    run = cases.compiled(lambda x, y: (jax.value_and_grad(f, (0, 1))(x, y), jax.jvp(f, (x, y), (x, x))))
     for result in jax.tree.leaves(run(x, -x)):
         np.testing.assert_array_equal(result, np.zeros_like(result))
 
