@@ -29,10 +29,8 @@ from .scores import Scores
 class BlockColumns(NamedTuple):
     """Computes the columns of a loss from the scores of a tile and block: a pytree."""
 
-    scores: Any
-    """`Scores.function`"""
-    loss: Any
-    """`Loss.columns`"""
+    scores: Any  # `Scores.function`
+    loss: Any  # `Loss.columns`
 
     def __call__(self, examples: Any, block: tuple, ids: Array) -> _gibbs.Columns:
         (of_scores, example), (*classes, live, per_class, _) = examples, block

@@ -11,14 +11,10 @@ from . import _mesh
 class Examples(NamedTuple):
     """How the examples [N] count: a pytree."""
 
-    weights: Array | None = None
-    """factors of the losses"""
-    kept: Array | None = None
-    """booleans; False for an example with loss and gradient 0 that is left out of the mean"""
-    known: Array | None = None
-    """booleans; False for an example with loss and gradient NaN"""
-    shares: Array | None = None
-    """the mean is sum(weights losses) / sum(weights shares); None for 1"""
+    weights: Array | None = None  # factors of the losses
+    kept: Array | None = None  # False for an example with loss and gradient 0 that is left out of the mean
+    known: Array | None = None  # False for an example with loss and gradient NaN
+    shares: Array | None = None  # the mean is sum(weights losses) / sum(weights shares); None for 1
 
     def reduced(self, reduction: str, n: int, dtype: jnp.dtype, axes: _mesh.Names) -> "Examples":
         """The examples with weights whose sum of losses is the reduction, over all devices of the mesh axes."""

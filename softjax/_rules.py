@@ -62,16 +62,11 @@ def both_modes(rule: jax.custom_vjp, *, options: int = 0) -> Callable:
 class Problem(NamedTuple):
     """A loss of scores, apart from how it is computed."""
 
-    columns: Any
-    """(examples, block of classes, ids) -> Columns; a pytree, whose arrays have gradients too"""
-    finish: Callable
-    """(Totals, targets, classes, layout) -> [N, ...], where the classes have no gradient; a pytree"""
-    examples: Any
-    """a pytree of [N, ...]: the argument of `columns`"""
-    targets: Any
-    """a pytree of [N, ...]: the argument of `finish`"""
-    classes: tuple
-    """of pytrees, each with its classes on one of the layout's axes"""
+    columns: Any  # (examples, block of classes, ids) -> Columns; a pytree, whose arrays have gradients too
+    finish: Callable  # (Totals, targets, classes, layout) -> [N, ...]; a pytree. The classes have no gradient here
+    examples: Any  # a pytree of [N, ...]: the argument of `columns`
+    targets: Any  # a pytree of [N, ...]: the argument of `finish`
+    classes: tuple  # of pytrees, each with its classes on one of the layout's axes
 
 
 def totals(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> g.Totals:

@@ -25,9 +25,7 @@ class Engine(NamedTuple):
     """
 
     name: str
-    refuses: Callable[..., str | None]
-    """(scores, loss, example, per_class) -> the reason why it does not apply to them, or None if it does"""
-    sums: Callable[[Any, Any, tuple, Array], Sums]
-    """(columns, examples, classes, ids) -> the sums over the classes"""
+    refuses: Callable[..., str | None]  # (scores, loss, example, per_class) -> why it does not apply, or None
+    sums: Callable[[Any, Any, tuple, Array], Sums]  # (columns, examples, classes, ids) -> the sums over the classes
     cotangents: Callable[[Any, Any, tuple, Array, Totals, Totals], tuple]
     """(columns, examples, classes, ids, totals, cotangents of the totals) -> cotangents of the first three"""

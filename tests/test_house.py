@@ -1,0 +1,143 @@
+"""The structure of the package: names, imports, texts of arguments, and docs/architecture.md."""
+
+import ast
+import collections
+import inspect
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import softjax
+from softjax import _arguments, losses, scores, sharded
+
+HOME = pathlib.Path(softjax.__file__).parent
+MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted(HOME.glob("*.py")) if path.stem[:2] != "__"}
+DOCUMENT = HOME.parent / "docs" / "architecture.md"
+# Public names that stand for the same thing elsewhere: a function and the loss that it evaluates, or its global form.
+NAMESAKES = {*(f.__name__ for f in sharded.FUNCTIONS), "logsumexp", "entropy", "expectation", "of", "__all__"}
+
+
+def imports_of(tree):
+    """The modules of the package that a module imports."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {a.name for a in node.names} if node.module is None else {node.module.split(".")[0]}
+    return found & set(MODULES)
+
+
+IMPORTS = {name: imports_of(tree) for name, tree in MODULES.items()}
+
+
+def reachable(name):
+    return set().union(*({other} | reachable(other) for other in IMPORTS[name]))
+
+
+def test_imports_go_one_way():
+    for name in MODULES:
+        assert name not in reachable(name)
+
+
+def test_the_library_does_not_import_its_tools():
+    for name, tree in MODULES.items():
+        modules = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert not any("tools" in module for module in modules), name
+
+
+def names_of(tree):
+    """The names that a module and its classes define."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            methods = (n.name for n in node.body if isinstance(n, ast.FunctionDef))
+            yield from (name for name in methods if not name.startswith("__"))
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
+
+
+def test_no_two_objects_share_a_name():
+    count = collections.Counter(name for tree in MODULES.values() for name in set(names_of(tree)))
+    assert {name for name, times in count.items() if times > 1 and name != "_"} <= NAMESAKES
+
+
+def test_the_graph_in_the_architecture_is_that_of_the_imports():
+    text = DOCUMENT.read_text()
+    drawn = set(re.findall(r"^    (\w+) --> (\w+)$", text, re.MULTILINE))
+    direct = {
+        (name, other)
+        for name, others in IMPORTS.items()
+        for other in others
+        if not any(other in reachable(between) for between in others)
+    }
+    assert drawn == direct
+    described = set(re.findall(r"\*\*`(\w+)\.py`\*\*", text))
+    assert described == set(MODULES)
+
+
+# --- the table of arguments -------------------------------------------------------------------------
+
+DOCUMENTED = [f for name in softjax.__all__ if inspect.isfunction(f := getattr(softjax, name))]
+DOCUMENTED += [scores.linear, scores.distances, scores.dense, scores.of]
+
+
+@pytest.mark.parametrize("function", DOCUMENTED, ids=lambda f: f"{f.__module__}.{f.__name__}")
+def test_help_shows_every_argument_the_result_what_is_raised_and_an_example(function):
+    section = function.__doc__.split("Args:\n")[1].split("\n\n")[0]
+    assert re.findall(r"^ {8}(\w+): ", section, re.MULTILINE) == list(inspect.signature(function).parameters)
+    positions = [function.__doc__.index(f"\n    {heading}:\n") for heading in ("Args", "Returns", "Raises", "Example")]
+    assert positions == sorted(positions)
+
+
+def test_every_row_of_the_table_is_the_argument_of_a_function():
+    used = {name for f in DOCUMENTED for name in inspect.signature(f).parameters}
+    used |= {n for f in vars(losses).values() if inspect.isfunction(f) for n in inspect.signature(f).parameters}
+    assert set(_arguments.ARGUMENTS) <= used
+
+
+def test_a_text_is_missing_or_for_no_argument():
+    def function(unheard_of):
+        """One line."""
+
+    with pytest.raises(ValueError, match="`unheard_of` must have a text in the table"):
+        _arguments.documented(function)
+
+    def other(features):
+        """One line.
+
+        Args:
+            feature: a slip of the pen.
+
+        Returns:
+            None.
+        """
+
+    other.__doc__ = inspect.cleandoc(other.__doc__).replace("\n", "\n    ")
+    with pytest.raises(ValueError, match=r"`Args` must name parameters of other, got \['feature'\]"):
+        _arguments.documented(other)
+
+
+x, w, y = jnp.ones((2, 3)), jnp.ones((3, 5)), jnp.zeros(2, int)
+ce = softjax.linear_softmax_cross_entropy
+OUT_OF_RANGE = {
+    "label_smoothing": (lambda v: ce(x, w, y, label_smoothing=v), [-0.1, 1.5, float("nan")], r"in \[0, 1\]"),
+    "temperature": (lambda v: ce(x, w, y, temperature=v), [0, -1.0, 0.0], "positive"),
+    "softcap": (lambda v: ce(x, w, y, softcap=v), [0.0, -30], "positive"),
+    "margin": (lambda v: softjax.multiclass_svm_loss(x, y, margin=v), [-1.0], "at least 0"),
+    "gamma": (lambda v: losses.focal(v), [-2.0], "at least 0"),
+    "rate": (lambda v: losses.label_smoothing(losses.cross_entropy, v, 0.2), [2], r"in \[0, 1\]"),
+    "cap": (lambda v: losses.softcap(losses.cross_entropy, v), [0], "positive"),
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
+def test_a_python_number_out_of_range_is_refused_and_a_traced_one_is_not(name):
+    call, values, wanted = OUT_OF_RANGE[name]
+    for value in values:
+        with pytest.raises(ValueError, match=rf"`{name}` must be {wanted}, got {value}\."):
+            call(value)
+        jax.eval_shape(lambda v: (call(v), v)[1], 1.0 * value)
