@@ -1,0 +1,116 @@
+"""The command line: `python -m softjax` with `demo`, `lm`, `bench` or `audit`."""
+
+import argparse
+import functools as ft
+import importlib
+import re
+import sys
+from pathlib import Path
+
+from softjax import _checks
+
+
+def _positive(text: str) -> int:
+    try:
+        return _checks.positive("value", int(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}") from error
+
+
+def _mesh(text: str) -> tuple[int, int]:
+    numbers = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if numbers is None:
+        raise argparse.ArgumentTypeError(f"must be devices along data x along classes, as 2x4, got {text!r}")
+    return int(numbers[1]), int(numbers[2])
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r}")
+    return int(text)
+
+
+def _file(suffix: str, text: str) -> Path:
+    path = Path(text)
+    if path.suffix != suffix or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a {suffix} file in a folder that exists, got {text!r}")
+    return path
+
+
+def _folder(text: str) -> Path:
+    path = Path(text)
+    if not path.is_dir() and (path.exists() or not path.parent.is_dir()):
+        raise argparse.ArgumentTypeError(f"must be a folder, or a new one in a folder that exists, got {text!r}")
+    return path
+
+
+_seed, _several = ft.partial(_at_least, 0), ft.partial(_at_least, 2)
+_picture, _report = ft.partial(_file, ".png"), ft.partial(_file, ".json")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; returns its exit code."""
+    parser = argparse.ArgumentParser("python -m softjax", description="Softmax-family losses for JAX.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="train a mixture autoencoder on handwritten digits, and draw the result")
+    demo.add_argument("--steps", type=_positive, default=3000, help="steps of Adam (default: %(default)s)")
+    demo.add_argument(
+        "-K", "--classes", type=_positive, default=256, help="centers of the mixture (default: %(default)s)"
+    )
+    demo.add_argument("-D", "--latents", type=_positive, default=2, help="dimensions of z (default: %(default)s)")
+    demo.add_argument(
+        "--seed", type=_seed, default=0, help="seed of the split, the model and the batches (default: %(default)s)"
+    )
+    demo.add_argument(
+        "-o", "--output", type=_picture, default=Path("digits.png"), help="the PNG file to write (default: %(default)s)"
+    )
+    bench = commands.add_parser("bench", help="time and memory beside optax, PyTorch, KeOps and the plain formulas")
+    bench.add_argument("--rounds", type=_positive, default=7, help="runs of each contestant (default: %(default)s)")
+    bench.add_argument("--small", action="store_true", help="small sizes, to show that it runs")
+    bench.add_argument("--placements", action="store_true", help="compare the default placement with others")
+    bench.add_argument("-o", "--output", type=_picture, help="a PNG file to write")
+    bench.add_argument("--json", type=_report, help="a JSON file to write")
+    audit = commands.add_parser("audit", help="errors of values and derivatives against 50 digits")
+    audit.add_argument("--quick", action="store_true", help="fewer scenarios, with few classes")
+    audit.add_argument("-k", dest="text", default="", help="only functions whose name contains this")
+    audit.add_argument("--json", type=_report, help="a JSON file to write")
+    lm = commands.add_parser("lm", help="train a language model whose classes are sharded over a mesh of devices")
+    lm.add_argument("--steps", type=_positive, default=200, help="steps of Adam (default: %(default)s)")
+    lm.add_argument(
+        "--mesh", type=_mesh, default=(2, 4), help="devices along data x along classes; 1x1 is one (default: 2x4)"
+    )
+    lm.add_argument(
+        "--vocabulary", type=_several, default=50_000, help="number of classes, that is, tokens (default: %(default)s)"
+    )
+    lm.add_argument("--seed", type=_seed, default=0, help="seed of the model and the batches (default: %(default)s)")
+    lm.add_argument("--checkpoints", type=_folder, help="a folder to write checkpoints to, and to resume from")
+    lm.add_argument("--every", type=_positive, default=100, help="steps between checkpoints (default: %(default)s)")
+    lm.add_argument("--compare", action="store_true", help="train on one device too, and compare the losses")
+    lm.add_argument(
+        "-o", "--output", type=_picture, default=Path("lm.png"), help="the PNG file to write (default: %(default)s)"
+    )
+    lm.add_argument("--json", type=_report, help="a JSON file to write")
+    options = parser.parse_args(argv)
+    module = {"lm": "language_model"}.get(options.command, options.command)
+    try:
+        tool = importlib.import_module(f"softjax.tools.{module}")
+    except ModuleNotFoundError as error:
+        extra = "audit" if options.command == "audit" else "demo"
+        print(f"The {options.command} needs {error.name}: pip install 'softjax-losses[{extra}]'", file=sys.stderr)
+        return 1
+    try:
+        if options.command == "demo":
+            return tool.run(options.steps, options.classes, options.latents, options.seed, options.output)
+        if options.command == "lm":
+            return tool.run(
+                options.mesh, options.steps, options.vocabulary, options.seed, options.checkpoints, options.every,
+                options.compare, options.output, options.json,
+            )  # fmt: skip
+        if options.command == "audit":
+            return tool.run(options.quick, options.text, options.json)
+        if options.placements:
+            return tool.run_placements(options.rounds, options.small)
+        return tool.run(options.rounds, options.small, options.output, options.json)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
