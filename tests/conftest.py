@@ -34,8 +34,7 @@ def optimised():
 
 @pytest.fixture
 def checking_leaks():
-    """JAX looks for leaked tracers after each trace, by a full garbage collection: only of what is made from now on."""
-    gc.collect()
+    """JAX looks for leaked tracers after each trace, by a full garbage collection, here of new objects alone."""
     gc.freeze()
     with jax.checking_leaks():
         yield

@@ -11,6 +11,7 @@ import softjax
 from . import cases
 
 mp.mp.dps = 50
+pytestmark = pytest.mark.usefixtures("optimised")
 PROMISED = 2e-6  # relative, in float32
 
 MARGINS = [-80.0, -17.3, -1.0, 0.0, 0.5, 6.0, 17.3, 33.0, 40.0, 64.7, 80.0]
@@ -157,9 +158,10 @@ def test_half_precision_is_rounded_once(name, dtype):
         function = lambda z: softjax.log_softmax(z)[0].astype(jnp.float32)
     if name == "expectation":
         function = lambda z: softjax.expectation(z, jnp.asarray(T, z.dtype)).astype(jnp.float32)
+    slope = jax.jit(jax.grad(function))
     for margin in [-6.0, 0.5, 6.0]:
         z = logits(margin, 0.0, dtype)
-        gradient = jax.grad(function)(z)
+        gradient = slope(z)
         assert gradient.dtype == z.dtype
         half_a_step = float(jnp.finfo(dtype).eps) / 2 + PROMISED
         # every element by itself: rounding once is relative to the element
@@ -175,7 +177,7 @@ def mixtures_in_double(case, arguments):
         weights = jnp.arange(1.0, 1 + cases.N)
         moving = tuple(range(len(arguments)))
         scalar = lambda *args: (per_row(case.definition(*args)) * weights).sum()
-        return case.definition(*arguments), jax.grad(scalar, moving)(*arguments)
+        return cases.compiled(lambda *args: (case.definition(*args), jax.grad(scalar, moving)(*args)))(*arguments)
 
 
 def per_row(x):
@@ -193,7 +195,8 @@ def test_mixtures_keep_their_digits(case, where, block):
         arguments[-2] = arguments[-2][:1] + 1e-4 * arguments[-2]
     weights = jnp.arange(1.0, 1 + cases.N, dtype=jnp.float32)
     scalar = lambda *args: (per_row(case.function(*args, block_size=block)) * weights).sum()
-    got = case.function(*arguments, block_size=block), jax.grad(scalar, tuple(range(len(arguments))))(*arguments)
+    moving = tuple(range(len(arguments)))
+    got = jax.jit(lambda *args: (case.function(*args, block_size=block), jax.grad(scalar, moving)(*args)))(*arguments)
     want = mixtures_in_double(case, arguments)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert np.abs(np.asarray(a) - np.asarray(b)).max() <= PROMISED * np.abs(np.asarray(b)).max()
@@ -217,8 +220,9 @@ def test_mixtures_keep_their_digits_where_every_example_is_sure_of_its_center(ca
     arguments = [*(data[name] for name in ("z", "x") if name == "z" or case.name != "decode"), c, a]
     weights = jnp.arange(1.0, 1 + cases.N, dtype=jnp.float32)
     scalar = lambda *args: (per_row(case.function(*args, block_size=block)) * weights).sum()
-    value = case.function(*arguments, block_size=block)
-    gradients = jax.grad(scalar, tuple(range(len(arguments))))(*arguments)
+    moving = tuple(range(len(arguments)))
+    both = jax.jit(lambda *args: (case.function(*args, block_size=block), jax.grad(scalar, moving)(*args)))
+    value, gradients = both(*arguments)
     true_value, true_gradients = mixtures_in_double(case, arguments)
     np.testing.assert_allclose(value, true_value, rtol=PROMISED)
     # The scores of all classes come from a matrix product, with an error of eps |c_k|^2: here some 1e-5 of p_k.
@@ -235,8 +239,8 @@ def test_one_center_far_away_does_not_cost_the_others_their_digits(far):
         (softjax.eol_loss, cases.minus_eol),
         (softjax.leop_loss, cases.leop),
     ):
-        got = jax.value_and_grad(loss, (0, 1))(z, x, centers, centers)
-        want = jax.value_and_grad(definition, (0, 1))(z, x, centers[:3], centers[:3])
+        got = jax.jit(jax.value_and_grad(loss, (0, 1)))(z, x, centers, centers)
+        want = cases.compiled(jax.value_and_grad(definition, (0, 1)))(z, x, centers[:3], centers[:3])
         np.testing.assert_allclose(got[0], want[0], rtol=PROMISED)
         np.testing.assert_allclose(got[1], want[1], rtol=1e-5)
 

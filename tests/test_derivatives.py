@@ -62,7 +62,8 @@ AS_USERS_DO = [c for c in cases.ON_LOGITS if c.name in ("expectation", "integer_
 ]
 
 
-@pytest.mark.usefixtures("x64")
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64", "optimised")
 @pytest.mark.parametrize("case", AS_USERS_DO, ids=by_name)
 def test_every_mode_by_itself_and_under_jit_and_vmap_matches_the_definition(case):
     arguments = case.arguments(cases.Random(jnp.float64), 1.0)

@@ -815,6 +815,21 @@ CELLS = [
         for name in names
     ),
 ]
+# On one device each place has a function of each kind; over devices these have all that devices exchange.
+OVER_DEVICES = (
+    "linear cross entropy of every option",
+    "linear cross entropy, ignoring",
+    "linear_expectation",
+    "of_linear crammer_singer",
+    "leop_loss",
+    "mixture_expectation",
+)
+
+
+def is_slow(name, place):
+    return place == "devices" and name not in OVER_DEVICES
+
+
 NARROW = [  # those that are tried with one class, and without an example
     *((s.name, "whole") for s in IN_HAND + HINGES if not s.pairs),
     ("of_logits brier", "whole"),
@@ -824,7 +839,9 @@ NARROW = [  # those that are tried with one class, and without an example
 ]
 
 
-@pytest.mark.parametrize(("name", "place"), CELLS)
+@pytest.mark.parametrize(
+    ("name", "place"), [pytest.param(*cell, marks=[pytest.mark.slow] * is_slow(*cell)) for cell in CELLS]
+)
 def test_every_line_of_the_contract_in_value_and_in_both_modes(name, place):
     assert_all_hold(SUBJECTS[name], PLACES[place], lines_of(SUBJECTS[name]))
 

@@ -302,6 +302,8 @@ def test_losses_in_ragged_tiles_and_blocks(case, reduction, size):
     check_at_all_scales(case, reduction, size)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("size", [5, FORWARD], ids=["backward", "forward"])
 def test_cross_entropy_as_users_compile_it_in_every_mode(size):
     """Each mode in a program of its own, and over any argument."""
@@ -339,8 +341,22 @@ def test_placements_and_axes_of_the_kernel(case, size, class_axis):
     assert_agree(linear_arguments(cases.Random(jnp.float64), 1.0), case.example(random), case.per_class(random))
 
 
-@pytest.mark.parametrize("placement", [5, TILES, FORWARD], ids=["blocks", "tiles", "forward"])
-@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+THROUGH_A_SCAN = [("cross_entropy", "blocks"), ("class_weights_of_smoothed", "forward"), ("expectation", "tiles")]
+
+
+@pytest.mark.parametrize(
+    ("case", "placement"),
+    [
+        pytest.param(
+            case,
+            placement,
+            id=f"{case.name}-{name}",
+            marks=[pytest.mark.slow] * ((case.name, name) not in THROUGH_A_SCAN),
+        )
+        for case in SOME
+        for name, placement in {"blocks": 5, "tiles": TILES, "forward": FORWARD}.items()
+    ],
+)
 def test_a_hessian_vector_product_through_a_scan(case, placement):
     """JAX 0.10 drops a custom_jvp there, and differentiates what it wraps."""
     random = cases.Random(jnp.float64)
@@ -402,16 +418,15 @@ def test_numbers_of_a_loss_have_gradients():
     cases.assert_close(got, want)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_results_do_not_depend_on_blocks_or_tiles():
     with jax.enable_x64(False):
         random = cases.Random(jnp.float32)
         x, w, y = random.normal(50, 8), random.normal(8, 301), random.integers(301, 50)
         z = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
         exact = (np.log(np.exp(z).sum(-1)) - z[np.arange(50), y]).mean()
-        sizes, reference = [None, 1, 7, 301, 1000], None
-        sizes += [
-            softjax.Placement(t, b, g) for t, b in ((7, 16), (50, 301), (99, 64)) for g in ("forward", "backward")
-        ]
+        sizes, reference = [None, 1, 7, 1000], None
+        sizes += [softjax.Placement(7, 16, "forward"), softjax.Placement(99, 64, "backward")]
         for size in sizes:
             loss = ft.partial(softjax.of_linear, losses.cross_entropy, reduction="mean", block_size=size)
             value, gradients = jax.jit(jax.value_and_grad(lambda x, w, f=loss: f(x, w, y), (0, 1)))(x, w)

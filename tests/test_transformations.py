@@ -360,8 +360,14 @@ def test_vmap_over_any_arguments_is_the_function_called_once_for_each(row):
 # --- derivatives ----------------------------------------------------------------------------------
 
 
+SECOND_ORDER = ("softmax", "linear_softmax_cross_entropy", "contrastive_loss", "mixture_expectation", "leop_loss")
+
+
 @pytest.mark.usefixtures("x64")
-@every_row
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, id=row.name, marks=[pytest.mark.slow] * (row.name not in SECOND_ORDER)) for row in ROWS],
+)
 def test_a_hessian_a_linearization_and_a_checkpoint_in_a_scan_match_the_definition(row):
     """The Hessian is jacfwd of jacrev; the linearized function is that of all arguments, and batched."""
     given = arrays(row, jnp.float64)
@@ -402,6 +408,7 @@ def test_a_hessian_a_linearization_and_a_checkpoint_in_a_scan_match_the_definiti
 # --- traces, types, debugging, donation -------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("checking_leaks")
 @every_row
 def test_one_trace_without_leaks_serves_donated_arrays_and_other_numbers(row):
     moving, fixed = split(arrays(row, jnp.float32))
@@ -416,8 +423,7 @@ def test_one_trace_without_leaks_serves_donated_arrays_and_other_numbers(row):
 
     donated = jax.jit(program, donate_argnums=0, compiler_options=cases.QUICKLY)
     copies = jax.tree.map(jnp.copy, moving)
-    with jax.checking_leaks():
-        got = jax.block_until_ready(donated(copies, fixed, numbers))
+    got = jax.block_until_ready(donated(copies, fixed, numbers))
     assert all(a.is_deleted() for a in copies.values())
     assert_close(got, wanted, rtol=2e-5)
     assert not any(a.weak_type for a in (got[0], *(got[1][name] for name in moving)))
