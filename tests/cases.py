@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import softjax
 
@@ -37,6 +38,18 @@ class Random:
 
     def integers(self, high, *shape):
         return jnp.asarray(self.generator.integers(high, size=shape), jnp.int32)
+
+
+# --- tiers --------------------------------------------------------------------------------------
+
+
+def in_tiers(cells, fast):
+    """(parameters by their names), of which those whose name is not `fast` are slow."""
+    marks = lambda name: [] if name in fast else [pytest.mark.slow]
+    return [
+        pytest.param(*(of if type(of) is tuple else (of,)), id=name, marks=marks(name))
+        for name, of in cells.items()
+    ]
 
 
 # --- compiling and comparing --------------------------------------------------------------------

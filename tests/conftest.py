@@ -16,6 +16,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 def pytest_collection_finish():
     """The modules that are now loaded live to the end: the garbage collector need not look at them again."""
     gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
 
 
 @contextlib.contextmanager

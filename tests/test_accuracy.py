@@ -117,10 +117,10 @@ def test_no_digit_is_lost_at_any_margin(name, offset):
 
 
 def test_the_label_has_its_gradient_however_sure_the_row():
-    loss = lambda z: softjax.softmax_cross_entropy_with_integer_labels(z, jnp.array(0))
+    slope = jax.jit(jax.grad(lambda z: softjax.softmax_cross_entropy_with_integer_labels(z, jnp.array(0))))
     for margin in MARGINS:
         z = logits(margin, 1e4)
-        assert_close(jax.grad(loss)(z)[0], [Truth(z).cross_entropy_gradient(exact([1, 0, 0, 0]))[0]])
+        assert_close(slope(z)[0], [Truth(z).cross_entropy_gradient(exact([1, 0, 0, 0]))[0]])
 
 
 @pytest.mark.parametrize("count", [1, 2, 1000, 70000])
@@ -184,7 +184,7 @@ def per_row(x):
     return x.reshape(cases.N, -1).sum(-1)
 
 
-@pytest.mark.parametrize("block", [None, 5])
+@pytest.mark.parametrize("block", [pytest.param(None, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("case", cases.MIXTURES, ids=lambda case: case.name)
 @pytest.mark.parametrize("where", ["at the origin", "far from it", "centers nearly coincide"])
 def test_mixtures_keep_their_digits(case, where, block):
@@ -202,7 +202,7 @@ def test_mixtures_keep_their_digits(case, where, block):
         assert np.abs(np.asarray(a) - np.asarray(b)).max() <= PROMISED * np.abs(np.asarray(b)).max()
 
 
-@pytest.mark.parametrize("block", [None, 5])
+@pytest.mark.parametrize("block", [pytest.param(None, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("case", cases.MIXTURES, ids=lambda case: case.name)
 def test_mixtures_keep_their_digits_where_every_example_is_sure_of_its_center(case, block):
     """Centers some 8 apart; z and x within 0.1 of a center and of its value.
@@ -248,8 +248,8 @@ def test_one_center_far_away_does_not_cost_the_others_their_digits(far):
 def test_a_common_part_of_the_priors_costs_no_digits():
     c = jnp.array([[0.0], [1.0]])
     loss = lambda z, prior: softjax.mixture_autoencoder_loss(z, jnp.array([0.2]), c, c, log_prior=prior)
-    prior = jnp.array([0.0, 1.0])
+    prior, value_and_grad = jnp.array([0.0, 1.0]), jax.jit(jax.value_and_grad(loss))
     for offset in (100.0, 1e4, -1e4):
-        got, want = (jax.value_and_grad(loss)(jnp.array([0.3]), prior + o) for o in (offset, 0.0))
+        got, want = (value_and_grad(jnp.array([0.3]), prior + o) for o in (offset, 0.0))
         for a, b in zip(got, want, strict=True):
             np.testing.assert_allclose(a, b, rtol=PROMISED)

@@ -285,22 +285,13 @@ MODES = {
 }
 
 
-ALSO_OF_OTHERS = ("reverse mode", "forward over reverse")  # every mode of one mixture, and these of the others
-
-
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(
     ("case", "mode"),
-    [
-        pytest.param(
-            case,
-            mode,
-            id=f"{case.name}-{mode}",
-            marks=[pytest.mark.slow] * (case.name != "autoencoder" and mode not in ALSO_OF_OTHERS),
-        )
-        for case in cases.MIXTURES
-        for mode in MODES
-    ],
+    cases.in_tiers(
+        {f"{case.name}-{mode}": (case, mode) for case in cases.MIXTURES for mode in MODES},
+        [*(f"autoencoder-{mode}" for mode in MODES), *(f"{case.name}-reverse mode" for case in cases.MIXTURES)],
+    ),
 )
 def test_a_mixture_never_holds_its_scores(case, mode):
     n, k, d, e = 1024, 16384, 2, 4

@@ -826,10 +826,6 @@ OVER_DEVICES = (
 )
 
 
-def is_slow(name, place):
-    return place == "devices" and name not in OVER_DEVICES
-
-
 NARROW = [  # those that are tried with one class, and without an example
     *((s.name, "whole") for s in IN_HAND + HINGES if not s.pairs),
     ("of_logits brier", "whole"),
@@ -839,9 +835,10 @@ NARROW = [  # those that are tried with one class, and without an example
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "place"), [pytest.param(*cell, marks=[pytest.mark.slow] * is_slow(*cell)) for cell in CELLS]
-)
+FAST = {f"{name}-{place}" for name, place in CELLS if place != "devices" or name in OVER_DEVICES}
+
+
+@pytest.mark.parametrize(("name", "place"), cases.in_tiers({"-".join(cell): cell for cell in CELLS}, FAST))
 def test_every_line_of_the_contract_in_value_and_in_both_modes(name, place):
     assert_all_hold(SUBJECTS[name], PLACES[place], lines_of(SUBJECTS[name]))
 

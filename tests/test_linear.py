@@ -78,9 +78,17 @@ def option_sets(r):
     return [{name: value} for name, value in single.items()] + [single]
 
 
+EVERY_OPTION = 9  # the number of the set with all options
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize(
+    ("number", "reduction"),
+    cases.in_tiers(
+        {f"{number}-{reduction}": (number, reduction) for number in range(10) for reduction in ("none", "mean")},
+        [f"{number}-none" for number in range(EVERY_OPTION)] + [f"{EVERY_OPTION}-mean"],
+    ),
+)
 def test_options_of_the_linear_cross_entropy(number, reduction):
     (x, w), _, r = arguments(jnp.float64)
     options = option_sets(r)[number] | {"reduction": reduction}
@@ -245,9 +253,14 @@ def test_the_contrastive_loss(symmetric):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("case", cases.MIXTURES[:3], ids=lambda case: case.name)
-@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-def test_weights_and_reductions_of_mixtures(reduction, case):
+@pytest.mark.parametrize(
+    ("case", "reduction"),
+    cases.in_tiers(
+        {f"{r}-{case.name}": (case, r) for case in cases.MIXTURES[:3] for r in ("none", "sum", "mean")},
+        ("none-autoencoder", "sum-leop", "mean-eol"),
+    ),
+)
+def test_weights_and_reductions_of_mixtures(case, reduction):
     given = case.arguments(cases.Random(jnp.float64), 1.0)
     weights = jnp.asarray([0.5, 0.0, 2.0, 1.0])
     size = 5 if reduction == "none" else FORWARD
@@ -286,19 +299,16 @@ MEMORY_SIZES = {
     "forward": softjax.Placement(64, 128, "forward"),
     "tiles": softjax.Placement(64, 128, "backward"),
 }
-FIRST_ORDER = ("reverse mode", "vmap")  # of every placement; the other modes with the gradient in the forward pass
+FIRST_ORDER = [f"reverse mode-{name}" for name in MEMORY_SIZES]
 
 
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(
     ("mode", "size"),
-    [
-        pytest.param(
-            mode, size, id=f"{mode}-{name}", marks=[pytest.mark.slow] * (name != "forward" and mode not in FIRST_ORDER)
-        )
-        for mode in MEMORY_MODES
-        for name, size in MEMORY_SIZES.items()
-    ],
+    cases.in_tiers(
+        {f"{mode}-{name}": (mode, size) for mode in MEMORY_MODES for name, size in MEMORY_SIZES.items()},
+        [*FIRST_ORDER, *(f"{mode}-forward" for mode in MEMORY_MODES)],
+    ),
 )
 def test_the_logits_are_never_held(mode, size):
     n, d, k = 1024, 4, 16384

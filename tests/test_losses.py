@@ -287,17 +287,31 @@ def test_losses_in_ragged_blocks_with_the_gradient_in_the_backward_pass(case):
     check_at_all_scales(case, "none", 5)
 
 
-@pytest.mark.parametrize("case", **by_name)
+# The arguments of a loss: a label, labels [N, T], payoffs of classes, data of examples beside them, logits alone.
+IN_TILES = ("cross_entropy", "cross_entropy_of_pairs", "expectation", "kl_divergence", "mean_square")
+
+
+@pytest.mark.parametrize("case", cases.in_tiers({case.name: case for case in EVERY}, IN_TILES))
 def test_losses_in_ragged_blocks_with_the_gradient_in_the_forward_pass(case):
     check_at_all_scales(case, "mean", softjax.Placement(N, 5, "forward"))
 
 
-# What a loss may know: a label, labels [N, T], payoffs of classes, data of examples beside them, only its logits.
-IN_TILES = ("cross_entropy", "cross_entropy_of_pairs", "expectation", "kl_divergence", "mean_square")
+TILED = {"backward": ("sum", TILES), "forward": ("mean", FORWARD)}
+FAST_IN_TILES = (
+    "cross_entropy_of_pairs-backward",
+    "kl_divergence-backward",
+    "expectation-forward",
+    "cross_entropy-forward",
+)
 
 
-@pytest.mark.parametrize(("reduction", "size"), [("sum", TILES), ("mean", FORWARD)], ids=["backward", "forward"])
-@pytest.mark.parametrize("case", [case for case in EVERY if case.name in IN_TILES], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "reduction", "size"),
+    cases.in_tiers(
+        {f"{c.name}-{name}": (c, *cell) for c in EVERY if c.name in IN_TILES for name, cell in TILED.items()},
+        FAST_IN_TILES,
+    ),
+)
 def test_losses_in_ragged_tiles_and_blocks(case, reduction, size):
     check_at_all_scales(case, reduction, size)
 
@@ -314,10 +328,12 @@ def test_cross_entropy_as_users_compile_it_in_every_mode(size):
 
 # What all scores of an example have in common is left open by a mixture.
 SHIFTED = ("logsumexp", "mean_square", "softcap", "z_loss_of_softcap_of_temperature", "weston_watkins")
-OF_MIXTURES = [case for case in EVERY if case.name not in SHIFTED]
+OF_MIXTURES = {case.name: case for case in EVERY if case.name not in SHIFTED}
 
 
-@pytest.mark.parametrize("case", OF_MIXTURES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", cases.in_tiers(OF_MIXTURES, ("focal", "crammer_singer", "entropy", "leop", "kl_divergence"))
+)
 def test_losses_of_mixtures_in_ragged_blocks(case):
     random = cases.Random(jnp.float64)
     arguments = (random.normal(N, D), random.normal(K, D), random.normal(K))
@@ -329,11 +345,23 @@ def test_losses_of_mixtures_in_ragged_blocks(case):
 SOME = [case for case in EVERY if case.name in ("cross_entropy", "class_weights_of_smoothed", "expectation", "entropy")]
 
 
+SIZES = {
+    "whole": (None, 0),
+    "single": (1, -1),
+    "blocks": (5, 0),
+    "one tile": (softjax.Placement(4, 13, "forward"), 0),
+    "single tiles": (softjax.Placement(1, 1, "forward"), -1),
+}
+FAST_SIZES = [f"cross_entropy-{name}" for name in SIZES] + [
+    "entropy-one tile",
+    "class_weights_of_smoothed-single tiles",
+]
+
+
 @pytest.mark.parametrize(
-    ("size", "class_axis"),
-    [(None, 0), (1, -1), (5, 0), (softjax.Placement(4, 13, "forward"), 0), (softjax.Placement(1, 1, "forward"), -1)],
+    ("case", "size", "class_axis"),
+    cases.in_tiers({f"{case.name}-{name}": (case, *cell) for case in SOME for name, cell in SIZES.items()}, FAST_SIZES),
 )
-@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
 def test_placements_and_axes_of_the_kernel(case, size, class_axis):
     reference, random = definition(case, linear), cases.Random(jnp.float64, seed=2)
     function = on_linear(case, class_axis, reduction="sum", block_size=size)
@@ -341,21 +369,16 @@ def test_placements_and_axes_of_the_kernel(case, size, class_axis):
     assert_agree(linear_arguments(cases.Random(jnp.float64), 1.0), case.example(random), case.per_class(random))
 
 
-THROUGH_A_SCAN = [("cross_entropy", "blocks"), ("class_weights_of_smoothed", "forward"), ("expectation", "tiles")]
-
-
 @pytest.mark.parametrize(
     ("case", "placement"),
-    [
-        pytest.param(
-            case,
-            placement,
-            id=f"{case.name}-{name}",
-            marks=[pytest.mark.slow] * ((case.name, name) not in THROUGH_A_SCAN),
-        )
-        for case in SOME
-        for name, placement in {"blocks": 5, "tiles": TILES, "forward": FORWARD}.items()
-    ],
+    cases.in_tiers(
+        {
+            f"{case.name}-{name}": (case, placement)
+            for case in SOME
+            for name, placement in {"blocks": 5, "tiles": TILES, "forward": FORWARD}.items()
+        },
+        ("cross_entropy-blocks", "class_weights_of_smoothed-forward"),
+    ),
 )
 def test_a_hessian_vector_product_through_a_scan(case, placement):
     """JAX 0.10 drops a custom_jvp there, and differentiates what it wraps."""

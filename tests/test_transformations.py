@@ -306,8 +306,21 @@ FACTORS = [[1.0, 2.0], [3.0, -1.0]]  # of the cotangents
 # --- vmap -----------------------------------------------------------------------------------------
 
 
+OVER_ANY_ARGUMENTS = (
+    "softmax",
+    "expectation",
+    "multiclass_svm_loss",
+    "of_logits",
+    "linear_softmax_cross_entropy",
+    "contrastive_loss",
+    "eol_loss_mean",
+    "leop_loss",
+    "mixture_expectation",
+)
+
+
 @pytest.mark.usefixtures("x64")
-@every_row
+@pytest.mark.parametrize("row", cases.in_tiers({row.name: row for row in ROWS}, OVER_ANY_ARGUMENTS))
 def test_vmap_over_any_arguments_is_the_function_called_once_for_each(row):
     one, two = arrays(row, jnp.float64), arrays(row, jnp.float64, seed=1)
     assert all((one[name] != two[name]).any() for name in one)
@@ -360,14 +373,11 @@ def test_vmap_over_any_arguments_is_the_function_called_once_for_each(row):
 # --- derivatives ----------------------------------------------------------------------------------
 
 
-SECOND_ORDER = ("softmax", "linear_softmax_cross_entropy", "contrastive_loss", "mixture_expectation", "leop_loss")
+SECOND_ORDER = ("softmax", "linear_softmax_cross_entropy", "contrastive_loss", "mixture_expectation")
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    "row",
-    [pytest.param(row, id=row.name, marks=[pytest.mark.slow] * (row.name not in SECOND_ORDER)) for row in ROWS],
-)
+@pytest.mark.parametrize("row", cases.in_tiers({row.name: row for row in ROWS}, SECOND_ORDER))
 def test_a_hessian_a_linearization_and_a_checkpoint_in_a_scan_match_the_definition(row):
     """The Hessian is jacfwd of jacrev; the linearized function is that of all arguments, and batched."""
     given = arrays(row, jnp.float64)
