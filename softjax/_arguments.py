@@ -59,14 +59,10 @@ ARGUMENTS = {
     "labels": Argument("examples", "integers [...] in [0, K). Any other label gives NaN, in loss and gradient."),
     "example": Argument("examples", "data of each example for the loss: a pytree of arrays [..., *]."),
     "examples": Argument("examples", "a pytree of arrays [N, ...]."),
-    "weights": Argument(
-        "examples", "[...], a factor of the loss of each example; None for 1.", _floating, "[K]: a factor per class."
-    ),
+    "weights": Argument("examples", "[...], a factor of the loss of each example; None for 1.", _floating),
     # arrays of the classes
     "kernel": Argument(
-        "classes",
-        "[D, K] with `class_axis=-1`, as in a Flax `Dense`; [K, D] with 0, as in an embedding table.",
-        _floating,
+        "classes", "[D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.", _floating
     ),
     "centers": Argument("classes", "c [K, D].", _floating),
     "values": Argument("classes", "v [K, E].", _floating, "t, broadcastable against the logits."),

@@ -1,4 +1,7 @@
-"""Checks of arguments. A refusal is one sentence with the argument, the value that came and the value wanted."""
+"""Checks of arguments, which return the argument in the checked form.
+
+A refusal is one sentence with the argument, the form that it must have, and the value that came.
+"""
 
 import math
 import operator
@@ -24,7 +27,6 @@ def shown(x: Any) -> str:
 
 
 def array(name: str, x: ArrayLike) -> Array:
-    """x as an array."""
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError, OverflowError) as error:
@@ -50,7 +52,6 @@ def floating_like(name: str, x: ArrayLike, other: Array) -> Array:
 
 
 def integers(name: str, x: ArrayLike) -> Array:
-    """x as an array of integers."""
     x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"`{name}` must be integers, got dtype {x.dtype}.")
@@ -58,7 +59,6 @@ def integers(name: str, x: ArrayLike) -> Array:
 
 
 def booleans(name: str, x: ArrayLike) -> Array:
-    """x as an array of booleans."""
     x = array(name, x)
     if x.dtype != jnp.bool_:
         raise TypeError(f"`{name}` must be booleans, got dtype {x.dtype}.")
@@ -66,7 +66,6 @@ def booleans(name: str, x: ArrayLike) -> Array:
 
 
 def scalar(name: str, x: ArrayLike) -> Array:
-    """x as one floating-point number."""
     x = floating(name, x)
     if x.ndim:
         raise ValueError(f"`{name}` must be a scalar, got shape {x.shape}.")
@@ -81,7 +80,6 @@ def number(name: str, x: ArrayLike) -> ArrayLike:
 
 
 def integer(name: str, x: Any, meaning: str) -> int:
-    """x as a Python integer."""
     try:
         n = None if isinstance(x, bool | np.bool_) else operator.index(x)
     except TypeError:
@@ -92,20 +90,17 @@ def integer(name: str, x: Any, meaning: str) -> int:
 
 
 def flag(name: str, x: bool) -> bool:
-    """x, if it is True or False."""
     if not isinstance(x, bool | np.bool_):
         raise TypeError(f"`{name}` must be True or False, got {shown(x)}.")
     return bool(x)
 
 
 def shape(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> None:
-    """Refuses an x whose shape is not `wanted`."""
     if x.shape != wanted:
         raise ValueError(f"`{name}` must have shape {wanted} ({meaning}), got {x.shape}.")
 
 
 def broadcast(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> Array:
-    """x broadcast to the shape `wanted`."""
     try:
         fits = jnp.broadcast_shapes(x.shape, wanted) == wanted
     except ValueError:
@@ -134,7 +129,6 @@ def axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 
 
 def positive(name: str, n: int, meaning: str = "a positive integer") -> int:
-    """n as a positive integer."""
     n = integer(name, n, meaning)
     if n < 1:
         raise ValueError(f"`{name}` must be positive, got {n}.")
@@ -156,7 +150,6 @@ def leading(name: str, tree: Any, wanted: tuple[int, ...], meaning: str) -> Any:
 
 
 def example_weights(x: ArrayLike | None, batch: tuple[int, ...], dtype: jnp.dtype) -> Array | None:
-    """The weights [N] of the examples."""
     if x is None:
         return None
     x = floating("weights", x)
@@ -174,7 +167,6 @@ def equals(name: str, labels: Array, label: int) -> Array:
 
 
 def reduction(x: str) -> str:
-    """x, if it is the name of a reduction."""
     if not isinstance(x, str) or x not in ("none", "sum", "mean"):
         raise ValueError(f"`reduction` must be 'none', 'sum' or 'mean', got {shown(x)}.")
     return x
@@ -202,7 +194,6 @@ def live_classes(where: ArrayLike | None, name: str, bias: ArrayLike | None, k: 
 
 
 def class_values(x: ArrayLike, k: int, classes: str) -> Array:
-    """The values [K, E] of K classes."""
     x = floating("values", x)
     if x.ndim != 2:
         raise ValueError(f"`values` must have shape [K, E], got {x.shape}.")
@@ -223,7 +214,6 @@ def class_kernel(kernel: ArrayLike, class_axis: int) -> tuple[Array, int]:
 
 
 def latents_and_centers(z: ArrayLike, centers: ArrayLike) -> tuple[Array, Array]:
-    """The latents [..., D] and centers [K, D]."""
     z, centers = floating("z", z), floating("centers", centers)
     if centers.ndim != 2:
         raise ValueError(f"`centers` must have shape [K, D], got {centers.shape}.")

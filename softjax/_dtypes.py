@@ -8,12 +8,10 @@ from jax import Array
 
 
 def is_inexact(a: Array) -> bool:
-    """Whether an array holds floating-point numbers."""
     return jnp.issubdtype(a.dtype, jnp.inexact)
 
 
 def inexact_leaves(tree: Any) -> list[Array]:
-    """The floating-point arrays of a tree."""
     return [a for a in jax.tree.leaves(tree) if is_inexact(a)]
 
 

@@ -244,19 +244,20 @@ def merge_over(x: Sums, axes: _mesh.Names) -> Sums:
     w = jnp.exp(n.m - finite(m)) * (1 + r)
     y = None if x.y is None else x.y._replace(sum=x.y.sum + x.y.weight * (finite(m) - finite(n.m))[..., 0])
     means = (x.t, x.t_fixed, x.v)
+    is_mean = lambda x: isinstance(x, Mean)
     if_top = lambda mean: tuple(jnp.where(_aligned(has_top[..., 0], a), a, 0) for a in (mean.base, mean.top))
-    of_tops = jax.tree.map(if_top, means, is_leaf=_is_mean)
+    of_tops = jax.tree.map(if_top, means, is_leaf=is_mean)
     of_devices = (jnp.where(has_top, r, w), w, y, x.l, of_tops)
     others, mass, y, plain, of_tops = _mesh.psum(of_devices, axes)
     # The device of the top class leaves out its 1. If several devices have a top score, there are no digits to lose.
     # If none has, its maximum was computed twice and rounded in two ways.
     dropped = mass - others
-    r = _minus_1_if_empty(m, jnp.where((dropped > 0.5) & (dropped < 1.5), others, mass - 1))
+    r = jnp.where(jnp.isneginf(m), -1, jnp.where((dropped > 0.5) & (dropped < 1.5), others, mass - 1))
     a, *e = (Normaliser(*of_one) for of_one in zip(*(jnp.moveaxis(x, -1, 0) for x in (m, top, r, 0 * r)), strict=True))
 
     share = w[..., 0] / a.mass
     above = lambda mean, of_top: _aligned(share, mean.base) * ((mean.base - of_top[0]) + mean.rest)
-    rests = _mesh.psum(jax.tree.map(above, means, of_tops, is_leaf=_is_mean), axes)
+    rests = _mesh.psum(jax.tree.map(above, means, of_tops, is_leaf=is_mean), axes)
 
     def mean(rest, of_top):
         base, rest = renormalised(of_top[0], rest)
@@ -281,8 +282,9 @@ def pull(c: Columns, ids: Array, totals: Totals, ct: Totals) -> Columns:
         dh, dy = w * ct.a.r[..., None], None  # dr = sum_k exp(h_k - m) dh_k
     else:
         dh, dy = _pull_cross_entropy(c, w, ids, totals, ct)
+    dl = tuple(jnp.broadcast_to(d[..., None], l.shape) for d, l in zip(ct.l, c.l, strict=True))
     if not (c.t or c.v or c.e):
-        return Columns(dh, y=dy, l=_broadcast(ct.l, c.l))
+        return Columns(dh, y=dy, l=dl)
     p = totals.a.probabilities(c.h)
     is_top = totals.a.is_top(ids)
     position = jnp.where(is_top.any(-1), totals.a.top - ids[0], ids.size)
@@ -313,14 +315,8 @@ def pull(c: Columns, ids: Array, totals: Totals, ct: Totals) -> Columns:
         dh += of_e.rest[..., None] * difference + tilt
         de.append(of_e.rest[..., None] * u + tilt)
 
-    return Columns(
-        dh,
-        tuple(d.rest[..., None] * p for d in ct.t),
-        tuple(_outer(p, d.rest) for d in ct.v),
-        tuple(de),
-        dy,
-        _broadcast(ct.l, c.l),
-    )
+    dt, dv = tuple(d.rest[..., None] * p for d in ct.t), tuple(_outer(p, d.rest) for d in ct.v)
+    return Columns(dh, dt, dv, tuple(de), dy, dl)
 
 
 def softmax_tangent(p: Array, dh: Array) -> Array:
@@ -366,7 +362,7 @@ def _normaliser(h, ids):
         return jnp.where((dropped > 0.5) & (dropped < 1.5), others, r)
 
     # Below 1/4, the rounding of 1 + r would give r an error of more than 4 eps.
-    return a._replace(r=_minus_1_if_empty(m, lax.cond((r < 0.25).any(), without_the_1, lambda: r)))
+    return a._replace(r=jnp.where(jnp.isneginf(m), -1, lax.cond((r < 0.25).any(), without_the_1, lambda: r)))
 
 
 def _normaliser_and_top(h, ids):
@@ -379,11 +375,7 @@ def _normaliser_and_top(h, ids):
     a = Normaliser(m, top, jnp.zeros_like(m), jnp.zeros_like(m))
     w = with_value(0, position == first[..., None], a.weights(h))
     unknown = jnp.where(first < position.size, 0, 1).astype(h.dtype)  # its 1 is still among the weights
-    return a._replace(r=_minus_1_if_empty(m, w.sum(-1) - unknown)), w, first
-
-
-def _minus_1_if_empty(m, r):
-    return jnp.where(jnp.isneginf(m), -1, r)
+    return a._replace(r=jnp.where(jnp.isneginf(m), -1, w.sum(-1) - unknown)), w, first
 
 
 def _merge_normalisers(left, right):
@@ -410,12 +402,8 @@ def _cross_entropy(c, ids, m):
 def _merge_cross_entropies(left, right):
     high, low = jax.tree.map(ft.partial(_choose, _wins(left.a, right.a)), (left.y, right.y), (right.y, left.y))
     gap = finite(jnp.maximum(left.a.m, right.a.m)) - finite(jnp.minimum(left.a.m, right.a.m))
-    return CrossEntropy(
-        high.sum + (low.sum + low.weight * gap),
-        high.weight + low.weight,
-        high.of_ids + low.of_ids,
-        high.seen + low.seen,
-    )
+    total = high.sum + (low.sum + low.weight * gap)
+    return CrossEntropy(total, high.weight + low.weight, high.of_ids + low.of_ids, high.seen + low.seen)
 
 
 def _nan_unless_seen(y, x):
@@ -463,10 +451,6 @@ def _weight_of_lower(left, right):
     return jnp.exp(jnp.minimum(left.m, right.m) - finite(jnp.maximum(left.m, right.m)))
 
 
-def _is_mean(x):
-    return isinstance(x, Mean)
-
-
 def _choose(condition, a, b):
     return jnp.where(_aligned(condition, a), a, b)
 
@@ -481,10 +465,6 @@ def _outer(p, d):
     return jnp.tensordot(p, d, (examples, examples), precision=lax.Precision.HIGHEST)
 
 
-def _broadcast(cotangents, terms):
-    return tuple(jnp.broadcast_to(d[..., None], l.shape) for d, l in zip(cotangents, terms, strict=True))
-
-
 def finite(m: Array) -> Array:
     """The maximum m, or the lowest finite number where it is -inf: exp(-inf - m) is then 0.
 
@@ -494,10 +474,8 @@ def finite(m: Array) -> Array:
 
 
 def _as_row(a, ndim):
-    """a [B] with `ndim` axes of size 1 in front."""
     return a.reshape((1,) * ndim + a.shape)
 
 
 def _aligned(a, b):
-    """a with trailing axes of size 1, up to the rank of b."""
     return a.reshape(a.shape + (1,) * (b.ndim - a.ndim))

@@ -27,7 +27,6 @@ class Layout(NamedTuple):
     engine: Any = None  # in place of the loop over blocks
 
 
-# ---------------------------------------------------------------------------------------------
 # Tiles of examples
 
 
@@ -45,7 +44,6 @@ def over_tiles(step: Callable, carry: Any, examples: Any, n: int, tile: int) -> 
     return carry, made
 
 
-# ---------------------------------------------------------------------------------------------
 # Blocks of classes
 
 

@@ -91,7 +91,6 @@ def sum_of_losses(layout: Layout, problem: Problem) -> Array:
     return _sum_of_losses(layout, *split(_vary_problem(problem, layout)))
 
 
-# ---------------------------------------------------------------------------------------------
 # One block
 
 
@@ -113,17 +112,11 @@ def block_columns(columns: Callable, examples: Any, block: tuple, ids: Array, la
 def without_padding(c: g.Columns, is_class: Array) -> g.Columns:
     """The columns with score -inf and zeros where `is_class` [B] is False."""
     zero = lambda a: jnp.where(is_class[None], a, jnp.zeros_like(a))
-    y = c.y
+    h, v = jnp.where(is_class[None], c.h, -jnp.inf), tuple(jnp.where(is_class[:, None], v, 0) for v in c.v)
+    y, l = c.y, tuple(l if l.shape[-1] != is_class.size else zero(l) for l in c.l)
     if y is not None and y.per_class is not None:
         y = y._replace(per_class=jnp.where(is_class, y.per_class, 0))
-    return g.Columns(
-        jnp.where(is_class[None], c.h, -jnp.inf),
-        tuple(map(zero, c.t)),
-        tuple(jnp.where(is_class[:, None], v, 0) for v in c.v),
-        tuple(map(zero, c.e)),
-        y,
-        tuple(l if l.shape[-1] != is_class.size else zero(l) for l in c.l),
-    )
+    return g.Columns(h, tuple(map(zero, c.t)), v, tuple(map(zero, c.e)), y, l)
 
 
 def fold_blocks(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> tuple[g.Sums, Any]:
@@ -152,7 +145,6 @@ def pull_block(differentiable: tuple, fixed: tuple, ids: Array, layout: Layout, 
     return cotangents
 
 
-# ---------------------------------------------------------------------------------------------
 # The gradient in the backward pass
 
 
@@ -225,7 +217,6 @@ _totals_rule.defvjp(_totals_fwd, _totals_bwd)
 _totals = both_modes(_totals_rule, options=1)
 
 
-# ---------------------------------------------------------------------------------------------
 # The same by an engine, in reverse mode; its results are differentiated further as the loops' results are
 
 
@@ -272,7 +263,6 @@ def _engine_bwd(layout, residuals, ct):
 _totals_by_engine.defvjp(_engine_fwd, _engine_bwd)
 
 
-# ---------------------------------------------------------------------------------------------
 # The gradient in the forward pass
 
 
@@ -281,9 +271,8 @@ def _vary_problem(problem, layout):
 
     `finish` is replicated over the class axes, so that its gradients are counted once.
     """
-    columns, examples, classes = _vary_with_mesh(
-        (problem.columns, problem.examples, problem.classes), layout, before=widened
-    )
+    of_sums = problem.columns, problem.examples, problem.classes
+    columns, examples, classes = _vary_with_mesh(of_sums, layout, before=widened)
     of_totals = _mesh.varying(columns, examples, classes) - set(layout.mesh)
     finish, targets = problem.finish, problem.targets
     finish, targets = _mesh.vary((finish, targets), of_totals | _mesh.varying(finish, targets), before=widened)
@@ -309,13 +298,8 @@ def _sum_of_tile(layout, differentiable, fixed, dclasses):
         take = lambda classes: take_block(classes, layout, start, size)
         ids = block_ids(layout, start, size)
         # The columns are computed again for their derivative; XLA drops the parts that it does not need.
-        d = pull_block(
-            (differentiable.columns, differentiable.examples, take(differentiable.classes)),
-            (fixed.columns, fixed.examples, take(fixed.classes)),
-            ids,
-            layout,
-            lambda _: g.pull(made, ids, closed, ct),
-        )
+        moving, still = ((part.columns, part.examples, take(part.classes)) for part in (differentiable, fixed))
+        d = pull_block(moving, still, ids, layout, lambda _: g.pull(made, ids, closed, ct))
         *others, dblock = jax.tree.map(jnp.add, (*others, take(dclasses)), d)
         return (*others, put_block(dclasses, layout, start, dblock)), None
 

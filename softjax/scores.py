@@ -68,7 +68,8 @@ class Scores:
     @property
     def names(self) -> tuple[str, str]:
         """The arguments that have the leading axes and the classes, for messages."""
-        return _NAMES[self.kind]
+        names = {"linear": ("features", "kernel"), "distances": ("z", "centers"), "dense": ("logits", "logits")}
+        return names.get(self.kind, ("examples", "classes"))
 
     @property
     def n(self) -> int:
@@ -94,20 +95,10 @@ class Scores:
         """The scores with their arrays cast. Half-precision class arrays and dense logits are widened later."""
         function, exact = cast((self.function, self.exact), dtype)
         examples = (cast if self.classes else cast_unless_half)(self.examples, dtype)
-        return dataclasses.replace(
-            self, function=function, examples=examples, exact=exact, classes=cast_unless_half(self.classes, dtype)
-        )
+        classes = cast_unless_half(self.classes, dtype)
+        return dataclasses.replace(self, function=function, examples=examples, exact=exact, classes=classes)
 
 
-_NAMES = {
-    "linear": ("features", "kernel"),
-    "distances": ("z", "centers"),
-    "dense": ("logits", "logits"),
-    "of": ("examples", "classes"),
-}
-
-
-# ---------------------------------------------------------------------------------------------
 # Linear layers
 
 
@@ -158,7 +149,6 @@ def _linear_scores(axis, features, block, live):
 _LINEAR = (Partial(ft.partial(_linear_scores, 0)), Partial(ft.partial(_linear_scores, 1)))
 
 
-# ---------------------------------------------------------------------------------------------
 # Distances to centers
 
 
@@ -256,7 +246,6 @@ def _exact_distance(temperature, z, classes):
 _DISTANCES = Partial(_distance_scores)
 
 
-# ---------------------------------------------------------------------------------------------
 # Dense logits, and functions of your own
 
 
@@ -288,10 +277,7 @@ def dense(
         got = "a single number" if logits.ndim == 0 else logits.shape
         raise ValueError(f"`logits` must have shape [..., K] with at least one class, got {got}.")
     logits = masked_logits(logits, where)
-    for argument, axes in (("axis_name", shards.classes), ("batch_axis_name", shards.examples)):
-        if not set(axes) <= _mesh.varying(logits):
-            got = jax.typeof(logits)
-            raise ValueError(f"`logits` must vary over the axes {axes} of `{argument}`, got {got}.")
+    shards.check("logits", logits, "logits", logits)
     *batch, k = logits.shape
     rows = logits.reshape(math.prod(batch), k)
     return Scores("dense", _DENSE, rows, (), (), shards=shards, k=k, batch=tuple(batch))
