@@ -2,7 +2,7 @@
 
     z = features @ kernel + bias        p = softmax(z)
 
-No array of size [N, K] is in memory, forward or backward, and the kernel is neither transposed nor padded by a copy.
+No array [N, K] is in memory, forward or backward, and the kernel is neither transposed nor padded by a copy.
 """
 
 import math
@@ -39,16 +39,13 @@ def of_linear(
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Array:
-    """A loss of a linear layer, without the logits [..., K].
-
-    z_k = sum_d features_d kernel_dk + bias_k
+    """A loss of a linear layer, z_k = sum_d features_d kernel_dk + bias_k, without the logits [..., K].
 
     Returns:
         The loss [...], or a scalar, in at least float32.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> import softjax
+        >>> import softjax, jax.numpy as jnp
         >>> features, kernel = jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 1.0, 2.0], [1.0, 0.0, 1.0]])
         >>> print(softjax.of_linear(softjax.losses.focal(gamma=2.0), features, kernel, jnp.array([2])))
         [0.00414]
@@ -86,24 +83,23 @@ def linear_softmax_cross_entropy(
     z = softcap tanh((features @ kernel + bias) / softcap) / temperature,
     y_k = class_weights_k ((1 - label_smoothing) 1{k = label} + label_smoothing / K).
 
-    With reduction "mean" or "sum" the gradient is taken in the forward pass, one tile of examples after the other, in
-    three matrix products; otherwise in the backward pass, in four.
+    With reduction "mean" or "sum" the gradient is taken in the forward pass, tile by tile of the examples, in three
+    matrix products; otherwise in the backward pass, in four.
 
     Args:
-        labels: integers [...] in [0, K), or a pair (indices [..., T], probabilities [..., T]), in which the
-            probabilities of a repeated class are added and need not sum to 1. Any other label gives NaN, in loss and
-            gradient; a label on a class that is left out costs +inf.
-        reduction: "none", "sum", or "mean": sum(w L) / sum(w v), and 0 where that sum is 0; v is the class weight of
-            the label, or 1 with a pair, as in PyTorch.
+        labels: integers [...] in [0, K), or a pair (indices [..., T], probabilities [..., T]), whose probabilities
+            need not sum to 1 and are added for a repeated class. A label out of range gives NaN, in loss and gradient;
+            a label on a class that is left out costs +inf.
+        reduction: "none", "sum", or "mean": sum(w L) / sum(w v), and 0 if sum(w v) is 0; v is the class weight of the
+            label, or 1 with a pair, as in PyTorch.
 
     Returns:
         L in nats [...], or a scalar, in at least float32.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from softjax import linear_softmax_cross_entropy
-        >>> features, kernel = jnp.eye(2), jnp.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
-        >>> print(linear_softmax_cross_entropy(features, kernel, jnp.array([0, 1]), reduction="mean"))
+        >>> import softjax, jax.numpy as jnp
+        >>> features, kernel, labels = jnp.eye(2), 2 * jnp.eye(2, 3), jnp.array([0, 1])
+        >>> print(softjax.linear_softmax_cross_entropy(features, kernel, labels, reduction="mean"))
         0.2395
 
     Source: Notes on gradients, 1 (softmax loss, a batch and its mean); The softmax function and its derivative (the
@@ -127,32 +123,33 @@ def _label_arrays(labels, ignore_index, batch, count):
     if not isinstance(labels, tuple):
         labels = _checks.integers("labels", labels)
         _checks.shape("labels", labels, batch, "the leading axes of `features`")
-        labels = labels.reshape(-1)
-        ids, known = _checks.class_ids(labels, count)
-        if ignore_index is None:
-            return ids, known, None
-        ignored = _checks.equals("ignore_index", labels, ignore_index)
-        return jnp.where(ignored, 0, ids), known | ignored, ~ignored
+        return _ids_known_kept(labels.reshape(-1), ignore_index, count)
     if len(labels) != 2:
         raise ValueError(f"`labels` must be integers or a pair (indices, probabilities), got {len(labels)} arrays.")
-    labels, probabilities = _checks.integers("labels", labels[0]), _checks.floating("labels", labels[1])
+    labels, weights = _checks.integers("labels", labels[0]), _checks.floating("labels", labels[1])
     if labels.ndim == 0:
         raise ValueError("`labels` must be a pair of arrays [..., T], got a single number.")
     _checks.shape("labels", labels, (*batch, labels.shape[-1]), "[..., T] for the leading axes of `features`")
-    _checks.shape("labels", probabilities, labels.shape, "probabilities as indices")
-    labels, probabilities = (a.reshape(math.prod(batch), a.shape[-1]) for a in (labels, probabilities))
+    _checks.shape("labels", weights, labels.shape, "probabilities as indices")
+    labels, weights = (a.reshape(math.prod(batch), a.shape[-1]) for a in (labels, weights))
+    ids, known, kept = _ids_known_kept(labels, ignore_index, count)
+    if kept is None:
+        return (ids, weights), known.all(-1), None
+    return (ids, jnp.where(kept, weights, 0)), known.all(-1), kept.any(-1)
+
+
+def _ids_known_kept(labels, ignore_index, count):
     ids, known = _checks.class_ids(labels, count)
     if ignore_index is None:
-        return (ids, probabilities), known.all(-1), None
+        return ids, known, None
     ignored = _checks.equals("ignore_index", labels, ignore_index)
-    pair = (jnp.where(ignored, 0, ids), jnp.where(ignored, 0, probabilities))
-    return pair, (known | ignored).all(-1), ~ignored.all(-1)
+    return jnp.where(ignored, 0, ids), known | ignored, ~ignored
 
 
 def _weighted_labels(labels, label_smoothing, class_weights, linear):
-    """(labels with weights, weights [K] added to the labels of every example, class weights [N] of integer labels).
+    """(labels with weights, weights [K] of the classes for every example, class weights [N] of integer labels).
 
-    y_k = w_k ((1 - rate) 1{k = label} + rate / K) is a weight of the label, and a weight of each class.
+    Both weights together are y_k = w_k ((1 - rate) 1{k = label} + rate / K).
     """
     if class_weights is None and _is(label_smoothing, 0):
         return labels, None, None
@@ -172,7 +169,7 @@ def _weighted_labels(labels, label_smoothing, class_weights, linear):
 
 
 def _uniform(linear, dtype):
-    """The probability [K] of this device's classes if all that are not left out have the same."""
+    """The probabilities [K] of this device's classes, equal for all classes that are not left out."""
     if linear.live is None:
         return jnp.full(linear.k, 1 / linear.count, dtype)
     count = _mesh.psum(linear.live.sum(), linear.shards.classes)
@@ -188,9 +185,7 @@ def _of_scaled_logits(loss, softcap, temperature):
     """The loss of the logits after a softcap and a temperature."""
     if not _is(temperature, 1):
         loss = losses.temperature(loss, checked_scalar("temperature", temperature))
-    if softcap is None:
-        return loss
-    return losses.softcap(loss, checked_scalar("softcap", softcap))
+    return loss if softcap is None else losses.softcap(loss, checked_scalar("softcap", softcap))
 
 
 @documented
@@ -208,20 +203,17 @@ def linear_expectation(
 ) -> Array:
     """Expectation of values under the softmax of a linear layer, without the logits [..., K].
 
-    E_p[v] = sum_k p_k v_k, with p = softmax((features @ kernel + bias) / temperature).
-
-    It is attention of the features to K keys, the kernel, and their values.
+    E_p[v] = sum_k p_k v_k, with p = softmax((features @ kernel + bias) / temperature): attention of the features to
+    K keys, the kernel, and their values.
 
     Returns:
         E_p[v] [..., E], in the type that the arguments promote to; 0 where all classes are left out.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from softjax import linear_expectation
-        >>> features, kernel, values = jnp.eye(2), jnp.zeros((2, 4)), jnp.array([[1.0], [2.0], [3.0], [6.0]])
-        >>> print(linear_expectation(features, kernel, values))
-        [[3.]
-         [3.]]
+        >>> import softjax, jax.numpy as jnp
+        >>> features, kernel, values = jnp.ones((1, 2)), jnp.zeros((2, 4)), jnp.array([[1.0], [2.0], [3.0], [6.0]])
+        >>> print(softjax.linear_expectation(features, kernel, values))
+        [[3.]]
 
     Source: CATSMILE-1012 (softargmax), expectation of t_k under p_k.
     """
@@ -252,9 +244,8 @@ def linear_logsumexp(
         A [...], in at least float32; -inf where all classes are left out.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from softjax import linear_logsumexp
-        >>> print(linear_logsumexp(jnp.ones((1, 2)), jnp.zeros((2, 8))), jnp.log(8.0))
+        >>> import softjax, jax.numpy as jnp
+        >>> print(softjax.linear_logsumexp(jnp.ones((1, 2)), jnp.zeros((2, 8))), jnp.log(8.0))
         [2.0794] 2.0794
 
     Source: CATSMILE-1012 (softargmax), which would reserve the name softmax for it.

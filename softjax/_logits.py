@@ -14,9 +14,6 @@ from ._dtypes import common_dtype
 from ._evaluate import evaluate, of
 from .losses import Loss
 
-# ---------------------------------------------------------------------------------------------
-# Axes, masks and types
-
 
 class _Rows:
     """The reshaping of an array [...] with its classes on some axes to rows [N, K], and back."""
@@ -48,18 +45,19 @@ def _as_rows(name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None) -> tu
     return rows.flatten(scores.masked_logits(logits, where)), rows
 
 
-def _example_mask(where: ArrayLike | None, logits: Array, axes: tuple[int, ...]) -> Array | None:
-    """`where` as the cross entropies take it: one value per example, as in optax, or broadcastable to the logits."""
+def _cross_entropy_logits(x: ArrayLike, axis: Axis, where: ArrayLike | None) -> tuple:
+    """(logits, axes of the classes, mask of the logits' shape or None).
+
+    `where` may have one value per example, as in optax, or be broadcastable to the logits.
+    """
+    logits = checked_array("logits", x)
+    axes = _checks.axes(axis, logits.ndim)
     if where is None:
-        return None
+        return logits, axes, None
     where = checked_array("where", where)
     if where.shape == tuple(n for a, n in enumerate(logits.shape) if a not in axes):
         where = jnp.expand_dims(where, axes)
-    return _checks.broadcast("where", where, logits.shape, "that of the logits, or one value per example")
-
-
-# ---------------------------------------------------------------------------------------------
-# The public functions
+    return logits, axes, _checks.broadcast("where", where, logits.shape, "that of the logits, or one value per example")
 
 
 @documented
@@ -82,11 +80,9 @@ def of_logits(
         The loss [...], or a scalar, in at least float32.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> import softjax
-        >>> sure = jnp.array([[20.0, 0.0, 0.0]])
-        >>> print(softjax.of_logits(softjax.losses.brier, sure, jnp.array([0])))  # (1 - p_0)^2 + p_1^2 + p_2^2
-        [2.549e-17]
+        >>> import softjax, jax.numpy as jnp
+        >>> print(softjax.of_logits(softjax.losses.brier, jnp.array([20.0, 0.0]), 0))  # (1 - p_0)^2 + p_1^2
+        8.497e-18
 
     Source: CATSMILE-1012 (softargmax), expectations under p.
     """
@@ -94,20 +90,14 @@ def of_logits(
     return of(loss, dense, example, per_class, weights=weights, reduction=reduction)
 
 
-def _of_rows(loss, logits):
-    """A loss without data, of logits [N, K]."""
-    return evaluate(loss, scores.dense(logits))
-
-
 @documented(dense=True)
 def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Softmax, which the source texts call softargmax.
 
     p_k = exp(x_k) / sum_j exp(x_j), with the derivative dp_k = p_k (dx_k - sum_j p_j dx_j).
-
-    Takes the arguments of `jax.nn.softmax`. Gradients of rows that are sure of their class keep all digits. A class
-    with logit -inf, or with `where` False, has probability and gradient 0; a row whose classes are all left out is 0.
-    A logit of +inf or NaN makes its row NaN.
+    Takes the arguments of `jax.nn.softmax`. The gradient keeps all digits in a row that is sure of its class. A class
+    that is left out, by logit -inf or `where`, has probability and gradient 0, even if its whole row is left out. A
+    logit of +inf or NaN makes its row NaN.
 
     Args:
         x: logits [...], of any floating-point type; integers are promoted.
@@ -116,9 +106,8 @@ def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Ar
         Probabilities of the shape and type of x.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from softjax import softmax
-        >>> print(softmax(jnp.array([1000.0, 2000.0, 3000.0])))
+        >>> import softjax, jax.numpy as jnp
+        >>> print(softjax.softmax(jnp.array([1000.0, 2000.0, 3000.0])))
         [0. 0. 1.]
 
     Source: CATSMILE-1012 (softargmax); The softmax function and its derivative.
@@ -134,17 +123,15 @@ softargmax = softmax
 def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Logarithm of the softmax.
 
-    log p_k = x_k - log sum_j exp(x_j), with all digits for likely classes too, where it is close to 0.
-
-    Takes the arguments of `jax.nn.log_softmax`; a class that is left out gets -inf and gradient 0.
+    log p_k = x_k - log sum_j exp(x_j), with all digits also for a likely class, where it is close to 0.
+    Takes the arguments of `jax.nn.log_softmax`; a class that is left out has -inf and gradient 0.
 
     Returns:
         Log-probabilities of the shape and type of x.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from softjax import log_softmax
-        >>> print(log_softmax(jnp.array([20.0, 0.0])))  # jax.nn gives -0. for the first
+        >>> import softjax, jax.numpy as jnp
+        >>> print(softjax.log_softmax(jnp.array([20.0, 0.0])))  # jax.nn gives -0. for the first
         [-2.061e-09 -2.000e+01]
 
     Source: Notes on gradients, 1 (softmax loss).
@@ -158,8 +145,7 @@ def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None
     """Logarithm of the sum of exponentials: a smooth maximum.
 
     A = log sum_k exp(a_k), with the derivative dA = sum_k p_k da_k where p = softmax(a).
-
-    Takes the arguments of `jax.nn.logsumexp`, except for signs and scales. It is -inf with gradient 0 where all classes
+    Takes the arguments of `jax.nn.logsumexp`, except for signs and scales. A is -inf with gradient 0 where all classes
     are left out, and NaN where a class has +inf.
 
     Args:
@@ -169,16 +155,15 @@ def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None
         A of the type of a, and its shape less `axis`.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from softjax import logsumexp
-        >>> print(logsumexp(jnp.zeros(8)), jnp.log(8.0))
+        >>> import softjax, jax.numpy as jnp
+        >>> print(softjax.logsumexp(jnp.zeros(8)), jnp.log(8.0))
         2.0794 2.0794
 
     Source: CATSMILE-1012 (softargmax), which would reserve the name softmax for it.
     """
     logits, rows = _as_rows("a", a, axis, where)
-    keepdims = checked("keepdims", keepdims)
-    return rows.without_axes(_of_rows(losses.logsumexp, logits).astype(logits.dtype), keepdims)
+    total = evaluate(losses.logsumexp, scores.dense(logits)).astype(logits.dtype)
+    return rows.without_axes(total, checked("keepdims", keepdims))
 
 
 @documented(dense=True)
@@ -191,15 +176,14 @@ def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
         H in at least float32, of the logits' shape less `axis`; -inf where all classes are left out.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from softjax import entropy
-        >>> print(entropy(jnp.array([[0.0, 0.0], [30.0, 0.0]])))
+        >>> import softjax, jax.numpy as jnp
+        >>> print(softjax.entropy(jnp.array([[0.0, 0.0], [30.0, 0.0]])))
         [6.931e-01 2.901e-12]
 
     Source: CATSMILE-1012 (softargmax), E_p[t] with t = log p.
     """
-    rows_of, rows = _as_rows("logits", logits, axis, where)
-    return rows.without_axes(_of_rows(losses.entropy, rows_of))
+    logits, rows = _as_rows("logits", logits, axis, where)
+    return rows.without_axes(evaluate(losses.entropy, scores.dense(logits)))
 
 
 @documented(dense=True)
@@ -208,7 +192,6 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
 
     E_p[t] = sum_k p_k t_k, with the derivative this library is built on,
     dE_p[t] = sum_k p_k (t_k - E_p[t]) dz_k + sum_k p_k dt_k.
-
     A class that is left out contributes 0, even where its value is infinite or NaN.
 
     Args:
@@ -219,10 +202,9 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
         E_p[t], in the type that logits and values promote to; 0 where all classes are left out.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from softjax import expectation
+        >>> import jax, softjax, jax.numpy as jnp
         >>> z, t = jnp.zeros(4), jnp.array([1.0, 2.0, 3.0, 6.0])
-        >>> print(expectation(z, t), jax.grad(expectation)(z, t))  # p_k (t_k - E)
+        >>> print(softjax.expectation(z, t), jax.grad(softjax.expectation)(z, t))  # p_k (t_k - E)
         3.0 [-0.5  -0.25  0.    0.75]
 
     Source: CATSMILE-1012 (softargmax), expectation of t_k under p_k.
@@ -231,13 +213,12 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
     t = _checks.floating_like("values", values, z)
     dtype = common_dtype(z, t)
     try:
-        shape = jnp.broadcast_shapes(z.shape, t.shape)
+        z, t = jnp.broadcast_arrays(z, t)
     except ValueError as error:
-        raise ValueError(
-            f"`values` must be broadcastable against `logits`, got shapes {t.shape} and {z.shape}."
-        ) from error
-    z, rows = _as_rows("logits", jnp.broadcast_to(z, shape), axis, where)
-    t = rows.flatten(jnp.broadcast_to(t, shape)).astype(dtype)
+        got = f"shapes {t.shape} and {z.shape}"
+        raise ValueError(f"`values` must be broadcastable against `logits`, got {got}.") from error
+    z, rows = _as_rows("logits", z, axis, where)
+    t = rows.flatten(t).astype(dtype)
     return rows.without_axes(_rows.row_expectation(z.astype(dtype), t).astype(dtype))
 
 
@@ -248,9 +229,8 @@ def softmax_cross_entropy(
     """Cross entropy between soft labels and the softmax of the logits.
 
     L = -sum_k y_k log p_k, for labels that need not sum to 1; its gradient is p_k sum_j y_j - y_k.
-
-    Takes the arguments of `optax.softmax_cross_entropy`. A class of logit -inf costs 0 where its
-    label is 0 and +inf otherwise; with `where` False it is no part of the sum.
+    Takes the arguments of `optax.softmax_cross_entropy`. A class with logit -inf costs 0 where its label is 0, else
+    +inf; a class with `where` False is not in the sum.
 
     Args:
         labels: y, broadcastable to the logits.
@@ -260,17 +240,14 @@ def softmax_cross_entropy(
         L in nats, in at least float32, of the logits' shape less `axis`.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from softjax import softmax_cross_entropy
+        >>> import jax, softjax, jax.numpy as jnp
         >>> y = jnp.array([0.5, 0.25, 0.25])
-        >>> print(jax.grad(softmax_cross_entropy)(jnp.log(y), y))
+        >>> print(jax.grad(softjax.softmax_cross_entropy)(jnp.log(y), y))
         [0. 0. 0.]
 
     Source: CATSMILE-1012 (softargmax), cross entropy, there without its minus sign.
     """
-    z = checked_array("logits", logits)
-    axes = _checks.axes(axis, z.ndim)
-    live = _example_mask(where, z, axes)
+    z, axes, live = _cross_entropy_logits(logits, axis, where)
     y = _checks.floating_like("labels", labels, z)
     y = _checks.broadcast("labels", y, z.shape, "that of the logits")
     dtype = common_dtype(z, y)
@@ -285,44 +262,34 @@ def softmax_cross_entropy_with_integer_labels(
 ) -> Array:
     """Cross entropy between integer labels and the softmax of the logits.
 
-    L = -log p_y = log(1 + sum_{k != y} exp(z_k - z_y)); its gradient is p - onehot(y).
-
-    Takes the arguments of `optax.softmax_cross_entropy_with_integer_labels`. The label is left out of
-    the sum, so that loss and gradient keep all digits, however sure a row is.
+    L = -log p_y = log(1 + sum_{k != y} exp(z_k - z_y)); its gradient is p - onehot(y). As the label is not in the sum,
+    loss and gradient keep all digits, however sure a row is.
+    Takes the arguments of `optax.softmax_cross_entropy_with_integer_labels`.
 
     Args:
-        labels: y, integers in [0, K), of the logits' shape without `axis`; with several axes, indices into them
-            flattened. Any other label gives NaN, in loss and gradient.
+        labels: y, integers in [0, K), of the logits' shape less `axis`; with several axes, indices into these
+            flattened. A label out of range gives NaN, in loss and gradient.
         where: booleans, one per example, or broadcastable to the logits: the examples or classes to include. A label
-            that is not included costs +inf; an example without an included class costs 0.
+            that is left out costs +inf; an example without a class costs 0.
 
     Returns:
         L in nats, in at least float32, of the labels' shape.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from softjax import softmax_cross_entropy_with_integer_labels
-        >>> sure = jnp.array([[20.0, 0.0, 0.0]])
-        >>> print(softmax_cross_entropy_with_integer_labels(sure, jnp.array([0])))  # 0. in optax
-        [4.122e-09]
+        >>> import softjax, jax.numpy as jnp
+        >>> print(softjax.softmax_cross_entropy_with_integer_labels(jnp.array([20.0, 0.0]), 0))  # 0. in optax
+        2.061e-09
 
     Source: Notes on gradients, 1 (softmax loss), with the logarithm that its listing lacks;
     The softmax function and its derivative (cross entropy).
     """
-    z = checked_array("logits", logits)
-    axes = _checks.axes(axis, z.ndim)
-    live = _example_mask(where, z, axes)
+    z, axes, live = _cross_entropy_logits(logits, axis, where)
     z, rows = _as_rows("logits", z, axes, live)
     labels = _checks.integers("labels", labels)
     _checks.shape("labels", labels, rows.batch, "that of the logits less `axis`")
     y, known = _checks.class_ids(labels.reshape(-1), z.shape[-1])
     loss = _rows.row_label_cross_entropy(z, y)
-    if live is None:
-        return rows.without_axes(_nan_unless(known, loss))
-    included = rows.flatten(live).any(-1)
-    return rows.without_axes(jnp.where(included, _nan_unless(known | ~included, loss), 0))
-
-
-def _nan_unless(known, loss):
-    """The loss, with value and gradient NaN where a label is no class."""
-    return loss * jnp.where(known, 1, jnp.nan).astype(loss.dtype)
+    included = None if live is None else rows.flatten(live).any(-1)
+    known = known if included is None else known | ~included
+    loss *= jnp.where(known, 1, jnp.nan).astype(loss.dtype)  # value and gradient are NaN where a label is out of range
+    return rows.without_axes(loss if included is None else jnp.where(included, loss, 0))

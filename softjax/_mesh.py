@@ -1,7 +1,6 @@
 """Mesh axes inside `jax.shard_map`: their checks, and the collectives over them.
 
-The type of an array says along which mesh axes it varies, that is, along which axes the devices hold different
-shards of it. Along the other axes it is replicated.
+An array varies along the mesh axes over which it is sharded, and is replicated along the others; its type says which.
 """
 
 import math
@@ -18,7 +17,6 @@ AxisName = str | Names | None
 
 
 def axis_names(argument: str, axes: AxisName) -> Names:
-    """The argument as a tuple of different names."""
     given = () if axes is None else (axes,) if isinstance(axes, str) else axes
     if not isinstance(given, tuple) or not all(isinstance(name, str) for name in given):
         raise TypeError(f"`{argument}` must be the name of a mesh axis, a tuple of such or None, got {axes!r}.")
@@ -49,7 +47,7 @@ class Shards(NamedTuple):
 
     @classmethod
     def named(cls, axis_name: "AxisName | Shards", batch_axis_name: AxisName = None) -> "Shards":
-        """The checked arguments of these names."""
+        """The shards from the arguments of these names, checked."""
         if isinstance(axis_name, Shards):
             return axis_name
         shards = cls(manual_axes("axis_name", axis_name), manual_axes("batch_axis_name", batch_axis_name))
@@ -58,7 +56,7 @@ class Shards(NamedTuple):
         return shards
 
     def check(self, of_classes: str, classes: Any, of_examples: str = "", examples: Any = None) -> None:
-        """Refuses arrays that do not vary over the axes over which they are sharded."""
+        """Refuses arrays that do not vary over the axes of their argument."""
         for name, arrays, argument, axes in (
             (of_classes, classes, "axis_name", self.classes),
             (of_examples, examples, "batch_axis_name", self.examples),
@@ -71,14 +69,13 @@ class Shards(NamedTuple):
 
 def varying(*trees: Any) -> frozenset[str]:
     """The axes along which any of the arrays varies."""
-    axes = [jax.typeof(a).manual_axis_type.varying for a in jax.tree.leaves(trees)]
-    return frozenset().union(*axes)
+    return frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in jax.tree.leaves(trees)))
 
 
 def vary(tree: Any, axes: frozenset[str], before: Callable = lambda a: a) -> Any:
-    """Makes every array vary along the axes; `before` is applied to an array that did not.
+    """Makes every array vary along the axes, after `before` of an array that does not yet.
 
-    The transpose of the cast is the sum over the devices of the axes: it adds up their gradients.
+    The transpose of this is a sum over the devices of the axes, which adds up their gradients.
     """
 
     def cast(a):
@@ -89,12 +86,10 @@ def vary(tree: Any, axes: frozenset[str], before: Callable = lambda a: a) -> Any
 
 
 def vary_together(tree: Any) -> Any:
-    """Makes every array vary along the same axes: those along which any of them varies."""
     return vary(tree, varying(tree))
 
 
 def device_count(axes: Names) -> int:
-    """The number of devices along the axes."""
     return lax.axis_size(axes) if axes else 1
 
 
@@ -125,7 +120,7 @@ def pmin(x: Array, axes: Names) -> Array:
 def all_gather(x: Array, axes: Names, *, varying: bool = False) -> Array:
     """The shards [N, ...] of all devices, concatenated in the order of the devices.
 
-    The result is replicated, or typed as varying, so that its gradients on the devices are added up.
+    The result is replicated, or with `varying` typed as varying, so that the gradients of the devices are added up.
     """
     if not axes:
         return x
@@ -135,7 +130,7 @@ def all_gather(x: Array, axes: Names, *, varying: bool = False) -> Array:
 def at_class(ids: Array, values: Callable, count: int, axes: Names) -> Any:
     """`values(positions)` [N, ...] of one class per example, from the device that has the class; 0 for no class.
 
-    A position is the index of a class in a device's arrays, which hold `count` classes each.
+    A position is the index of a class in the arrays of its device, which hold `count` classes.
     """
     positions = ids - count * device_index(axes)
     here = (positions >= 0) & (positions < count)

@@ -16,7 +16,7 @@ class Placement(NamedTuple):
     """The sizes of the tile of examples and of the block of classes whose scores are in memory at a time.
 
     The gradient of a sum of losses is taken in the forward pass, which keeps the scores of a tile for all classes, or
-    in the backward pass, which computes them again.
+    in the backward pass, which computes the scores again.
     """
 
     tile: int
@@ -50,7 +50,7 @@ def placement(
         The placement.
 
     Raises:
-        ValueError: if a size is not positive, or the reduction unknown.
+        ValueError: if a size is not positive, or the reduction is unknown.
         TypeError: if a size is not an integer, or `dtype` or `platform` is invalid.
 
     Example:
@@ -58,10 +58,8 @@ def placement(
         >>> print(softjax.placement(4096, 32768, 512, reduction="mean", platform="cpu"))
         Placement(tile=512, block=4096, gradient='forward')
     """
-    examples, classes, features = (
-        _checks.positive(name, size)
-        for name, size in (("examples", examples), ("classes", classes), ("features", features))
-    )
+    sizes = {"examples": examples, "classes": classes, "features": features}
+    n, k, d = (_checks.positive(name, size) for name, size in sizes.items())
     reduction = _checks.reduction(reduction)
     try:
         itemsize = max(4, jnp.finfo(dtype).bits // 8)
@@ -69,24 +67,23 @@ def placement(
         raise TypeError(f"`dtype` must be a floating-point type, got {_checks.shown(dtype)}.") from error
     if not (platform is None or isinstance(platform, str)):
         raise TypeError(f"`platform` must be the name of one or None, got {_checks.shown(platform)}.")
-    return _chosen(examples, classes, features, reduction, itemsize, platform or jax.default_backend())
+    return _chosen(n, k, d, reduction, itemsize, platform or jax.default_backend())
 
 
 def given_or_chosen(block_size: BlockSize, n: int, k: int, d: int, reduction: str, dtype: jnp.dtype) -> Placement:
-    """The placement that the argument `block_size` stands for."""
+    """The placement for the argument `block_size`."""
     if block_size is None:
         return _chosen(n, k, d, reduction, dtype.itemsize, jax.default_backend())
     if not isinstance(block_size, Placement):
         return Placement(n, _checks.positive("block_size", block_size, "a positive integer or None"))
     tile, block, gradient = block_size
     if not isinstance(gradient, str) or gradient not in ("forward", "backward"):
-        got = _checks.shown(gradient)
-        raise ValueError(f"`block_size` must take the gradient 'forward' or 'backward', got {got}.")
+        raise ValueError(f"`block_size` must take the gradient 'forward' or 'backward', got {_checks.shown(gradient)}.")
     return Placement(_checks.positive("block_size", tile), _checks.positive("block_size", block), gradient)
 
 
 def _chosen(n, k, d, reduction, itemsize, platform):
-    if not isinstance(n, int):  # a symbolic size, in an export for any
+    if not isinstance(n, int):  # a symbolic size, of an exported program for all sizes
         return Placement(n, min(k, 1024))
     scalar, scores = reduction != "none", lambda megabytes: megabytes * 2**20 // itemsize
     n = max(n, 1)

@@ -15,13 +15,12 @@ from . import _mesh, _rules
 from ._dtypes import join, split, widened
 from ._loops import Layout, over_tiles
 
+_SCORES_ALONE = Partial(lambda logits, _, ids: g.Columns(widened(logits)))
+
 
 def _row_normaliser(logits):
     n, k = logits.shape
     return _rules.totals(_SCORES_ALONE, logits, (), Layout((), n, k, n, k)).a
-
-
-_SCORES_ALONE = Partial(lambda logits, _, ids: g.Columns(widened(logits)))
 
 
 @jax.custom_vjp
@@ -41,7 +40,7 @@ def _softmax_fwd(logits, _):
 def _softmax_bwd(residuals, ct):
     logits, p = residuals
     p = row_softmax(logits) if p is None else p
-    return g.softmax_tangent(p, ct).astype(logits.dtype), None  # <ct, p> = E_p[ct] is an expectation of payoffs ct
+    return g.softmax_tangent(p, ct).astype(logits.dtype), None  # <ct, p> is an expectation, of payoffs ct
 
 
 _softmax_rule.defvjp(_softmax_fwd, _softmax_bwd)
@@ -56,15 +55,10 @@ def row_softmax(logits: Array) -> Array:
 def row_rule(kept: Callable, value: Callable, pull: Callable) -> Callable:
     """A function of (logits, ...) in both modes of differentiation.
 
-    `kept(logits)` are the residuals of the backward pass beside the arrays, `value(kept, *arrays)` is the result, and
-    `pull(kept, ct, *arrays)` the cotangents of the inexact arrays, with None for the others. `value` and `pull` get
-    the arrays in at least float32.
+    `kept(logits)` are the residuals of the backward pass in addition to the arrays, `value(kept, *arrays)` is the
+    result, and `pull(kept, ct, *arrays)` the cotangents of the inexact arrays, with None for the others. `value` and
+    `pull` get the arrays in at least float32.
     """
-
-    @jax.custom_vjp
-    def rule(inexact, fixed):
-        arrays = join(inexact, fixed)
-        return value(kept(arrays[0]), *jax.tree.map(widened, arrays))
 
     def fwd(inexact, fixed):
         arrays = join(inexact, fixed)
@@ -76,29 +70,23 @@ def row_rule(kept: Callable, value: Callable, pull: Callable) -> Callable:
         cotangents = pull(k, ct, *jax.tree.map(widened, join(inexact, fixed)))
         return jax.tree.map(lambda x, d: d.astype(x.dtype), inexact, cotangents), None
 
+    rule = jax.custom_vjp(lambda inexact, fixed: fwd(inexact, fixed)[0])
     rule.defvjp(fwd, bwd)
     function = jax.jit(_rules.both_modes(rule), inline=True)
     return lambda *arrays: function(*split(_mesh.vary_together(arrays)))
 
 
-def _left_out(logits):
-    return jnp.isneginf(logits)
+_left_out = jnp.isneginf
 
 
 def _if_left_out(z, careful, plain):
-    """careful() where some class is left out, else plain(), which is faster as it selects nothing."""
+    """careful() if a class is left out, else plain(), which is faster as it selects nothing."""
     return lax.cond(_left_out(z.min(-1)).any(), careful, plain)
 
 
 # log p_k
-def _log_p(a, z):
-    return jnp.where(_left_out(z), -jnp.inf, z - a.log[..., None])
-
-
-def _log_p_pull(a, ct, z):
-    return (g.log_softmax_cotangent(a.probabilities(z), jnp.where(_left_out(z), 0, ct)),)
-
-
+_log_p = lambda a, z: jnp.where(_left_out(z), -jnp.inf, z - a.log[..., None])
+_log_p_pull = lambda a, ct, z: (g.log_softmax_cotangent(a.probabilities(z), jnp.where(_left_out(z), 0, ct)),)
 row_log_softmax = row_rule(_row_normaliser, _log_p, _log_p_pull)
 
 
@@ -134,8 +122,8 @@ def _soft_cost(a, z, y):
 def _soft_cost_pull(a, ct, z, y):
     left_out = _left_out(z)
     total = y.sum(-1, keepdims=True)
-    # p_k sum_j y_j - y_k sums to 0 over the classes. In a row that is nearly sure, the rounded sum matters, and is
-    # subtracted in proportion to p.
+    # p_k sum_j y_j - y_k sums to 0 over the classes, but for rounding. In a row that is nearly sure the rounded sum
+    # matters, and is subtracted in proportion to p.
     slip = lambda: (y - a.probabilities(z) * total).sum(-1, keepdims=True)
     slip = lax.cond((a.r < 0.25).any(), slip, lambda: jnp.zeros_like(total))
     p = a.probabilities(z)

@@ -1,8 +1,8 @@
 """Losses, each in a few lines: payoffs and other terms per class, and a finish of their sums.
 
 Give one to `softjax.of`, `of_logits`, `of_linear` or `of_mixture`; combinators turn a loss into another. A loss sees
-logits, and cannot know how they are computed or where its classes live. The numbers and arrays of a loss, such as the
-rate of a smoothing, have gradients: they stand in a `jax.tree_util.Partial` with the function that uses them.
+logits, but not how they are computed or which device has which class. The numbers and arrays of a loss, such as the
+rate of a smoothing, have gradients: they are in a `jax.tree_util.Partial` with the function that uses them.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,7 @@ from ._pair import Pair
 class Loss(NamedTuple):
     """The terms that are summed over the classes, and the loss from their sums.
 
-    The functions close over no arrays: numbers and arrays of the loss come by `jax.tree_util.Partial`, as in the
-    combinators below.
+    The functions close over no arrays: numbers and arrays of the loss come by `jax.tree_util.Partial`.
     """
 
     columns: Callable[[Array, Array, Any, Any], Columns]
@@ -38,22 +37,16 @@ class Loss(NamedTuple):
 
 
 def as_tree(loss: Loss, dtype: jnp.dtype) -> Loss:
-    """The loss as a pytree of its numbers and arrays, in the type to compute in."""
+    """The loss as a pytree of its numbers and arrays, in the type of the computation."""
     return cast(jax.tree.map(jnp.asarray, as_partials(loss)), dtype)
 
 
 def as_partials(loss: Loss) -> Loss:
     """The loss as a pytree of its numbers and arrays."""
-    checked_loss(loss)
-    payoff = None if loss.payoff is None else _partial("payoff", loss.payoff)
-    return Loss(_partial("columns", loss.columns), _partial("finish", loss.finish), payoff)
-
-
-def checked_loss(loss: Loss) -> Loss:
-    """The loss, if it is one."""
     if not isinstance(loss, Loss):
         raise TypeError(f"`loss` must be a `softjax.Loss`, got {getattr(loss, '__name__', _checks.shown(loss))}.")
-    return loss
+    payoff = None if loss.payoff is None else _partial("payoff", loss.payoff)
+    return Loss(_partial("columns", loss.columns), _partial("finish", loss.finish), payoff)
 
 
 def _partial(name, function):
@@ -66,12 +59,13 @@ def check_columns(c: Any, ids: Array) -> None:
     """Refuses a result of `columns` that is not `Columns` of the classes `ids`."""
     if not isinstance(c, Columns):
         raise TypeError(f"`columns` of a loss must return `softjax.Columns`, got {_checks.shown(c)}.")
-    _check_array("h", c.h, (None, ids.size), f"[N, {ids.size}] for the ids of {ids.size} classes")
+    b, of_ids = ids.size, f"for the ids of {ids.size} classes"
+    _check_array("h", c.h, (None, b), f"[N, {b}] {of_ids}")
     if not jnp.issubdtype(c.h.dtype, jnp.floating):
         raise TypeError(f"`h` of `Columns` must be floating-point numbers, got dtype {c.h.dtype}.")
     for name, wanted, meaning in (
         ("t", c.h.shape, "[N, B] as `h`"),
-        ("v", (ids.size, None), f"[{ids.size}, E] for the ids of {ids.size} classes"),
+        ("v", (b, None), f"[{b}, E] {of_ids}"),
         ("e", c.h.shape, "[N, B] as `h`"),
         ("l", (c.h.shape[0], None), "[N, B] as `h`, or [N, 1]"),
     ):
@@ -88,7 +82,7 @@ def check_columns(c: Any, ids: Array) -> None:
         if not jnp.issubdtype(c.y.ids.dtype, jnp.integer):
             raise TypeError(f"`y.ids` of `Columns` must be integers, got dtype {c.y.ids.dtype}.")
         if c.y.per_class is not None:
-            _check_array("y.per_class", c.y.per_class, (ids.size,), f"[{ids.size}] for the ids of {ids.size} classes")
+            _check_array("y.per_class", c.y.per_class, (b,), f"[{b}] {of_ids}")
 
 
 def check_losses(loss: Any, n: int) -> None:
@@ -113,7 +107,7 @@ def _check_array(name, x, wanted, meaning):
 def sigmoid(x: Pair) -> Array:
     """1 / (1 + exp -x), for a pair with a small rest, such as a difference.
 
-    Where x is very negative, rounding x first would give the result the same relative error times |x|.
+    At a very negative x, rounding x first would give the result a relative error of eps |x|.
     """
     positive = x.base > 0
     u = jnp.exp(jnp.where(positive, -x.base, x.base)) * (1 + jnp.where(positive, -x.rest, x.rest))  # exp -|x|
@@ -159,17 +153,21 @@ def _floats(*arrays):
     return tuple(a.astype(common_dtype(*inexact)) for a in arrays)
 
 
-def _is_label(ids, labels):
-    return ids[None] == labels[:, None]
+_is_label = lambda ids, labels: ids[None] == labels[:, None]  # [N, B]
+_or_nan = lambda x, known: jnp.where(known, 1, jnp.nan).astype(x.dtype)  # a factor of x
 
 
-def _label_logits(z, ids, labels):
-    """Plain terms [N, 1]: the logit of a label in this block, else 0; and 1 where the block has the label."""
-    labels = Labels(labels[:, None], ids)
-    logits = labels.take(z)
-    logits = jnp.where(jnp.isposinf(logits), jnp.nan, logits)
-    logits = jnp.where(jnp.isneginf(logits), -jnp.inf, logits)  # a class left out has no gradient
-    return logits, labels.here.astype(z.dtype)
+def _nan_for_inf(z):
+    """The logits, with NaN in place of +inf, and without a gradient for a class that is left out."""
+    z = jnp.where(jnp.isposinf(z), jnp.nan, z)
+    return jnp.where(jnp.isneginf(z), -jnp.inf, z)
+
+
+def _others_and_label(z, ids, labels):
+    """(the logits [N, B] without the label, its (logit, 1) [N, 1]): the last two are 0 in blocks without the label."""
+    labels = _label_ids(labels, z)
+    found = Labels(labels[:, None], ids)
+    return jnp.where(_is_label(ids, labels), -jnp.inf, z), (_nan_for_inf(found.take(z)), found.here.astype(z.dtype))
 
 
 def _label_logit(q):
@@ -177,15 +175,6 @@ def _label_logit(q):
     logit, known = q.l
     nothing = jnp.isneginf(q.a.m) & jnp.isneginf(logit)
     return jnp.where(nothing, 0, logit), nothing, _or_nan(logit, known == 1)
-
-
-def _or_nan(x, known):
-    return jnp.where(known, 1, jnp.nan).astype(x.dtype)
-
-
-def _others(z, ids, labels):
-    """The logits of every class but the label."""
-    return jnp.where(_is_label(ids, labels), -jnp.inf, z)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -202,12 +191,12 @@ def _cross_entropy_columns(z, ids, labels, added):  # noqa: ARG001
     return Columns(z, y=y._replace(per_class=added.astype(z.dtype)))
 
 
-# C = -sum_k y_k log p_k, with y_k of the labels, and `per_class` [K], if given, added to the y_k of every example
+# C = -sum_k y_k log p_k, for weights y_k of the labels; `per_class` [K], if given, is added to the y of every example
 cross_entropy = Loss(_cross_entropy_columns, lambda q, _: q.C)
 
 
 def focal(gamma: ArrayLike = 2.0) -> Loss:
-    """(1 - p_y)^gamma C, the focal loss of a label (Lin et al., 2017). The example is the label [N]."""
+    """(1 - p_y)^gamma C, the focal loss of the label [N] (Lin et al., 2017)."""
     return Loss(cross_entropy.columns, Partial(_focal, checked("gamma", gamma)))
 
 
@@ -218,18 +207,16 @@ def _focal(gamma, q, _):
 
 
 def poly_1(epsilon: ArrayLike = 2.0) -> Loss:
-    """C + epsilon (1 - p_y), the poly-1 loss of a label (Leng et al., 2022). The example is the label [N]."""
+    """C + epsilon (1 - p_y), the poly-1 loss of the label [N] (Leng et al., 2022)."""
     return Loss(cross_entropy.columns, Partial(_poly_1, checked("epsilon", epsilon)))
 
 
-def _poly_1(epsilon, q, _):
-    return q.C - epsilon * jnp.expm1(-q.C)
+_poly_1 = lambda epsilon, q, _: q.C - epsilon * jnp.expm1(-q.C)
 
 
 def _brier_columns(z, ids, y, _):
-    y = _label_ids(y, z)
-    others = _others(z, ids, y)
-    return Columns(others, e=(others,), l=_label_logits(z, ids, y))
+    others, label = _others_and_label(z, ids, y)
+    return Columns(others, e=(others,), l=label)
 
 
 def _brier(q, _):
@@ -258,9 +245,7 @@ def _weston_watkins(margin, z, ids, example, _):
     y, label_logit = _label_ids(example[0], z), example[1]
     if label_logit.shape != z.shape[:1]:
         raise ValueError(f"`example` must have a logit for each label for this loss, got shape {label_logit.shape}.")
-    label_logit = jnp.where(jnp.isposinf(label_logit), jnp.nan, label_logit.astype(z.dtype))
-    label_logit = jnp.where(jnp.isneginf(label_logit), -jnp.inf, label_logit)  # a class left out has no gradient
-    z = jnp.where(jnp.isposinf(z), jnp.nan, z)
+    z, label_logit = _nan_for_inf(z), _nan_for_inf(label_logit.astype(z.dtype))
     over = jnp.where(jnp.isneginf(z), -jnp.inf, z - label_logit[:, None] + margin)
     is_label = _is_label(ids, y)
     return Columns(z, l=(jnp.where(is_label, 0, jnp.maximum(over, 0)), is_label.astype(z.dtype)))
@@ -268,24 +253,22 @@ def _weston_watkins(margin, z, ids, example, _):
 
 def _sum_over_the_label(q, example):
     total, known = q.l
-    of_labels = jnp.where(jnp.isnan(example[1]), example[1], 0).astype(total.dtype)
-    total += of_labels  # so that the loss and its gradient are NaN where a label's logit is, and no other class is left
+    # The loss and its gradient are NaN where a label's logit is NaN, also where all other classes are left out.
+    total += jnp.where(jnp.isnan(example[1]), example[1], 0).astype(total.dtype)
     return total * _or_nan(total, (known == 1) & ~jnp.isnan(total))
 
 
 def crammer_singer(margin: ArrayLike = 1.0) -> Loss:
     """max(0, max_{k != y} z_k - z_y + margin), a multiclass hinge (Crammer and Singer, 2001).
 
-    The maximum is the expectation of z at a temperature near 0; tied classes share its gradient.
-    The example is the label [N].
+    The example is the label [N]. The maximum is E_p[z] at a temperature near 0; tied classes share its gradient.
     """
     return Loss(_crammer_singer_columns, Partial(_crammer_singer, checked("margin", margin)))
 
 
 def _crammer_singer_columns(z, ids, y, _):
-    y = _label_ids(y, z)
-    others = _others(z, ids, y)
-    return Columns(lax.stop_gradient(others) * 2.0**60, t=(others,), l=_label_logits(z, ids, y))
+    others, label = _others_and_label(z, ids, y)
+    return Columns(lax.stop_gradient(others) * 2.0**60, t=(others,), l=label)
 
 
 def _crammer_singer(margin, q, _):
@@ -303,16 +286,14 @@ logsumexp = Loss(lambda z, ids, _, __: Columns(z), lambda q, _: q.A.value)
 
 
 def _weighted_logsumexp(q, _):
-    mean = q.v[0].value
-    nothing = jnp.isneginf(q.a.m)
-    a = jnp.where(nothing, -jnp.inf, q.A.value)
-    return jnp.expand_dims(a, -1) + jnp.where(jnp.expand_dims(nothing, -1), 0, jnp.log(mean))
+    a, nothing = (jnp.expand_dims(x, -1) for x in (q.A.value, jnp.isneginf(q.a.m)))
+    return jnp.where(nothing, -jnp.inf, a) + jnp.where(nothing, 0, jnp.log(q.v[0].value))
 
 
-# log sum_k b_k exp z_k for factors b [K, E] of the classes, which may be negative; NaN where the sum is
+# log sum_k b_k exp z_k for factors b [K, E] of the classes, which may be negative; NaN if the sum is negative
 weighted_logsumexp = Loss(lambda z, ids, _, b: Columns(z, v=_floats(b)), _weighted_logsumexp)
 
-# H(p) = A - E_p[z], with dH = -sum_k p_k (z_k - E_p[z]) dz_k: dA and sum_k p_k dz_k cancel, and are left out of both
+# H(p) = A - E_p[z], with dH = -sum_k p_k (z_k - E_p[z]) dz_k: dA and sum_k p_k dz_k cancel, and neither is computed
 entropy = Loss(lambda z, ids, _, __: Columns(z, t=(z,)), lambda q, _: (lax.stop_gradient(q.A) - q.t_fixed[0]).value)
 
 # E_p[v] for the payoffs v [K, E] of the classes
@@ -328,8 +309,8 @@ def _kl_columns(z, _, x, v):
 
 
 # KL(p' || p) = sum_k p'_k (log p'_k - log p_k) = log E_p'[exp(z - z')] - E_p'[z - z'] for a teacher p' = softmax(z').
-# Its logits z' are the example [N, K], for `of_logits`; or x . v_k for its features x [N, D] and a row v_k of its
-# kernel [K, D] per class. A class with logit -inf in either is left out of both. The absolute error is eps |z - z'|.
+# Its logits z' are the example [N, K], for `of_logits`; or x . v_k for features x [N, D] and rows v_k of its kernel
+# [K, D]. A class with logit -inf in either is left out of both. The absolute error is eps |z - z'|.
 kl_divergence = Loss(_kl_columns, lambda q, _: jnp.where(jnp.isneginf(q.a.m), 0, (q.e[0] - q.t[0]).value))
 
 
@@ -350,31 +331,23 @@ mixture_autoencoder = Loss(lambda z, ids, x, v: Columns(z, v=_floats(v)), _squar
 
 
 def _log_likelihood(x, v):
-    """log p(x | k) = -|x - v_k|^2 for one class per example."""
+    """log p(x | k) = -|x - v_k|^2 [N] for one class per example."""
     x, v = _floats(x, v)
     return -((x - v) ** 2).sum(-1)
 
 
 def _log_likelihoods(x, v):
-    """The same for every class, [N, B], by a matrix product."""
+    """log p(x | k) [N, B] for all classes, by a matrix product."""
     x, v = _floats(x, v)
     _check_data(x, v)
     return dot(2 * x, v.T) - (v**2).sum(-1)[None] - (x**2).sum(-1)[:, None]
 
 
 # -E_p[log p(x | k)]
-eol = Loss(
-    lambda z, ids, x, v: Columns(z, t=(_log_likelihoods(x, v),)),
-    lambda q, _: -q.t[0].value,
-    _log_likelihood,
-)
+eol = Loss(lambda z, ids, x, v: Columns(z, t=(_log_likelihoods(x, v),)), lambda q, _: -q.t[0].value, _log_likelihood)
 
 # -log E_p[p(x | k)]
-leop = Loss(
-    lambda z, ids, x, v: Columns(z, e=(_log_likelihoods(x, v),)),
-    lambda q, _: -q.e[0].value,
-    _log_likelihood,
-)
+leop = Loss(lambda z, ids, x, v: Columns(z, e=(_log_likelihoods(x, v),)), lambda q, _: -q.e[0].value, _log_likelihood)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -382,29 +355,22 @@ leop = Loss(
 
 
 def _before(loss, function, *numbers):
-    """The loss with `function(loss.columns, *numbers, logits, ids, example, per class)` as its columns.
-
-    It has no exact payoff: that may depend on the logits, which are changed here.
-    """
-    return checked_loss(loss)._replace(
-        columns=Partial(function, _partial("columns", loss.columns), *numbers), payoff=None
-    )
+    """The loss with `function(loss.columns, *numbers, logits, ids, example, per class)` as its columns."""
+    columns = Partial(function, as_partials(loss).columns, *numbers)
+    return loss._replace(columns=columns, payoff=None)  # the payoff may depend on the logits, which change
 
 
 def _after(loss, function, *numbers):
     """The loss with `function(loss.finish, *numbers, totals, example)` as its finish."""
-    return checked_loss(loss)._replace(finish=Partial(function, _partial("finish", loss.finish), *numbers))
+    return loss._replace(finish=Partial(function, as_partials(loss).finish, *numbers))
 
 
 def softcap(loss: Loss, cap: ArrayLike) -> Loss:
-    """The loss of the logits cap * tanh(z / cap), which lie within (-cap, cap) (Gemma 2)."""
+    """The loss of the logits cap * tanh(z / cap), which are in (-cap, cap) (Gemma 2)."""
     return _before(loss, _softcap, checked("cap", cap))
 
 
-def _softcap(columns, cap, z, ids, example, per_class):
-    impossible = jnp.isneginf(z)
-    capped = cap * jnp.tanh(jnp.where(impossible, 0, z) / cap)
-    return columns(jnp.where(impossible, -jnp.inf, capped), ids, example, per_class)
+_softcap = lambda columns, cap, z, *data: columns(_unless_left_out(lambda z: cap * jnp.tanh(z / cap), z), *data)
 
 
 def temperature(loss: Loss, temperature: ArrayLike) -> Loss:
@@ -412,17 +378,17 @@ def temperature(loss: Loss, temperature: ArrayLike) -> Loss:
     return _before(loss, _temperature, checked("temperature", temperature))
 
 
-def _temperature(columns, temperature, z, ids, example, per_class):
-    impossible = jnp.isneginf(z)
-    divided = jnp.where(impossible, 0, z) / temperature
-    return columns(jnp.where(impossible, -jnp.inf, divided), ids, example, per_class)
+_temperature = lambda columns, t, z, *data: columns(_unless_left_out(lambda z: z / t, z), *data)
+
+
+def _unless_left_out(function, z):
+    """function(z), with -inf and no gradient for a class that is left out."""
+    left_out = jnp.isneginf(z)
+    return jnp.where(left_out, -jnp.inf, function(jnp.where(left_out, 0, z)))
 
 
 def margin(loss: Loss, margin: ArrayLike) -> Loss:
-    """The loss with `margin` subtracted from the label's logit, as in CosFace (Wang et al., 2018).
-
-    The example is the label [N].
-    """
+    """The loss with `margin` subtracted from the logit of the label [N], as in CosFace (Wang et al., 2018)."""
     return _before(loss, _margin, _checks.number("margin", margin))
 
 
@@ -431,10 +397,7 @@ def _margin(columns, margin, z, ids, y, per_class):
 
 
 def label_smoothing(loss: Loss, rate: ArrayLike, prior: ArrayLike) -> Loss:
-    """The loss of labels with weights (1 - rate) y_k + rate * prior_k in place of y_k.
-
-    The prior is an array [K] or a number for every class, such as 1 / K.
-    """
+    """The loss of labels with weights (1 - rate) y_k + rate * prior_k, for a prior [K] or a number, such as 1 / K."""
     if not isinstance(prior, int | float):
         prior = _checks.floating("prior", prior)
         if prior.ndim > 1 or not prior.size:
@@ -445,14 +408,8 @@ def label_smoothing(loss: Loss, rate: ArrayLike, prior: ArrayLike) -> Loss:
 def _label_smoothing(columns, rate, prior, z, ids, example, per_class):
     c = _with_weights("label_smoothing", columns(z, ids, example, per_class))
     of_block = jnp.full(ids.shape, prior, z.dtype) if prior.ndim == 0 else _of_each(prior, ids)
-    return c._replace(y=smoothed(c.y, rate, of_block))
-
-
-def smoothed(y: Weights, rate: Array, prior: Array) -> Weights:
-    """Weights (1 - rate) y_k + rate * prior_k, for a prior [B]."""
-    more = rate * prior
-    of_classes = more if y.per_class is None else (1 - rate) * y.per_class + more
-    return Weights(y.ids, (1 - rate) * y.of_ids, of_classes)
+    of_classes = rate * of_block if c.y.per_class is None else (1 - rate) * c.y.per_class + rate * of_block
+    return c._replace(y=Weights(c.y.ids, (1 - rate) * c.y.of_ids, of_classes))
 
 
 def _with_weights(name, c):
@@ -462,7 +419,7 @@ def _with_weights(name, c):
 
 
 def _of_each(of_classes, ids):
-    """The entries of an array [K] at some class ids: NaN beyond K, 0 for padding."""
+    """The entries of an array [K] at class ids: NaN beyond K, 0 for padding."""
     known = of_classes.at[jnp.where(ids < 0, of_classes.size, ids)].get(mode="fill", fill_value=jnp.nan)
     return jnp.where(ids < 0, 0, known)
 
@@ -477,12 +434,8 @@ def class_weights(loss: Loss, weights: ArrayLike) -> Loss:
 
 def _class_weights(columns, weights, z, ids, example, per_class):
     c = _with_weights("class_weights", columns(z, ids, example, per_class))
-    return c._replace(y=weighed(c.y, _of_each(weights, c.y.ids), _of_each(weights, ids)))
-
-
-def weighed(y: Weights, of_ids: Array, of_classes: Array) -> Weights:
-    """Weights w_k y_k, for w of the labels [N, T] and of the classes [B]."""
-    return Weights(y.ids, of_ids * y.of_ids, None if y.per_class is None else of_classes * y.per_class)
+    of_classes = None if c.y.per_class is None else _of_each(weights, ids) * c.y.per_class
+    return c._replace(y=Weights(c.y.ids, _of_each(weights, c.y.ids) * c.y.of_ids, of_classes))
 
 
 def z_loss(loss: Loss, weight: ArrayLike) -> Loss:

@@ -1,8 +1,8 @@
 """The fused functions over a mesh of devices, without writing `jax.shard_map`.
 
-Each function has the name, arguments and result of a function in `softjax`, and takes global arrays. Every device of
-the mesh computes with its shard of the classes, of the examples, or of both. The network traffic does not depend on
-the number of classes.
+Each function has the name, arguments and result of a function in `softjax`, for global arrays. Every device of the
+mesh computes with its shard of the classes, of the examples, or of both. The network traffic does not depend on the
+number of classes.
 
     mesh = jax.make_mesh((2, 4), ("data", "classes"))
     loss = softjax.sharded.linear_softmax_cross_entropy(
@@ -12,13 +12,13 @@ the number of classes.
 In place of `axis_name` they take
 
     mesh: the mesh; None for the mesh of `jax.set_mesh`.
-    class_axis_name: the axis or axes over which the classes are sharded; () for none. With None, the type of the
-        kernel or the centers says it, if the axes are `jax.sharding.AxisType.Explicit`.
-    batch_axis_name: the axis or axes over which the first axis of features, labels and other examples is sharded;
-        () for none. With None, the type of the features, z or x says it, for all leading axes.
+    class_axis_name: the axis or axes over which the classes are sharded; () for none. None for the axes in the type of
+        the kernel or the centers, if they are `jax.sharding.AxisType.Explicit`.
+    batch_axis_name: the axis or axes over which the first axis of features, labels and other examples is sharded; ()
+        for none. None for the axes in the type of the features, z or x, likewise, for all leading axes.
 
-If the number of classes is not a multiple of the number of devices, the class arrays are padded by a copy. Call
-`pad_classes` once, when they are made, to avoid the copies.
+If the number of classes is not a multiple of the number of devices, every call pads copies of the class arrays. To
+avoid the copies, call `pad_classes` once, when the arrays are made.
 """
 
 import functools as ft
@@ -42,8 +42,8 @@ from ._mesh import Shards
 def pad_classes(x: ArrayLike, devices: int, *, class_axis: int = 0) -> tuple[Array, Array]:
     """Pads the classes with zeros, to a multiple of the number of devices.
 
-    Give the returned `where` to the function that gets the padded array. Class ids, losses and gradients are then as
-    without padding, and the gradient of the padding is 0.
+    With the returned `where` as an argument, class ids, losses and gradients are as without padding, and the gradient
+    of the padding is 0.
 
     Args:
         x: an array with K classes: a kernel, centers, values or a bias.
@@ -58,9 +58,8 @@ def pad_classes(x: ArrayLike, devices: int, *, class_axis: int = 0) -> tuple[Arr
         TypeError: if x is not an array.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from softjax import sharded
-        >>> kernel, where = sharded.pad_classes(jnp.ones((2, 5)), 4, class_axis=-1)
+        >>> import softjax, jax.numpy as jnp
+        >>> kernel, where = softjax.sharded.pad_classes(jnp.ones((2, 5)), 4, class_axis=-1)
         >>> print(kernel.shape, where)
         (2, 8) [ True  True  True  True  True False False False]
     """
@@ -74,8 +73,11 @@ def pad_classes(x: ArrayLike, devices: int, *, class_axis: int = 0) -> tuple[Arr
     return jnp.pad(x, widths), jnp.arange(k + -k % devices) < k
 
 
+_size = lambda devices, axes: math.prod(devices.shape[name] for name in axes)
+
+
 def _names_of(*roles: Role) -> tuple[str, ...]:
-    """The arguments of some roles, in the order of the table."""
+    """The names of the arguments of some roles, in the order of the table."""
     return tuple(name for name, argument in ARGUMENTS.items() if argument.role in roles)
 
 
@@ -86,7 +88,7 @@ class _Plan(NamedTuple):
     options: tuple[tuple[str, Any], ...]
     mesh: Mesh | None
     classes: _mesh.Names
-    batch: tuple[_mesh.Names, ...]  # of each leading axis
+    batch: tuple[_mesh.Names, ...]  # for each leading axis
     class_axis: int  # of a kernel
     unpadded: int | None  # the number of classes without padding, if there is padding
 
@@ -99,12 +101,6 @@ class _Plan(NamedTuple):
         if ARGUMENTS[name].role == "examples":
             return P(*(axes or None for axes in self.batch))
         return P(*[None] * (self.class_axis if name == "kernel" else 0), self.classes or None)
-
-    def shard_axes(self):
-        """The arguments of the function that name the axes."""
-        if self.function is _contrastive.contrastive_loss:
-            return {"axis_name": self.examples}
-        return {"axis_name": Shards(self.classes, self.examples, self.unpadded)}
 
 
 def _over_mesh(function: Callable) -> Callable[..., Array]:
@@ -122,9 +118,7 @@ def _over_mesh(function: Callable) -> Callable[..., Array]:
     def over_mesh(*args, **options):
         given = signature.bind(*args, **options).arguments
         given = {name: x for name, x in given.items() if not (x is None and name in optional)}
-        return _run(
-            function, given, *(given.pop(name, None) for name in ("mesh", "class_axis_name", "batch_axis_name"))
-        )
+        return _run(function, given, **{name: given.pop(name, None) for name in of_mesh})
 
     over_mesh.__signature__ = signature  # type: ignore[attr-defined]
     over_mesh.__module__ = __name__
@@ -135,7 +129,7 @@ def _over_mesh(function: Callable) -> Callable[..., Array]:
     return over_mesh
 
 
-def _run(function, given, mesh, class_axis_name, batch_axis_name):
+def _run(function, given, mesh=None, class_axis_name=None, batch_axis_name=None):
     devices = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     if not isinstance(devices, AbstractMesh | Mesh) or not devices.axis_names:
         raise ValueError(f"`mesh` must be a mesh of devices, or set by `jax.set_mesh`, got {_checks.shown(mesh)}.")
@@ -162,22 +156,19 @@ def _run(function, given, mesh, class_axis_name, batch_axis_name):
     if not (plan.classes or plan.examples):
         raise ValueError("`class_axis_name` or `batch_axis_name` must name an axis of the mesh, got None.")
     if set(plan.classes) & set(plan.examples):
-        raise ValueError(
-            f"`batch_axis_name` must name other axes than `class_axis_name`, got {plan.examples} and {plan.classes}."
-        )
+        got = f"{plan.examples} and {plan.classes}"
+        raise ValueError(f"`batch_axis_name` must name other axes than `class_axis_name`, got {got}.")
     return _call(plan, arrays, numbers)
 
 
 def _sorted(given):
     """(arrays of examples and classes, numbers that may have a gradient, static options), by their names."""
-    trees = {name for name in ("example", "per_class") if name in given}
-    trees |= {name for name in ("labels",) if isinstance(given.get(name), tuple)}
 
-    def asarray(name):
-        x = given.pop(name)
-        return jax.tree.map(ft.partial(_checks.array, name), x) if name in trees else _checks.array(name, x)
+    def as_arrays(name, x):
+        is_tree = name in ("example", "per_class") or (name == "labels" and isinstance(x, tuple))
+        return jax.tree.map(ft.partial(_checks.array, name), x) if is_tree else _checks.array(name, x)
 
-    arrays = {name: asarray(name) for name in _names_of("examples", "classes") if name in given}
+    arrays = {name: as_arrays(name, given.pop(name)) for name in _names_of("examples", "classes") if name in given}
     numbers = {name: given.pop(name) for name in _names_of("number") if not isinstance(given.get(name, 0), int | float)}
     numbers = {name: losses.as_partials(x) if name == "loss" else _checks.array(name, x) for name, x in numbers.items()}
     for name, x in given.items():
@@ -187,7 +178,7 @@ def _sorted(given):
 
 
 def _check_examples(arrays, data, batch, devices):
-    """Refuses arrays of different numbers of examples, or of a number that can't be sharded."""
+    """Refuses arrays whose numbers of examples differ or cannot be sharded."""
     shape = arrays[data].shape
     if len(shape) <= len(batch):
         raise ValueError(f"`{data}` must have shape [..., D] with axes to be sharded over {batch}, got {shape}.")
@@ -205,20 +196,17 @@ def _check_examples(arrays, data, batch, devices):
 @ft.partial(jax.jit, static_argnums=0, inline=True)
 def _call(plan, arrays, numbers):
     def local(arrays, numbers):
-        return plan.function(**arrays, **numbers, **dict(plan.options), **plan.shard_axes())
+        contrastive = plan.function is _contrastive.contrastive_loss
+        shards = plan.examples if contrastive else Shards(plan.classes, plan.examples, plan.unpadded)
+        return plan.function(**arrays, **numbers, **dict(plan.options), axis_name=shards)
 
     mesh = jax.sharding.get_abstract_mesh() if plan.mesh is None else plan.mesh
     specs = {name: plan.spec(name) for name in arrays}
     arrays = {name: jax.tree.map(ft.partial(_placed, mesh, specs[name]), tree) for name, tree in arrays.items()}
     numbers = jax.tree.map(ft.partial(_placed, mesh, P()), numbers)
-    reduced = dict(plan.options).get("reduction", "none") != "none"
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(specs, P()),
-        out_specs=P() if reduced else plan.spec("features"),
-        axis_names={*plan.classes, *plan.examples},
-    )(arrays, numbers)
+    out = plan.spec("features") if dict(plan.options).get("reduction", "none") == "none" else P()
+    axes = {*plan.classes, *plan.examples}
+    return jax.shard_map(local, mesh=mesh, in_specs=(specs, P()), out_specs=out, axis_names=axes)(arrays, numbers)
 
 
 def _placed(mesh, spec, x):
@@ -258,23 +246,16 @@ def _names(devices, argument, axes):
     names = _mesh.axis_names(argument, axes)
     if not set(names) <= set(devices.axis_names):
         raise ValueError(f"`{argument}` must name axes of the mesh, {devices.axis_names}, got {axes!r}.")
-    around = jax.sharding.get_abstract_mesh()
-    if set(names) & set(around.manual_axes):
-        raise ValueError(
-            f"`{argument}` must not name an axis of the `jax.shard_map` around, got {axes!r}: use `axis_name`."
-        )
+    if set(names) & set(jax.sharding.get_abstract_mesh().manual_axes):
+        got = f"{axes!r}: use `axis_name`"
+        raise ValueError(f"`{argument}` must not name an axis of the `jax.shard_map` around, got {got}.")
     return names
 
 
 def _of_type(devices, x):
     """The explicit mesh axes over which each axis of an array is sharded."""
-    if AxisType.Explicit not in devices.axis_types:
-        return ((),) * x.ndim
-    return _axes_of(jax.typeof(x).sharding.spec)
-
-
-def _size(devices, axes):
-    return math.prod(devices.shape[name] for name in axes)
+    explicit = AxisType.Explicit in devices.axis_types
+    return _axes_of(jax.typeof(x).sharding.spec) if explicit else ((),) * x.ndim
 
 
 contrastive_loss = _over_mesh(_contrastive.contrastive_loss)

@@ -28,30 +28,28 @@ def assert_matches_autodiff(
 
     It compares the value, reverse mode with a random cotangent, forward mode along a random tangent, the
     Hessian-vector product of both, and value and reverse mode under `jit` and under `vmap`, over all arguments
-    together and over each alone. The derivatives are taken for every floating-point array among the arguments.
+    together and over each alone. The derivatives are for all floating-point arrays among the arguments.
 
     Args:
-        fun: the function to check, from arrays or pytrees of arrays to the same.
+        fun: the function to check. Its arguments and its result are arrays or pytrees of arrays.
         reference: its definition, differentiated by JAX.
-        *args: the arguments at which they are compared. Integers and booleans are held fixed.
+        *args: the arguments at which they are compared. Integers and booleans stay fixed.
         rtol: the largest error allowed, relative to the largest element of each compared array; None for eps^(2/3) of
             its type: 2e-5 in float32, 4e-11 in float64. Where a sum cancels, both sides lose digits: allow more.
         seed: for cotangents and tangents.
-        modes: which of `MODES` to compare.
+        modes: some of `MODES`.
 
     Returns:
-        The largest relative error of each mode, as `relative_errors` does.
+        A dictionary from the name of each mode to its largest relative error.
 
     Raises:
-        AssertionError: naming the mode, the array and its error, where one is too large.
+        AssertionError: if an error is too large; it names the mode, the array and the error.
         ValueError: if no argument holds a floating-point array, or a mode is not one of `MODES`.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from softjax import logsumexp
-        >>> from softjax.testing import assert_matches_autodiff
-        >>> errors = assert_matches_autodiff(logsumexp, lambda x: jnp.log(jnp.exp(x).sum()), jnp.arange(3.0))
-        >>> sorted(errors)
+        >>> import softjax, jax.numpy as jnp
+        >>> definition = lambda x: jnp.log(jnp.exp(x).sum())
+        >>> sorted(softjax.testing.assert_matches_autodiff(softjax.logsumexp, definition, jnp.arange(3.0)))
         ['hessian-vector product', 'jit', 'jvp', 'value', 'vjp', 'vmap']
     """
     worst: dict[str, float] = {}
@@ -60,10 +58,9 @@ def assert_matches_autodiff(
         exact = not jnp.issubdtype(want.dtype, jnp.inexact)
         limit = (0.0 if exact else float(jnp.finfo(want.dtype).eps) ** (2 / 3)) if rtol is None else rtol
         if not error <= limit:
-            raise AssertionError(
-                f"{mode} of {_name(fun)}{place} is off by {error:.1e} relative to its largest element; "
-                f"no more than {limit:.1e} is allowed."
-            )
+            subject = f"{mode} of {getattr(fun, '__name__', repr(fun))}{place}"
+            allowed = f"no more than {limit:.1e} is allowed"
+            raise AssertionError(f"{subject} is off by {error:.1e} relative to its largest element; {allowed}.")
         worst[mode] = max(worst.get(mode, 0.0), error)
     return worst
 
@@ -71,20 +68,13 @@ def assert_matches_autodiff(
 def relative_errors(
     fun: Callable, reference: Callable, *args: Any, seed: int = 0, modes: Sequence[str] = MODES
 ) -> dict[str, float]:
-    """The largest relative error of each mode that `assert_matches_autodiff` compares, asserting none.
-
-    Args:
-        fun: the function to check.
-        reference: its definition in plain JAX.
-        *args: the arguments at which they are compared.
-        seed: for cotangents and tangents.
-        modes: which of `MODES` to compare.
+    """The errors of `assert_matches_autodiff`, with its arguments, of any size.
 
     Returns:
-        A dictionary from the name of the mode to the error.
+        A dictionary from the name of each mode to its largest relative error.
 
     Raises:
-        AssertionError: where the results differ in structure, shape or type.
+        AssertionError: if the results differ in structure, shape or type.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,17 +110,16 @@ def _comparisons(fun, reference, args, seed, modes) -> Iterator[tuple[str, str, 
     def both(f):
         return lambda moving: (f(moving), vjp(f)(moving))
 
-    if "value" in modes:
-        yield from _leaves("value", f(moving), ref(moving))
-    if "vjp" in modes:
-        yield from _leaves("vjp", vjp(f)(moving), jax.jit(vjp(ref))(moving))
-    if "jvp" in modes:
-        yield from _leaves("jvp", jax.jit(jvp(f))(moving), jax.jit(jvp(ref))(moving))
-    if "hessian-vector product" in modes:
-        yield from _leaves("hessian-vector product", jax.jit(hvp(f))(moving), jax.jit(hvp(ref))(moving))
     expected = jax.jit(both(ref))
-    if "jit" in modes:
-        yield from _leaves("jit", jax.jit(both(f))(moving), expected(moving))
+    for mode, ours, theirs in (
+        ("value", f, ref),
+        ("vjp", vjp(f), jax.jit(vjp(ref))),
+        ("jvp", jax.jit(jvp(f)), jax.jit(jvp(ref))),
+        ("hessian-vector product", jax.jit(hvp(f)), jax.jit(hvp(ref))),
+        ("jit", jax.jit(both(f)), expected),
+    ):
+        if mode in modes:
+            yield from _leaves(mode, ours(moving), theirs(moving))
     if "vmap" not in modes:
         return
     everything = tuple(range(len(leaves)))
@@ -147,9 +136,8 @@ def _random_like(key, tree):
     """Normal random numbers in the shapes of a tree's inexact leaves."""
     leaves, structure = jax.tree.flatten(split(tree)[0])
     keys = jax.random.split(key, max(len(leaves), 1))
-    return jax.tree.unflatten(
-        structure, [jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=False)]
-    )
+    numbers = [jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=False)]
+    return jax.tree.unflatten(structure, numbers)
 
 
 def _leaves(mode, got, want):
@@ -170,7 +158,3 @@ def _relative_error(place, mode, got, want) -> float:
         return float("inf")
     scale = np.abs(np.where(np.isfinite(b), b, 0)).max()
     return float(np.abs(np.where(same, 0, a) - np.where(same, 0, b)).max() / (scale or 1.0))
-
-
-def _name(fun):
-    return getattr(fun, "__name__", repr(fun))
