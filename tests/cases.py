@@ -1,7 +1,4 @@
-"""The table that the tests cross: every public function beside its definition in the words of the texts.
-
-The definitions are plain mathematics, differentiated by JAX; nothing here uses the library's own sums.
-"""
+"""What the tests share: compiling, comparing, and the functions of the table with options and positional arguments."""
 
 import functools as ft
 from collections.abc import Callable
@@ -13,6 +10,8 @@ import numpy as np
 import pytest
 
 import softjax
+
+from . import table
 
 
 class Case(NamedTuple):
@@ -47,8 +46,7 @@ def in_tiers(cells, fast):
     """(parameters by their names), of which those whose name is not `fast` are slow."""
     marks = lambda name: [] if name in fast else [pytest.mark.slow]
     return [
-        pytest.param(*(of if type(of) is tuple else (of,)), id=name, marks=marks(name))
-        for name, of in cells.items()
+        pytest.param(*(of if type(of) is tuple else (of,)), id=name, marks=marks(name)) for name, of in cells.items()
     ]
 
 
@@ -126,99 +124,24 @@ def agreement(function, definition):
     return check
 
 
-# --- definitions --------------------------------------------------------------------------------
+# --- definitions of the table, by the names of the mathematics -----------------------------------
 
+softmax, expectation, entropy = table.softmax, table.expectation, table.entropy
+log_sum_exp, log_softmax = table.log_sum_exp, table.log_softmax
+cross_entropy = table.softmax_cross_entropy
+softmax_loss = table.softmax_cross_entropy_with_integer_labels
+mixture, log_likelihood, decode = table.mixture, table.log_likelihood, table.mixture_expectation
+autoencoder, minus_eol, leop = table.mixture_autoencoder_loss, table.eol_loss, table.leop_loss
 
-def softmax(z, axis=-1, where=None):
-    """p_k = exp(z_k) / sum_j exp(z_j), shifted by the maximum as the second text does."""
-    z = z if where is None else jnp.where(where, z, -jnp.inf)
-    e = jnp.exp(z - jax.lax.stop_gradient(z.max(axis, keepdims=True)))
-    return e / e.sum(axis, keepdims=True)
+# --- functions of positional arguments, some with options ----------------------------------------
 
-
-def log_sum_exp(z, axis=-1, where=None):
-    z = z if where is None else jnp.where(where, z, -jnp.inf)
-    m = jax.lax.stop_gradient(z.max(axis, keepdims=True))
-    return (jnp.log(jnp.exp(z - m).sum(axis, keepdims=True)) + m).squeeze(axis)
-
-
-def log_softmax(z, axis=-1):
-    return z - jnp.expand_dims(log_sum_exp(z, axis), axis)
-
-
-def expectation(z, t, axis=-1, where=None):
-    return (softmax(z, axis, where) * t).sum(axis)
-
-
-def entropy(z, axis=-1, where=None):
-    safe = z if where is None else jnp.where(where, z, 0)
-    return log_sum_exp(z, axis, where) - expectation(z, safe, axis, where)
-
-
-def cross_entropy(z, y):
-    """-sum_k y_k log p_k."""
-    return -(y * log_softmax(z)).sum(-1)
-
-
-def softmax_loss(z, y):
-    """log sum_m exp(z_m) - z_y."""
-    return log_sum_exp(z) - jnp.take_along_axis(z, y[..., None], -1)[..., 0]
-
-
-def svm(s, y, margin):
-    """sum_{k != y} max(0, s_k - s_y + margin)."""
-    over = jnp.maximum(0, s - jnp.take_along_axis(s, y[..., None], -1) + margin)
-    return jnp.where(jnp.arange(s.shape[-1], dtype=y.dtype) == y[..., None], 0, over).sum(-1)
-
-
-def hinge(s, y, margin):
-    """max(0, max_{k != y} s_k - s_y + margin)."""
-    others = jnp.where(jnp.arange(s.shape[-1], dtype=y.dtype) == y[..., None], -jnp.inf, s)
-    return jnp.maximum(0, others.max(-1) - jnp.take_along_axis(s, y[..., None], -1)[..., 0] + margin)
-
-
-def mixture(z, c, log_prior=None, temperature=1.0, where=None):
-    """p_k = softargmax of h_k = sum_d -(z_d - c_kd)^2."""
-    h = -((z[..., None, :] - c) ** 2).sum(-1) / temperature
-    h = h if log_prior is None else h + log_prior
-    return softmax(h, where=where)
-
-
-def decode(z, c, a, **options):
-    return mixture(z, c, **options) @ a
-
-
-def autoencoder(z, x, c, a, **options):
-    """sum_e (x_e - sum_k p_k A_ke)^2."""
-    return ((x - decode(z, c, a, **options)) ** 2).sum(-1)
-
-
-def log_likelihood(x, a):
-    """log p(x|k) = -sum_e (x_e - A_ke)^2."""
-    return -((x[..., None, :] - a) ** 2).sum(-1)
-
-
-def minus_eol(z, x, c, a, **options):
-    """-sum_k p(c_k) log p(x|c_k)."""
-    return -(mixture(z, c, **options) * log_likelihood(x, a)).sum(-1)
-
-
-def leop(z, x, c, a, **options):
-    """-log sum_k p(c_k) p(x|c_k), shifted by the largest log-likelihood."""
-    p, log_p_x = mixture(z, c, **options), log_likelihood(x, a)
-    m = jax.lax.stop_gradient(log_p_x.max(-1, keepdims=True))
-    return -(jnp.log((p * jnp.exp(log_p_x - m)).sum(-1)) + m[..., 0])
-
-
-# --- the table ----------------------------------------------------------------------------------
-
-N, K, D, E = 4, 13, 3, 5
+SIZES = table.Sizes()
+(N,), K, D, E = SIZES
 WHERE = np.arange(K) % 3 != 1
 
 
 def logits(r, scale):
-    """A scale of 0 gives small logits, all about -20: there a class that is none would show."""
-    return r.normal(N, K, scale=scale or 0.1, offset=0 if scale else -20)
+    return table.logits(r, SIZES, scale)
 
 
 def mixture_arguments(r, scale, *more):
@@ -227,84 +150,54 @@ def mixture_arguments(r, scale, *more):
     return tuple(r.normal(*size[name], scale=min(scale, 3.0)) for name in ("z", "x", "c", "a", *more))
 
 
-def with_log_prior(function, **options):
-    return lambda *args: function(*args[:-1], log_prior=args[-1], **options)
-
-
-def with_temperature(function):
-    return lambda *args: function(*args[:-1], temperature=jnp.exp(args[-1]))
-
-
 def labels(r):
+    """The first and the last class among them."""
     return r.integers(K, N).at[0].set(0).at[1].set(K - 1)
 
 
+def of_table(name, function, arguments=lambda r, s: (logits(r, s),), **options):
+    both = getattr(softjax, function), table.FUNCTIONS[function].definition
+    return Case(name, *(ft.partial(f, **options) if options else f for f in both), arguments)
+
+
+def scores_and_labels(r, scale):
+    return logits(r, scale or 0.1), labels(r)
+
+
 ON_LOGITS = [
-    Case("softmax", softjax.softmax, softmax, lambda r, s: (logits(r, s),)),
-    Case("softmax_axis_0", lambda z: softjax.softmax(z, 0), lambda z: softmax(z, 0), lambda r, s: (logits(r, s),)),
-    Case(
-        "softmax_axes_where",
-        lambda z: softjax.softmax(z, (0, 2), where=WHERE),
-        lambda z: softmax(z, (0, 2), WHERE),
-        lambda r, s: (r.normal(2, 3, K, scale=s),),
-    ),
-    Case("log_softmax", softjax.log_softmax, log_softmax, lambda r, s: (logits(r, s),)),
-    Case("logsumexp", lambda z: softjax.logsumexp(z, -1), log_sum_exp, lambda r, s: (logits(r, s),)),
-    Case(
-        "logsumexp_where",
-        lambda z: softjax.logsumexp(z, 1, where=WHERE),
-        lambda z: log_sum_exp(z, 1, WHERE),
-        lambda r, s: (logits(r, s),),
-    ),
-    Case("entropy", softjax.entropy, entropy, lambda r, s: (logits(r, s),)),
-    Case(
-        "entropy_where",
-        lambda z: softjax.entropy(z, where=WHERE),
-        lambda z: entropy(z, where=WHERE),
-        lambda r, s: (logits(r, s),),
-    ),
-    Case("expectation", softjax.expectation, expectation, lambda r, s: (logits(r, s), r.normal(N, K))),
-    Case(
-        "expectation_where",
-        lambda z, t: softjax.expectation(z, t, where=WHERE),
-        lambda z, t: expectation(z, t, where=WHERE),
-        lambda r, s: (logits(r, s), r.normal(1, K)),
-    ),
+    of_table("softmax", "softmax"),
+    of_table("softmax_axis_0", "softmax", axis=0),
+    of_table("softmax_axes_where", "softmax", lambda r, s: (r.normal(2, 3, K, scale=s),), axis=(0, 2), where=WHERE),
+    of_table("log_softmax", "log_softmax"),
+    of_table("logsumexp", "logsumexp", axis=-1),
+    of_table("logsumexp_where", "logsumexp", axis=1, where=WHERE),
+    of_table("entropy", "entropy"),
+    of_table("entropy_where", "entropy", where=WHERE),
+    of_table("expectation", "expectation", lambda r, s: (logits(r, s), r.normal(N, K))),
+    of_table("expectation_where", "expectation", lambda r, s: (logits(r, s), r.normal(1, K)), where=WHERE),
     Case(
         "expectation_of_logits",
         lambda z: softjax.expectation(z, z**2),
         lambda z: expectation(z, z**2),
         lambda r, s: (logits(r, s),),
     ),
-    Case("cross_entropy", softjax.softmax_cross_entropy, cross_entropy, lambda r, s: (logits(r, s), r.normal(N, K))),
-    Case(
+    of_table("cross_entropy", "softmax_cross_entropy", lambda r, s: (logits(r, s), r.normal(N, K))),
+    of_table(
         "integer_cross_entropy",
-        softjax.softmax_cross_entropy_with_integer_labels,
-        softmax_loss,
+        "softmax_cross_entropy_with_integer_labels",
         lambda r, s: (logits(r, s), labels(r)),
     ),
-    Case(
-        "svm",
-        lambda s, y: softjax.multiclass_svm_loss(s, y, margin=0.7),
-        lambda s, y: svm(s, y, 0.7),
-        lambda r, s: (logits(r, s or 0.1), labels(r)),
-    ),
-    Case(
-        "hinge",
-        lambda s, y: softjax.multiclass_hinge_loss(s, y, margin=0.7),
-        lambda s, y: hinge(s, y, 0.7),
-        lambda r, s: (logits(r, s or 0.1), labels(r)),
-    ),
+    of_table("svm", "multiclass_svm_loss", scores_and_labels, margin=0.7),
+    of_table("hinge", "multiclass_hinge_loss", scores_and_labels, margin=0.7),
 ]
 
 MIXTURES = [
-    Case("autoencoder", softjax.mixture_autoencoder_loss, autoencoder, mixture_arguments),
-    Case("eol", softjax.eol_loss, minus_eol, mixture_arguments),
-    Case("leop", softjax.leop_loss, leop, mixture_arguments),
-    Case(
+    of_table("autoencoder", "mixture_autoencoder_loss", mixture_arguments),
+    of_table("eol", "eol_loss", mixture_arguments),
+    of_table("leop", "leop_loss", mixture_arguments),
+    of_table(
         "decode",
-        softjax.mixture_expectation,
-        decode,
+        "mixture_expectation",
         lambda r, s: tuple(a for i, a in enumerate(mixture_arguments(r, s)) if i != 1),
     ),
 ]
@@ -318,6 +211,7 @@ def in_blocks(case, size):
 
 def with_options(case):
     """The case with a prior per class as a last argument, a mask and a temperature."""
+    with_log_prior = lambda function, **options: lambda *args: function(*args[:-1], log_prior=args[-1], **options)
     options = {"temperature": 1.7, "where": WHERE}
     return Case(
         case.name,
@@ -329,6 +223,7 @@ def with_options(case):
 
 def of_temperature(case):
     """The case with the logarithm of the temperature as a last argument."""
+    with_temperature = lambda function: lambda *args: function(*args[:-1], temperature=jnp.exp(args[-1]))
     return Case(
         case.name,
         with_temperature(case.function),

@@ -1,0 +1,681 @@
+"""The table of all tests: each public function, score and loss with its definition in plain mathematics.
+
+A definition has the name and the arguments of the function in the library, but for the options that only say how to
+compute. It takes arrays of JAX, to be differentiated, and of NumPy, to be computed in float64. Nothing here uses the
+library's own sums. The 50-digit truth in `softjax.tools.truth` does not depend on these definitions, nor they on it.
+"""
+
+import functools as ft
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import softjax
+from softjax import losses
+
+HOW_TO_COMPUTE = {"block_size", "axis_name", "batch_axis_name", "engine"}  # options that no definition has
+
+# ---------------------------------------------------------------------------------------------
+# Sums over the classes
+
+
+def namespace(*arrays):
+    """JAX's functions if one of the arrays is JAX's, else NumPy's."""
+    return jnp if any(isinstance(a, jax.Array) for a in arrays) else np
+
+
+def largest(z, axis):
+    """The maximum as a constant, or 0 where it is not finite."""
+    xp = namespace(z)
+    m = z.max(axis, keepdims=True, initial=-np.inf)
+    m = xp.where(xp.isfinite(m), m, 0)
+    return jax.lax.stop_gradient(m) if xp is jnp else m
+
+
+def left_out(z, where):
+    """Scores with -inf for the classes that are left out."""
+    return z if where is None else namespace(z, where).where(where, z, -np.inf)
+
+
+def log_sum_exp(z, axis=-1, where=None, *, keepdims=False):
+    xp, z = namespace(z), left_out(z, where)
+    m = largest(z, axis)
+    out = xp.log(xp.exp(z - m).sum(axis, keepdims=True)) + m
+    return out if keepdims else out.squeeze(axis)
+
+
+def log_p(z, axis=-1, where=None):
+    """log p_k, and 0 for the classes that are left out."""
+    out = z - log_sum_exp(z, axis, where, keepdims=True)
+    return out if where is None else namespace(z, where).where(where, out, 0)
+
+
+def hot(labels, k, dtype):
+    """Labels [...] as weights [..., K]."""
+    return (labels[..., None] == namespace(labels).arange(k, dtype=labels.dtype)).astype(dtype)
+
+
+def dense_labels(pair, k):
+    """A pair of classes and weights [..., T] as weights [..., K]."""
+    labels, weights = pair
+    return (hot(labels, k, weights.dtype) * weights[..., None]).sum(-2)
+
+
+def at(z, labels):
+    """The entries of z [..., K] at the labels [...]."""
+    xp = namespace(z, labels)
+    return xp.take_along_axis(z, xp.clip(labels, 0, z.shape[-1] - 1)[..., None], -1)[..., 0]
+
+
+def reduced(loss, reduction="none", weights=None, shares=1.0):
+    """sum(w l) / sum(w v) for the mean."""
+    xp = namespace(loss)
+    w = xp.ones_like(loss) if weights is None else weights
+    if reduction == "none":
+        return w * loss
+    total = (w * loss).sum()
+    return total if reduction == "sum" else total / (w * shares).sum()
+
+
+# ---------------------------------------------------------------------------------------------
+# Functions of dense logits
+
+
+def softmax(x, axis=-1, where=None):
+    """p_k = exp(z_k) / sum_j exp(z_j), shifted by the maximum as the second text does."""
+    z = left_out(x, where)
+    e = namespace(z).exp(z - largest(z, axis))
+    return e / e.sum(axis, keepdims=True)
+
+
+def log_softmax(x, axis=-1, where=None):
+    return left_out(log_p(x, axis, where), where)
+
+
+def logsumexp(a, axis=None, keepdims=False, where=None):
+    return log_sum_exp(a, axis, where, keepdims=keepdims)
+
+
+def entropy(logits, axis=-1, where=None):
+    safe = logits if where is None else namespace(logits, where).where(where, logits, 0)
+    return log_sum_exp(logits, axis, where) - (softmax(logits, axis, where) * safe).sum(axis)
+
+
+def expectation(logits, values, axis=-1, where=None):
+    z, t = namespace(logits, values).broadcast_arrays(logits, values)
+    return (softmax(z, axis, where) * t).sum(axis)
+
+
+def axes_of(axis, ndim):
+    return tuple(range(ndim)) if axis is None else tuple(a % ndim for a in np.atleast_1d(axis).tolist())
+
+
+def of_examples(where, z, axes):
+    """A mask in the rank of z, which may have one value for each example."""
+    per_example = where is not None and where.shape == tuple(n for i, n in enumerate(z.shape) if i not in axes)
+    return namespace(where).expand_dims(where, axes) if per_example else where
+
+
+def softmax_cross_entropy(logits, labels, axis=-1, where=None):
+    """-sum_k y_k log p_k."""
+    axes = axes_of(axis, logits.ndim)
+    return -(labels * log_p(logits, axes, of_examples(where, logits, axes))).sum(axes)
+
+
+def softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
+    """log sum_m exp(z_m) - z_y."""
+    axes = axes_of(axis, logits.ndim)
+    costs = -log_p(logits, axes, of_examples(where, logits, axes))
+    costs = namespace(costs).moveaxis(costs, axes, tuple(range(-len(axes), 0)))
+    return at(costs.reshape(*costs.shape[: costs.ndim - len(axes)], -1), labels)
+
+
+def multiclass_svm_loss(scores, labels, *, margin=1.0):
+    """sum_{k != y} max(0, s_k - s_y + margin)."""
+    xp = namespace(scores, labels)
+    over = xp.maximum(0, scores - at(scores, labels)[..., None] + margin)
+    return xp.where(hot(labels, scores.shape[-1], bool), 0, over).sum(-1)
+
+
+def multiclass_hinge_loss(scores, labels, *, margin=1.0):
+    """max(0, max_{k != y} s_k - s_y + margin)."""
+    xp = namespace(scores, labels)
+    others = xp.where(hot(labels, scores.shape[-1], bool), -np.inf, scores)
+    return xp.maximum(0, others.max(-1) - at(scores, labels) + margin)
+
+
+# ---------------------------------------------------------------------------------------------
+# Linear layers
+
+
+def linear_scores(features, kernel, bias=None, class_axis=-1, softcap=None, temperature=1.0):
+    """z = softcap tanh((features @ kernel + bias) / softcap) / temperature."""
+    z = features @ (kernel if class_axis else kernel.T)
+    z = z if bias is None else z + bias
+    return (z if softcap is None else softcap * namespace(z).tanh(z / softcap)) / temperature
+
+
+def linear_softmax_cross_entropy(
+    features,
+    kernel,
+    labels,
+    *,
+    bias=None,
+    class_axis=-1,
+    where=None,
+    weights=None,
+    class_weights=None,
+    ignore_index=None,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    softcap=None,
+    temperature=1.0,
+    reduction="none",
+):
+    """-sum_k y_k log p_k + z_loss A^2, with y_k = class_weights_k ((1 - smoothing) 1{k = label} + smoothing / K)."""
+    z = linear_scores(features, kernel, bias, class_axis, softcap, temperature)
+    xp, k = namespace(z), z.shape[-1]
+    live = (xp.ones(k, bool) if where is None else where).astype(z.dtype)
+    of_classes = xp.ones(k, z.dtype) if class_weights is None else class_weights
+    kept = xp.ones(z.shape[:-1], z.dtype)
+    if isinstance(labels, tuple):
+        ids, probabilities = labels
+        if ignore_index is not None:
+            probabilities = xp.where(ids == ignore_index, 0, probabilities)
+            kept = (ids != ignore_index).any(-1).astype(z.dtype)
+        y, shares = dense_labels((ids, probabilities), k), 1.0
+    else:
+        if ignore_index is not None:
+            kept = (labels != ignore_index).astype(z.dtype)
+        y, shares = hot(labels, k, z.dtype), (hot(labels, k, z.dtype) * of_classes).sum(-1)
+    y = of_classes * ((1 - label_smoothing) * y + label_smoothing * live / live.sum())
+    loss = -(y * log_p(z, where=where)).sum(-1) + z_loss * log_sum_exp(z, where=where) ** 2
+    return reduced(loss, reduction, kept if weights is None else weights * kept, shares)
+
+
+def linear_expectation(features, kernel, values, *, bias=None, class_axis=-1, where=None, temperature=1.0):
+    return softmax(linear_scores(features, kernel, bias, class_axis, None, temperature), where=where) @ values
+
+
+def linear_logsumexp(features, kernel, *, bias=None, class_axis=-1, where=None, softcap=None, temperature=1.0):
+    return log_sum_exp(linear_scores(features, kernel, bias, class_axis, softcap, temperature), where=where)
+
+
+def contrastive_loss(x, y, *, temperature=1.0, symmetric=True, weights=None, reduction="none"):
+    """The mean over both directions of -log softmax(x_i . y_j / temperature)_i."""
+    one_way = lambda z: reduced(-namespace(z).diagonal(log_p(z)), reduction, weights)
+    z = x @ y.T / temperature
+    return (one_way(z) + one_way(z.T)) / 2 if symmetric else one_way(z)
+
+
+# ---------------------------------------------------------------------------------------------
+# Mixtures
+
+
+def distance_scores(z, centers, log_prior=None, temperature=1.0):
+    """h_k = -sum_d (z_d - c_kd)^2 / temperature + log_prior_k."""
+    h = -((z[..., None, :] - centers) ** 2).sum(-1) / temperature
+    return h if log_prior is None else h + log_prior
+
+
+def mixture(z, centers, log_prior=None, temperature=1.0, where=None):
+    """p = softargmax(h)."""
+    return softmax(distance_scores(z, centers, log_prior, temperature), where=where)
+
+
+def log_likelihood(x, values):
+    """log p(x|k) = -sum_e (x_e - v_ke)^2."""
+    return -((x[..., None, :] - values) ** 2).sum(-1)
+
+
+def mixture_expectation(z, centers, values, *, log_prior=None, temperature=1.0, where=None):
+    return mixture(z, centers, log_prior, temperature, where) @ values
+
+
+def mixture_autoencoder_loss(
+    z, x, centers, values, *, log_prior=None, temperature=1.0, where=None, weights=None, reduction="none"
+):
+    """sum_e (x_e - sum_k p_k v_ke)^2."""
+    mean = mixture_expectation(z, centers, values, log_prior=log_prior, temperature=temperature, where=where)
+    return reduced(((x - mean) ** 2).sum(-1), reduction, weights)
+
+
+def eol_loss(z, x, centers, values, *, log_prior=None, temperature=1.0, where=None, weights=None, reduction="none"):
+    """-sum_k p_k log p(x|k)."""
+    p = mixture(z, centers, log_prior, temperature, where)
+    return reduced(-(p * log_likelihood(x, values)).sum(-1), reduction, weights)
+
+
+def leop_loss(z, x, centers, values, *, log_prior=None, temperature=1.0, where=None, weights=None, reduction="none"):
+    """-log sum_k p_k p(x|k)."""
+    h = distance_scores(z, centers, log_prior, temperature)
+    both = log_sum_exp(h + log_likelihood(x, values), where=where)
+    return reduced(log_sum_exp(h, where=where) - both, reduction, weights)
+
+
+# ---------------------------------------------------------------------------------------------
+# Losses, of logits z [N, K]: definition(z, example) or definition(z, example, per class)
+
+
+class Sizes(NamedTuple):
+    """The numbers of examples, classes and dimensions; no two are equal."""
+
+    batch: tuple = (4,)
+    k: int = 13
+    d: int = 3
+    e: int = 5
+
+
+class LossRow(NamedTuple):
+    name: str
+    loss: Any
+    """the loss; or a function that makes it for K classes"""
+    definition: Callable
+    example: Callable = lambda r, s: None
+    """(random source, sizes) -> data of the examples"""
+    per_class: Callable = lambda r, s: None
+    public: tuple[str, ...] = ()
+    """the names in `softjax.losses` that the row is for; () for its own name"""
+
+    def made(self, k=13):
+        return self.loss if isinstance(self.loss, softjax.Loss) else self.loss(k)
+
+
+def labels(r, s):
+    """The first and the last class among them."""
+    ids = r.integers(s.k, *s.batch)
+    return ids.reshape(-1).at[0].set(0).at[-1].set(s.k - 1).reshape(s.batch)
+
+
+def label_pairs(r, s):
+    """Three classes of each example, one of them twice."""
+    ids = jnp.stack([labels(r, s), r.integers(s.k, *s.batch)], -1)
+    return jnp.concatenate([ids, ids[..., :1]], -1), jnp.abs(r.normal(*s.batch, 3))
+
+
+def cost(z, y):
+    """-log p_y."""
+    return softmax_cross_entropy_with_integer_labels(z, y)
+
+
+def log_ratio(z, v):
+    """log sum_k b_k exp z_k for b [K, E]."""
+    m = largest(z, -1)
+    return namespace(z).log(namespace(z).exp(z - m) @ v) + m
+
+
+def kl(z, teacher):
+    q = softmax(teacher)
+    return (q * (log_p(teacher) - log_p(z))).sum(-1)
+
+
+def to_a_prior(y, rate, prior):
+    return (1 - rate) * y + rate * prior
+
+
+def numbers_per_class(seed, low, high):
+    """K numbers that are exact in float32."""
+    return ft.cache(lambda k: np.random.default_rng(seed).uniform(low, high, k).astype(np.float32))
+
+
+class_prior = ft.cache(lambda k: np.random.default_rng(8).dirichlet(np.ones(k)).astype(np.float32))
+class_weights_of = numbers_per_class(9, 0.5, 2)
+
+
+def in_type(z, numbers):
+    return namespace(z).asarray(numbers, z.dtype)
+
+
+def weights_of(z, y):
+    """Labels or a pair as weights [N, K]."""
+    return dense_labels(y, z.shape[-1]) if isinstance(y, tuple) else hot(y, z.shape[-1], z.dtype)
+
+
+def capped(z, cap, temperature=1.0):
+    return cap * namespace(z).tanh(z / cap) / temperature
+
+
+DATA = lambda r, s: r.normal(*s.batch, s.e)
+VALUES = lambda r, s: r.normal(s.k, s.e)
+MEAN_SQUARE = softjax.Loss(  # a user's, with a payoff that depends on the logits; finite where a logit is -inf
+    lambda z, ids, _, __: softjax.Columns(z, t=(jnp.where(jnp.isneginf(z), 0, z) ** 2,)), lambda q, _: q.t[0].value
+)
+
+LABELLED = [
+    LossRow("cross_entropy", losses.cross_entropy, cost, labels),
+    LossRow(
+        "cross_entropy_of_pairs",
+        losses.cross_entropy,
+        lambda z, pair: softmax_cross_entropy(z, weights_of(z, pair)),
+        label_pairs,
+        public=("cross_entropy",),
+    ),
+    LossRow(
+        "cross_entropy_per_class",
+        losses.cross_entropy,
+        lambda z, y, more: softmax_cross_entropy(z, weights_of(z, y) + more),
+        labels,
+        lambda r, s: abs(r.normal(s.k)),
+        public=("cross_entropy",),
+    ),
+    LossRow("focal", losses.focal(1.5), lambda z, y: (-namespace(z).expm1(-cost(z, y))) ** 1.5 * cost(z, y), labels),
+    LossRow("poly_1", losses.poly_1(0.7), lambda z, y: cost(z, y) - 0.7 * namespace(z).expm1(-cost(z, y)), labels),
+    LossRow("brier", losses.brier, lambda z, y: ((softmax(z) - weights_of(z, y)) ** 2).sum(-1), labels),
+    LossRow(
+        "weston_watkins",
+        losses.weston_watkins(0.7),
+        lambda z, y: multiclass_svm_loss(z, y, margin=0.7),
+        labels,
+    ),
+    LossRow(
+        "crammer_singer",
+        losses.crammer_singer(0.7),
+        lambda z, y: multiclass_hinge_loss(z, y, margin=0.7),
+        labels,
+    ),
+]
+UNLABELLED = [
+    LossRow("logsumexp", losses.logsumexp, lambda z, _: log_sum_exp(z)),
+    LossRow(
+        "weighted_logsumexp",
+        losses.weighted_logsumexp,
+        lambda z, _, b: log_ratio(z, b),
+        per_class=lambda r, s: 0.1 + abs(r.normal(s.k, s.e)),
+    ),
+    LossRow("entropy", losses.entropy, lambda z, _: entropy(z)),
+    LossRow("expectation", losses.expectation, lambda z, _, v: softmax(z) @ v, per_class=VALUES),
+    LossRow(
+        "mixture_autoencoder",
+        losses.mixture_autoencoder,
+        lambda z, x, v: ((x - softmax(z) @ v) ** 2).sum(-1),
+        DATA,
+        VALUES,
+    ),
+    LossRow("eol", losses.eol, lambda z, x, v: -(softmax(z) * log_likelihood(x, v)).sum(-1), DATA, VALUES),
+    LossRow(
+        "leop",
+        losses.leop,
+        lambda z, x, v: log_sum_exp(z) - log_sum_exp(z + log_likelihood(x, v)),
+        DATA,
+        VALUES,
+    ),
+    LossRow(
+        "kl_divergence",
+        losses.kl_divergence,
+        lambda z, x, v: kl(z, x @ v.T),
+        lambda r, s: r.normal(*s.batch, 2),
+        lambda r, s: r.normal(s.k, 2),
+    ),
+    LossRow("mean_square", MEAN_SQUARE, lambda z, _: (softmax(z) * z**2).sum(-1), public=("Loss",)),
+]
+COMBINED = [
+    LossRow("softcap", losses.softcap(losses.cross_entropy, 3.0), lambda z, y: cost(capped(z, 3.0), y), labels),
+    LossRow("temperature", losses.temperature(losses.entropy, 0.6), lambda z, _: entropy(z / 0.6)),
+    LossRow(
+        "margin",
+        losses.margin(losses.cross_entropy, 0.4),
+        lambda z, y: cost(z - 0.4 * weights_of(z, y), y),
+        labels,
+    ),
+    LossRow(
+        "label_smoothing",
+        lambda k: losses.label_smoothing(losses.cross_entropy, 0.2, 1 / k),
+        lambda z, y: softmax_cross_entropy(z, to_a_prior(weights_of(z, y), 0.2, 1 / z.shape[-1])),
+        labels,
+    ),
+    LossRow(
+        "smoothed_pairs_to_a_prior",
+        lambda k: losses.label_smoothing(losses.cross_entropy, 0.2, class_prior(k)),
+        lambda z, pair: softmax_cross_entropy(
+            z, to_a_prior(weights_of(z, pair), 0.2, in_type(z, class_prior(z.shape[-1])))
+        ),
+        label_pairs,
+        public=("label_smoothing",),
+    ),
+    LossRow(
+        "class_weights_of_smoothed",
+        lambda k: losses.class_weights(losses.label_smoothing(losses.cross_entropy, 0.2, 1 / k), class_weights_of(k)),
+        lambda z, y: softmax_cross_entropy(
+            z, in_type(z, class_weights_of(z.shape[-1])) * to_a_prior(weights_of(z, y), 0.2, 1 / z.shape[-1])
+        ),
+        labels,
+        public=("class_weights", "label_smoothing"),
+    ),
+    LossRow(
+        "z_loss_of_softcap_of_temperature",
+        losses.softcap(losses.temperature(losses.z_loss(losses.cross_entropy, 0.1), 0.6), 3.0),
+        lambda z, y: cost(capped(z, 3.0, 0.6), y) + 0.1 * log_sum_exp(capped(z, 3.0, 0.6)) ** 2,
+        labels,
+        public=("z_loss", "softcap", "temperature"),
+    ),
+]
+LOSSES = {row.name: row for row in LABELLED + UNLABELLED + COMBINED}
+
+
+def of_live_classes(row, z, example=None, per_class=None, where=None, weights=None, reduction="none"):
+    """A loss of the classes that are not left out, as if there were no others; the mask is not traced."""
+    if where is not None:
+        live = np.flatnonzero(where)
+        z, per_class = z[..., live], None if per_class is None else per_class[live]
+        if row in LABELLED:
+            example = jnp.searchsorted(jnp.asarray(live, example.dtype), example).astype(example.dtype)
+    known = [example] if per_class is None else [example, per_class]
+    return reduced(row.definition(z, *known), reduction, weights)
+
+
+# ---------------------------------------------------------------------------------------------
+# Scores: the arguments, and the logits [N, K] that they stand for
+
+
+class ScoresRow(NamedTuple):
+    name: str
+    arguments: Callable
+    """(random source, sizes, scale of the scores) -> arrays; 0 for small scores, all about -20 if a bias can do that"""
+    made: Callable
+    """(`softjax.scores`, arrays) -> `Scores`"""
+    definition: Callable
+    """arrays -> scores [N, K], up to a number common to all classes in a mixture"""
+
+
+def logits(r, s, scale=1.0):
+    """A scale of 0 gives small logits, all about -20: there a class that is none would show."""
+    return r.normal(*s.batch, s.k, scale=scale or 0.1, offset=0 if scale else -20)
+
+
+def linear_arrays(r, s, scale=1.0):
+    """Features, kernel and bias of logits of about this scale; small ones are all about -20."""
+    bias = lambda: r.normal(s.k, scale=scale or 0.1, offset=0 if scale else -20)
+    return r.normal(*s.batch, s.d, scale=scale or 0.1), r.normal(s.d, s.k), bias()
+
+
+def cauchy(scale, x, y):
+    """A function of a user: log-densities 1 / (1 + |x - y|^2 / scale^2)."""
+    return 1 / (1 + ((x[:, None] - y[None]) ** 2).sum(-1) / scale**2)
+
+
+SCORES = {
+    row.name: row
+    for row in [
+        ScoresRow(
+            "linear",
+            linear_arrays,
+            lambda scores, x, w, b: scores.linear(x, w, bias=b),
+            lambda x, w, b: linear_scores(x, w, b),
+        ),
+        ScoresRow(
+            "distances",
+            lambda r, s, scale=1.0: (r.normal(*s.batch, s.d), r.normal(s.k, s.d), r.normal(s.k)),
+            lambda scores, z, c, b: scores.distances(z, c, log_prior=b),
+            lambda z, c, b: distance_scores(z, c, b),
+        ),
+        ScoresRow(
+            "dense", lambda r, s, scale=1.0: (logits(r, s, scale),), lambda scores, z: scores.dense(z), lambda z: z
+        ),
+        ScoresRow(
+            "of",
+            lambda r, s, scale=1.0: (r.normal() + 3, r.normal(*s.batch, s.d), r.normal(s.k, s.d)),
+            lambda scores, scale, x, y: scores.of(jax.tree_util.Partial(cauchy, scale), x, y),
+            cauchy,
+        ),
+    ]
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# Functions
+
+
+class Row(NamedTuple):
+    """A function of arrays by their kinds."""
+
+    name: str
+    definition: Callable
+    """of the function's own arguments"""
+    kinds: str
+    """the kinds of its arguments, from `MADE` in test_transformations.py"""
+    arguments: Mapping = MappingProxyType({})
+    """the name of an argument where that is not its kind"""
+    loss: LossRow | None = None
+    """the loss that it is given"""
+    apart: bool = True
+    """True if no example depends on the others"""
+    call: Callable | None = None
+    """(`softjax` or `softjax.sharded`, arguments by their names) -> output, if that is not a plain call"""
+
+    def given(self, by_kind):
+        """The arguments by their names."""
+        return {self.arguments.get(kind, kind): a for kind, a in by_kind.items()}
+
+    def function(self, /, functions=softjax, **options):
+        """The library's function of arrays by their kinds."""
+        more = {} if self.loss is None else {"loss": self.loss.made()}
+
+        def call(**by_kind):
+            # an option that the caller gives, such as a placement, replaces one of these
+            given = {**more, **options, **self.given(by_kind)}
+            return getattr(functions, self.name)(**given) if self.call is None else self.call(functions, **given)
+
+        return call
+
+    def defined(self, **options):
+        """The definition of arrays by their kinds."""
+        return lambda **by_kind: self.definition(**self.given(by_kind), **options)
+
+
+def of_logits(loss, logits, example=None, per_class=None, *, where=None, weights=None, reduction="none"):
+    return of_live_classes(loss, logits, example, per_class, where, weights, reduction)
+
+
+def of_linear(
+    loss,
+    features,
+    kernel,
+    example=None,
+    per_class=None,
+    *,
+    bias=None,
+    class_axis=-1,
+    where=None,
+    weights=None,
+    reduction="none",
+):
+    z = linear_scores(features, kernel, bias, class_axis)
+    return of_live_classes(loss, z, example, per_class, where, weights, reduction)
+
+
+def of_mixture(
+    loss,
+    z,
+    centers,
+    example=None,
+    per_class=None,
+    *,
+    log_prior=None,
+    temperature=1.0,
+    where=None,
+    weights=None,
+    reduction="none",
+):
+    h = distance_scores(z, centers, log_prior, temperature)
+    return of_live_classes(loss, h, example, per_class, where, weights, reduction)
+
+
+def of(z, x, centers, values, *, temperature, where=None, weights=None, reduction="none"):
+    """The error of a mixture autoencoder whose scores are a function of the user's."""
+    row = LOSSES["mixture_autoencoder"]
+    return of_live_classes(row, cauchy(temperature, z, centers), x, values, where, weights, reduction)
+
+
+def call_of(functions, loss, z, x, centers, values, temperature, where, **options):
+    scores = softjax.scores.of(jax.tree_util.Partial(cauchy, temperature), z, centers, where=where)
+    return functions.of(loss, scores, x, values, **options)
+
+
+ON_LOGITS = "logits where"
+LINEAR = "features kernel labels bias where weights class_weights label_smoothing z_loss softcap temperature"
+MIXTURE = "z x centers values log_prior temperature where weights"
+with_loss = lambda definition, loss: ft.partial(definition, LOSSES[loss])
+
+FUNCTIONS = {
+    row.name: row
+    for row in [
+        Row("softmax", softmax, ON_LOGITS, {"logits": "x"}),
+        Row("log_softmax", log_softmax, ON_LOGITS, {"logits": "x"}),
+        Row("logsumexp", logsumexp, ON_LOGITS, {"logits": "a"}),
+        Row("entropy", entropy, ON_LOGITS),
+        Row("expectation", expectation, "logits payoffs where", {"payoffs": "values"}),
+        Row("softmax_cross_entropy", softmax_cross_entropy, "logits soft_labels where", {"soft_labels": "labels"}),
+        Row(
+            "softmax_cross_entropy_with_integer_labels",
+            softmax_cross_entropy_with_integer_labels,
+            "logits labels where",
+        ),
+        Row("multiclass_svm_loss", multiclass_svm_loss, "logits labels margin", {"logits": "scores"}),
+        Row("multiclass_hinge_loss", multiclass_hinge_loss, "logits labels margin", {"logits": "scores"}),
+        Row(
+            "of_logits",
+            with_loss(of_logits, "focal"),
+            "logits labels where weights",
+            {"labels": "example"},
+            LOSSES["focal"],
+        ),
+        Row("linear_softmax_cross_entropy", linear_softmax_cross_entropy, LINEAR),
+        Row("linear_expectation", linear_expectation, "features kernel values bias where temperature"),
+        Row("linear_logsumexp", linear_logsumexp, "features kernel bias where softcap temperature"),
+        Row(
+            "of_linear",
+            with_loss(of_linear, "brier"),
+            "features kernel labels bias where weights",
+            {"labels": "example"},
+            LOSSES["brier"],
+        ),
+        Row(
+            "contrastive_loss",
+            contrastive_loss,
+            "features others temperature weights",
+            {"features": "x", "others": "y"},
+            apart=False,
+        ),
+        Row("mixture_autoencoder_loss", mixture_autoencoder_loss, MIXTURE),
+        Row("eol_loss", eol_loss, MIXTURE),
+        Row("leop_loss", leop_loss, MIXTURE),
+        Row("mixture_expectation", mixture_expectation, "z centers values log_prior temperature where"),
+        Row(
+            "of_mixture",
+            with_loss(of_mixture, "entropy"),
+            "z centers log_prior temperature where weights",
+            loss=LOSSES["entropy"],
+        ),
+        Row(
+            "of",
+            of,
+            "z x centers values temperature where weights",
+            loss=LOSSES["mixture_autoencoder"],
+            call=call_of,
+        ),
+    ]
+}
