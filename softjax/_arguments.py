@@ -149,13 +149,15 @@ _RAISES = """
 """
 
 
-def documented(function: Function | None = None, *, dense: bool = False) -> Any:
-    """Writes the `Args:` of a docstring, in the order of the signature, from the table, and the `Raises:`.
+def documented(*, dense: bool = False) -> Callable[[Function], Function]:
+    """A decorator that writes the `Args:` of a docstring, in the order of the signature, from the table.
 
-    A text that holds for one function stands in its own `Args:`.
+    A text that holds for one function stands in its own `Args:`. The `Raises:` are those of all functions.
     """
-    if function is None:
-        return ft.partial(documented, dense=dense)
+    return ft.partial(_with_arguments, dense)
+
+
+def _with_arguments(dense, function):
     text = function.__doc__ or ""
     own = dict(_ENTRY.findall("".join(_OWN.findall(text))))
     entries = []

@@ -1,5 +1,7 @@
 """Contrastive losses: the classes of an example are the other view's examples."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
@@ -12,7 +14,7 @@ from ._mesh import AxisName, Shards
 from ._placement import BlockSize
 
 
-@documented
+@documented()
 def contrastive_loss(
     x: ArrayLike,
     y: ArrayLike,
@@ -63,11 +65,14 @@ def contrastive_loss(
     weights = _checks.example_weights(weights, (n,), compute_dtype(x.dtype))
     weights = None if weights is None else _mesh.all_gather(weights, shards.classes)
     labels = jnp.arange(n * _mesh.device_count(shards.classes), dtype=jnp.int32)
-    options = {"reduction": reduction, "block_size": block_size, "axis_name": axis_name, "temperature": temperature}
+    options: dict[str, Any] = {"reduction": reduction, "block_size": block_size, "axis_name": axis_name}
+    options["temperature"] = temperature
 
     def one_way(x, y):
         x = _mesh.all_gather(x, shards.classes, varying=True)
-        return linear_softmax_cross_entropy(x, y, labels, class_axis=0, weights=weights, **options)
+        return linear_softmax_cross_entropy(
+            x, y, labels, class_axis=0, weights=weights, temperature=temperature, **options
+        )
 
     loss = (one_way(x, y) + one_way(y, x)) / 2 if symmetric else one_way(x, y)
     if reduction != "none" or not shards.classes:

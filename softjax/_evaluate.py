@@ -40,7 +40,7 @@ class BlockColumns(NamedTuple):
         return columns
 
 
-@documented
+@documented()
 def of(
     loss: Loss,
     scores: Scores,

@@ -22,7 +22,7 @@ from ._reductions import Examples
 from .losses import Loss
 
 
-@documented
+@documented()
 def of_linear(
     loss: Loss,
     features: ArrayLike,
@@ -56,7 +56,7 @@ def of_linear(
     return of(loss, linear, example, per_class, weights=weights, reduction=reduction, block_size=block_size)
 
 
-@documented
+@documented()
 def linear_softmax_cross_entropy(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -188,7 +188,7 @@ def _of_scaled_logits(loss, softcap, temperature):
     return loss if softcap is None else losses.softcap(loss, checked_scalar("softcap", softcap))
 
 
-@documented
+@documented()
 def linear_expectation(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -223,7 +223,7 @@ def linear_expectation(
     return evaluate(loss, linear, None, values, block_size=block_size).astype(common_dtype(linear, values))
 
 
-@documented
+@documented()
 def linear_logsumexp(
     features: ArrayLike,
     kernel: ArrayLike,

@@ -60,7 +60,7 @@ def _cross_entropy_logits(x: ArrayLike, axis: Axis, where: ArrayLike | None) -> 
     return logits, axes, _checks.broadcast("where", where, logits.shape, "that of the logits, or one value per example")
 
 
-@documented
+@documented()
 def of_logits(
     loss: Loss,
     logits: ArrayLike,

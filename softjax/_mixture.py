@@ -5,7 +5,6 @@
 No array [N, K] is in memory, forward or backward.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from ._placement import BlockSize
 from .losses import Loss
 
 
-@documented
+@documented()
 def of_mixture(
     loss: Loss,
     z: ArrayLike,
@@ -68,39 +67,40 @@ def _given_dtype(log_prior, *trees):
     return common_dtype(*prior, *inexact_leaves(trees))
 
 
-def _loss_of_data(name: str, loss: Loss, text: str, *, example: float, source: str) -> Callable[..., Array]:
-    """The public function `name`: a loss of the data x and of the values of the classes.
+def _of_data(loss, z, x, centers, values, of_scores, weights, reduction, block_size):
+    """The loss of the data x and the values, both moved by the middle of the values."""
+    z, centers = _checks.latents_and_centers(z, centers)
+    values, x = _checks.class_values(values, centers.shape[0], "centers"), checked_array("x", x)
+    _checks.shape("x", x, (*z.shape[:-1], values.shape[1]), "the leading axes of `z`, and the E of `values`")
+    z, x, centers, values = cast(
+        (z, x, centers, values), compute_dtype(_given_dtype(of_scores[0], z, x, centers, values))
+    )
+    distances = scores.distances(z, centers, *of_scores)
+    values, middle = scores.centered(values, distances.live, distances.shards)
+    x = x.reshape(distances.n, values.shape[1]) - middle[None]  # their difference keeps its digits
+    return evaluate(loss, distances, x, values, weights, reduction, block_size)
 
-    The rest are parts of its docstring; `example` is the loss in the example.
-    """
 
-    def function(
-        z: ArrayLike,
-        x: ArrayLike,
-        centers: ArrayLike,
-        values: ArrayLike,
-        *,
-        log_prior: ArrayLike | None = None,
-        temperature: ArrayLike = 1.0,
-        where: ArrayLike | None = None,
-        weights: ArrayLike | None = None,
-        reduction: str = "none",
-        block_size: BlockSize = None,
-        axis_name: AxisName = None,
-        batch_axis_name: AxisName = None,
-    ) -> Array:
-        z, centers = _checks.latents_and_centers(z, centers)
-        payoffs, data = _checks.class_values(values, centers.shape[0], "centers"), checked_array("x", x)
-        _checks.shape("x", data, (*z.shape[:-1], payoffs.shape[1]), "the leading axes of `z`, and the E of `values`")
-        dtype = compute_dtype(_given_dtype(log_prior, z, data, centers, payoffs))
-        z, data, centers, payoffs = cast((z, data, centers, payoffs), dtype)
-        distances = scores.distances(z, centers, log_prior, temperature, where, axis_name, batch_axis_name)
-        payoffs, middle = scores.centered(payoffs, distances.live, distances.shards)
-        data = data.reshape(distances.n, payoffs.shape[1]) - middle[None]  # their difference keeps its digits
-        return evaluate(loss, distances, data, payoffs, weights, reduction, block_size)
+@documented()
+def mixture_autoencoder_loss(
+    z: ArrayLike,
+    x: ArrayLike,
+    centers: ArrayLike,
+    values: ArrayLike,
+    *,
+    log_prior: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
+) -> Array:
+    """L2 loss of a mixture autoencoder.
 
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"""{text}
+    LOE = |x - sum_k p_k v_k|^2, with p = softmax(h), h_k = -|z - c_k|^2 / temperature + log_prior_k.
+    All arrays have gradients. The text's k-vector t_k = sum_e 2 (x_e - E_p[v]_e) v_ke is computed block by block.
 
     Returns:
         The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
@@ -108,50 +108,89 @@ def _loss_of_data(name: str, loss: Loss, text: str, *, example: float, source: s
     Example:
         >>> import softjax, jax.numpy as jnp
         >>> centers, values = jnp.array([[-1.0], [1.0]]), jnp.array([[0.0], [4.0]])
-        >>> print(softjax.{name}(jnp.array([0.0]), jnp.array([1.0]), centers, values))
-        {example}
+        >>> print(softjax.mixture_autoencoder_loss(jnp.array([0.0]), jnp.array([1.0]), centers, values))
+        1.0
 
-    Source: {source}
+    Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder, there without its minus sign.
     """
-    return documented(function)
+    of_scores = log_prior, temperature, where, axis_name, batch_axis_name
+    return _of_data(losses.mixture_autoencoder, z, x, centers, values, of_scores, weights, reduction, block_size)
 
 
-mixture_autoencoder_loss = _loss_of_data(
-    "mixture_autoencoder_loss",
-    losses.mixture_autoencoder,
-    """L2 loss of a mixture autoencoder.
-
-    LOE = |x - sum_k p_k v_k|^2, with p = softmax(h), h_k = -|z - c_k|^2 / temperature + log_prior_k.
-    All arrays have gradients. The text's k-vector t_k = sum_e 2 (x_e - E_p[v]_e) v_ke is computed block by block.""",
-    example=1.0,
-    source="CATSMILE-1012 (softargmax), L2 mixture autoencoder, there without its minus sign.",
-)
-
-eol_loss = _loss_of_data(
-    "eol_loss",
-    losses.eol,
+@documented()
+def eol_loss(
+    z: ArrayLike,
+    x: ArrayLike,
+    centers: ArrayLike,
+    values: ArrayLike,
+    *,
+    log_prior: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
+) -> Array:
     """Expected squared error of a mixture: the negative expected log-likelihood (EOL).
 
     -EOL = sum_k p_k |x - v_k|^2, where log p(x|k) = -|x - v_k|^2,
     with p = softmax(h), h_k = -|z - c_k|^2 / temperature + log_prior_k.
-    It is at least `leop_loss`, and more than `mixture_autoencoder_loss` by tr Var_p(v).""",
-    example=5.0,
-    source="CATSMILE-1012 (softargmax), EOL, there to be maximised.",
-)
+    It is at least `leop_loss`, and more than `mixture_autoencoder_loss` by tr Var_p(v).
 
-leop_loss = _loss_of_data(
-    "leop_loss",
-    losses.leop,
+    Returns:
+        The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
+
+    Example:
+        >>> import softjax, jax.numpy as jnp
+        >>> centers, values = jnp.array([[-1.0], [1.0]]), jnp.array([[0.0], [4.0]])
+        >>> print(softjax.eol_loss(jnp.array([0.0]), jnp.array([1.0]), centers, values))
+        5.0
+
+    Source: CATSMILE-1012 (softargmax), EOL, there to be maximised.
+    """
+    of_scores = log_prior, temperature, where, axis_name, batch_axis_name
+    return _of_data(losses.eol, z, x, centers, values, of_scores, weights, reduction, block_size)
+
+
+@documented()
+def leop_loss(
+    z: ArrayLike,
+    x: ArrayLike,
+    centers: ArrayLike,
+    values: ArrayLike,
+    *,
+    log_prior: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
+) -> Array:
     """Negative log-likelihood of a mixture (LEOP).
 
     LEOP = -log sum_k p_k exp(-|x - v_k|^2), with p = softmax(h), h_k = -|z - c_k|^2 / temperature + log_prior_k.
-    It is at most `eol_loss`, by Jensen's inequality.""",
-    example=1.6928,
-    source="the log-likelihood of the mixture whose expectation CATSMILE-1012 (softargmax) calls EOL.",
-)
+    It is at most `eol_loss`, by Jensen's inequality.
+
+    Returns:
+        The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
+
+    Example:
+        >>> import softjax, jax.numpy as jnp
+        >>> centers, values = jnp.array([[-1.0], [1.0]]), jnp.array([[0.0], [4.0]])
+        >>> print(softjax.leop_loss(jnp.array([0.0]), jnp.array([1.0]), centers, values))
+        1.6928
+
+    Source: the log-likelihood of the mixture whose expectation CATSMILE-1012 (softargmax) calls EOL.
+    """
+    of_scores = log_prior, temperature, where, axis_name, batch_axis_name
+    return _of_data(losses.leop, z, x, centers, values, of_scores, weights, reduction, block_size)
 
 
-@documented
+@documented()
 def mixture_expectation(
     z: ArrayLike,
     centers: ArrayLike,

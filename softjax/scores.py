@@ -102,7 +102,7 @@ class Scores:
 # Linear layers
 
 
-@documented
+@documented()
 def linear(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -152,7 +152,7 @@ _LINEAR = (Partial(ft.partial(_linear_scores, 0)), Partial(ft.partial(_linear_sc
 # Distances to centers
 
 
-@documented
+@documented()
 def distances(
     z: ArrayLike,
     centers: ArrayLike,
@@ -249,7 +249,7 @@ _DISTANCES = Partial(_distance_scores)
 # Dense logits, and functions of your own
 
 
-@documented
+@documented()
 def dense(
     logits: ArrayLike,
     *,
@@ -294,7 +294,7 @@ def masked_logits(logits: Array, where: ArrayLike | None) -> Array:
 _DENSE = Partial(lambda logits, _, __: widened(logits))
 
 
-@documented
+@documented()
 def of(
     function: Callable[[Any, Any], Array],
     examples: Any,

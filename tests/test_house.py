@@ -104,7 +104,7 @@ def test_a_text_is_missing_or_for_no_argument():
         """One line."""
 
     with pytest.raises(ValueError, match="`unheard_of` must have a text in the table"):
-        _arguments.documented(function)
+        _arguments.documented()(function)
 
     def other(features):
         """One line.
@@ -118,7 +118,7 @@ def test_a_text_is_missing_or_for_no_argument():
 
     other.__doc__ = inspect.cleandoc(other.__doc__).replace("\n", "\n    ")
     with pytest.raises(ValueError, match=r"`Args` must name parameters of other, got \['feature'\]"):
-        _arguments.documented(other)
+        _arguments.documented()(other)
 
 
 x, w, y = jnp.ones((2, 3)), jnp.ones((3, 5)), jnp.zeros(2, int)
