@@ -14,7 +14,7 @@ from softjax import _checks, _dtypes, _reductions, _rows, _rules, losses
 from softjax import _gibbs as g
 from softjax.testing import assert_matches_autodiff
 
-from . import cases, test_accuracy, test_linear, test_losses, test_mesh
+from . import cases, table, test_accuracy, test_linear, test_losses, test_mesh
 from .cases import D, K, N
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def of_options(size, **options):
     y = jnp.asarray([0, 5, 3, 11], jnp.int32)
     assert_matches_autodiff(
         lambda x: test_linear.ce(x, w, y, **options, block_size=size),
-        lambda x: test_linear.definition(x, w, y, **options),
+        lambda x: table.linear_softmax_cross_entropy(x, w, y, **options),
         x,
         modes=["value"],
     )

@@ -9,40 +9,12 @@ import pytest
 
 import softjax
 
-from . import cases
+from . import cases, table
 from .cases import D, E, K, N
 
 FORWARD = softjax.Placement(3, 5, "forward")
 PLACEMENTS = {"whole": None, "blocks": 5, "tiles": softjax.Placement(3, 5, "backward"), "forward": FORWARD}
 ce = softjax.linear_softmax_cross_entropy
-
-
-def reduced(loss, reduction, weights, shares):
-    """sum(w l) / sum(w v) of losses that are not yet weighed."""
-    loss = loss * weights
-    return {"none": lambda: loss, "sum": loss.sum, "mean": lambda: loss.sum() / (weights * shares).sum()}[reduction]()
-
-
-def definition(x, w, y, **options):
-    """-sum_k y_k log p_k + z_loss A^2 with all the options of the docstring, from the logits [N, K]."""
-    get = lambda name, default: options.get(name, default)
-    z = x @ (w if get("class_axis", -1) else w.T) + get("bias", 0)
-    cap = get("softcap", None)
-    z = (z if cap is None else cap * jnp.tanh(z / cap)) / get("temperature", 1)
-    live = get("where", np.ones(K, bool))
-    a = cases.log_sum_exp(z, where=live)
-    log_p = jnp.where(live, z - a[:, None], 0)
-    hot = jnp.arange(K, dtype=jnp.int32)
-    if isinstance(y, tuple):
-        labels, shares = ((y[0][..., None] == hot).astype(z.dtype) * y[1][..., None]).sum(-2), 1
-    else:
-        labels, shares = (y[:, None] == hot).astype(z.dtype), get("class_weights", jnp.ones(K, z.dtype))[y]
-    rate = get("label_smoothing", 0)
-    labels = get("class_weights", 1) * ((1 - rate) * labels + rate * live / live.sum())
-    loss = -(labels * log_p).sum(-1) + get("z_loss", 0) * a**2
-    kept = jnp.ones(N, z.dtype) if "ignore_index" not in options else (y != options["ignore_index"]).astype(z.dtype)
-    weights = get("weights", 1) * kept
-    return reduced(loss, get("reduction", "none"), weights, shares * jnp.ones(N, z.dtype))
 
 
 def arguments(dtype, class_axis=-1):
@@ -98,7 +70,7 @@ def test_options_of_the_linear_cross_entropy(number, reduction):
     y = jnp.asarray([0, 5, 3, 11], jnp.int32)  # one of them ignored, none on a masked class
     assert_agree = cases.agreement(
         lambda x, w, moving: ce(x, w, y, **fixed, **moving, block_size=size),
-        lambda x, w, moving: definition(x, w, y, **fixed, **moving),
+        lambda x, w, moving: table.linear_softmax_cross_entropy(x, w, y, **fixed, **moving),
     )
     assert_agree(x, w, moving)
 
@@ -110,7 +82,7 @@ def test_pairs_of_classes_and_probabilities(reduction):
     indices, probabilities = r.integers(K, N, 4).at[:, 3].set(2).at[0, 0].set(2), jnp.abs(r.normal(N, 4))
     options = {"label_smoothing": 0.2, "class_weights": jnp.abs(r.normal(K)), "reduction": reduction}
     function = lambda x, w, p: ce(x, w, (indices, p), **options, block_size=5)
-    reference = lambda x, w, p: definition(x, w, (indices, p), **options)
+    reference = lambda x, w, p: table.linear_softmax_cross_entropy(x, w, (indices, p), **options)
     cases.agreement(function, reference)(x, w, probabilities)
 
 
@@ -223,12 +195,12 @@ def test_expectation_and_logsumexp(placement):
     live = np.arange(K) % 4 != 1
     assert_agree = cases.agreement(
         lambda x, w, v, b: softjax.linear_expectation(x, w, v, bias=b, where=live, temperature=0.7, **size),
-        lambda x, w, v, b: cases.softmax((x @ w + b) / 0.7, where=live) @ v,
+        lambda x, w, v, b: table.linear_expectation(x, w, v, bias=b, where=live, temperature=0.7),
     )
     assert_agree(x, w, v, b)
     assert_agree = cases.agreement(
         lambda x, w, b: softjax.linear_logsumexp(x, w.T, bias=b, class_axis=0, softcap=2.0, temperature=0.7, **size),
-        lambda x, w, b: cases.log_sum_exp(2 * jnp.tanh((x @ w + b) / 2) / 0.7),
+        lambda x, w, b: table.linear_logsumexp(x, w, bias=b, softcap=2.0, temperature=0.7),
     )
     assert_agree(x, w, b)
 
@@ -239,17 +211,12 @@ def test_the_contrastive_loss(symmetric):
     r = cases.Random(jnp.float64)
     x, y, weights = r.normal(7, D), r.normal(7, D), jnp.abs(r.normal(7))
 
-    def one_way(x, y, t):
-        return -jnp.diagonal(cases.log_softmax(x @ y.T / t))
-
-    def reference(x, y, t):
-        return (one_way(x, y, t) + one_way(y, x, t)) / 2 if symmetric else one_way(x, y, t)
-
+    reference = lambda x, y, t, **options: table.contrastive_loss(x, y, temperature=t, symmetric=symmetric, **options)
     loss = lambda x, y, t, **options: softjax.contrastive_loss(x, y, temperature=t, symmetric=symmetric, **options)
     cases.agreement(lambda *args: loss(*args, block_size=3), reference)(x, y, jnp.float64(0.3))
-    weighed = lambda x, y, t: (reference(x, y, t) * weights).sum() / weights.sum()
-    options = {"weights": weights, "reduction": "mean", "block_size": FORWARD}
-    cases.agreement(lambda *args: loss(*args, **options), weighed)(x, y, jnp.float64(0.3))
+    mean = {"weights": weights, "reduction": "mean"}
+    of_mean = lambda *args: loss(*args, block_size=FORWARD, **mean)
+    cases.agreement(of_mean, lambda *args: reference(*args, **mean))(x, y, jnp.float64(0.3))
 
 
 @pytest.mark.usefixtures("x64")
@@ -265,9 +232,8 @@ def test_weights_and_reductions_of_mixtures(case, reduction):
     weights = jnp.asarray([0.5, 0.0, 2.0, 1.0])
     size = 5 if reduction == "none" else FORWARD
     function = lambda w, *args: case.function(*args, weights=w, reduction=reduction, block_size=size)
-    cases.agreement(function, lambda w, *args: reduced(case.definition(*args), reduction, w, jnp.ones(N)))(
-        weights, *given
-    )
+    reference = lambda w, *args: case.definition(*args, weights=w, reduction=reduction)
+    cases.agreement(function, reference)(weights, *given)
     if reduction == "mean":
         assert cases.compiled(function)(jnp.zeros(N), *given) == 0
 

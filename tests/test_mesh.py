@@ -16,8 +16,7 @@ from jax.sharding import PartitionSpec as P
 import softjax
 from softjax import losses, sharded
 
-from . import cases
-from .test_linear import definition as linear_definition
+from . import cases, table
 from .test_linear import option_sets
 
 N, D, E, K = 8, 3, 5, 24
@@ -157,11 +156,6 @@ class Row(NamedTuple):
     arguments: tuple
 
 
-def clip(x, y, temperature=1.0):
-    s, own = x @ y.T / temperature, jnp.arange(x.shape[0], dtype=jnp.int32)
-    return (cases.softmax_loss(s, own) + cases.softmax_loss(s.T, own)) / 2
-
-
 def rows():
     x, w, b, y = linear_arguments(k=UNEVEN)
     z, data, centers, values = mixture_arguments(k=UNEVEN)
@@ -172,39 +166,37 @@ def rows():
         Row(
             "of_linear",
             lambda s, x, w, cap: s.of_linear(losses.softcap(losses.entropy, cap), x, w, where=live),
-            lambda x, w, cap: cases.entropy(cap * jnp.tanh(x @ w / cap), where=live),
+            lambda x, w, cap: cases.entropy(table.linear_scores(x, w, softcap=cap), where=live),
             (x, w, jnp.asarray(3.0)),
         ),
         Row(
             "linear_expectation",
             lambda s, x, w, v, b: s.linear_expectation(x, w.T, v, bias=b, class_axis=0, temperature=0.7),
-            lambda x, w, v, b: cases.softmax((x @ w + b) / 0.7) @ v,
+            lambda x, w, v, b: table.linear_expectation(x, w, v, bias=b, temperature=0.7),
             (x, w, payoffs, b),
         ),
         Row(
             "linear_logsumexp",
             lambda s, x, w: s.linear_logsumexp(x.reshape(2, 4, D), w, softcap=5.0).reshape(N),
-            lambda x, w: cases.log_sum_exp(5 * jnp.tanh(x @ w / 5)),
+            lambda x, w: table.linear_logsumexp(x, w, softcap=5.0),
             (x, w),
         ),
         Row(
             "contrastive_loss",
             lambda s, x, y, t: s.contrastive_loss(x, y, temperature=t),
-            clip,
+            lambda x, y, t: table.contrastive_loss(x, y, temperature=t),
             (x, r.normal(N, D), jnp.asarray(0.8)),
         ),
         Row(
             "contrastive_loss, weighed mean",
             lambda s, x, y, q: s.contrastive_loss(x, y, weights=q, reduction="mean"),
-            lambda x, y, q: (q * clip(x, y)).sum() / q.sum(),
+            lambda x, y, q: table.contrastive_loss(x, y, weights=q, reduction="mean"),
             (x, r.normal(N, D), weights),
         ),
         Row(
             "of_mixture",
             lambda s, z, c, y: s.of_mixture(losses.focal(1.5), z, c, y),
-            lambda z, c, y: (lambda l: (-jnp.expm1(-l)) ** 1.5 * l)(
-                cases.softmax_loss(-((z[:, None] - c) ** 2).sum(-1), y)
-            ),
+            lambda z, c, y: table.of_mixture(table.LOSSES["focal"], z, c, y),
             (z, centers, y),
         ),
         *(
@@ -279,7 +271,7 @@ def test_options_of_the_cross_entropy(number, reduction):
     functions = OverMesh(cases.mesh(2, 4), **OVER)
     cases.agreement(
         lambda x, w, moving: functions.linear_softmax_cross_entropy(x, w, y, **fixed, **moving, block_size=size),
-        lambda x, w, moving: linear_definition(x, w, y, **fixed, **moving),
+        lambda x, w, moving: table.linear_softmax_cross_entropy(x, w, y, **fixed, **moving),
     )(x, w, moving)
 
 

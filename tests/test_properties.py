@@ -240,7 +240,7 @@ def test_the_laws_hold(f, seed, scale, shift):
 def eol_is_the_largest_and_leaves_loe_by_the_variance(loe, eol, leop, given):
     """LOE <= EOL >= LEOP, and EOL - LOE = tr Var_p(A)."""
     rest = {name: a for name, a in given.items() if name not in ("weights", "x", "values")}
-    p = np.asarray(cases.mixture(**{{"centers": "c"}.get(name, name): a for name, a in rest.items()}))
+    p = np.asarray(cases.mixture(**rest))
     a = np.asarray(given["values"])
     variance = given["weights"] * ((p[..., None] * (a - (p @ a)[:, None]) ** 2).sum((-1, -2)))
     ones = jnp.ones(N)

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 import softjax
-from softjax import losses
 
-from . import cases
+from . import cases, table
 
 N, K, D, E = 4, 8, 3, 5
 BLOCK, FORWARD = 4, softjax.Placement(2, 4, "forward")
@@ -58,210 +57,45 @@ OF_EXAMPLES = ("logits", "soft_labels", "payoffs", "labels", "features", "z", "x
 NUMBERS = ("temperature", "softcap", "margin", "label_smoothing", "z_loss")
 
 
-# --- definitions ----------------------------------------------------------------------------------
+# --- the rows of the table, in blocks or in tiles ---------------------------------------------------
 
-
-def live_only(x, where):
-    return jnp.where(where, x, 0)
-
-
-def log_p(logits, where):
-    """log p_k, and 0 for the classes that are left out."""
-    return live_only(logits - cases.log_sum_exp(logits, where=where)[..., None], where)
-
-
-def hot(labels, dtype):
-    return (labels[..., None] == jnp.arange(K, dtype=labels.dtype)).astype(dtype)
-
-
-def scores(features, kernel, bias, temperature=1.0, softcap=None):
-    z = features @ kernel + bias
-    return (z if softcap is None else softcap * jnp.tanh(z / softcap)) / temperature
-
-
-def linear_loss(
-    features, kernel, labels, bias, where, weights, class_weights, label_smoothing, z_loss, softcap, temperature
-):
-    z = scores(features, kernel, bias, temperature, softcap)
-    live = where.astype(z.dtype)
-    y = (1 - label_smoothing) * hot(labels, z.dtype) + label_smoothing * live / live.sum()
-    loss = -(class_weights * y * log_p(z, where)).sum(-1)
-    return weights * (loss + z_loss * cases.log_sum_exp(z, where=where) ** 2)
-
-
-def mean_linear_loss(labels, weights, class_weights, **more):
-    total = linear_loss(labels=labels, weights=weights, class_weights=class_weights, **more).sum()
-    return total / (weights * class_weights[labels]).sum()
-
-
-def linear_brier(features, kernel, labels, bias, where, weights):
-    p = cases.softmax(scores(features, kernel, bias), where=where)
-    return weights * ((p - hot(labels, p.dtype)) ** 2).sum(-1)
-
-
-def focal(logits, labels, where, weights):
-    c = -(hot(labels, logits.dtype) * log_p(logits, where)).sum(-1)
-    return weights * (1 - jnp.exp(-c)) ** 1.5 * c
-
-
-def contrastive(features, others, temperature, weights):
-    one_way = lambda x, y: -jnp.diagonal(cases.log_softmax(x @ y.T / temperature))
-    return weights * (one_way(features, others) + one_way(others, features)) / 2
-
-
-def mixture_entropy(z, centers, weights, **options):
-    p = cases.mixture(z, centers, **options)
-    return -weights * (p * jnp.log(jnp.where(p == 0, 1, p))).sum(-1)
-
-
-def weighed(definition):
-    return lambda z, x, centers, values, weights, **options: weights * definition(z, x, centers, values, **options)
-
-
-def mean_eol(weights, **arrays):
-    return weighed(cases.minus_eol)(weights=weights, **arrays).sum() / weights.sum()
-
-
-# --- the table ------------------------------------------------------------------------------------
-
-LINEAR = "features kernel labels bias where weights class_weights label_smoothing z_loss softcap temperature"
-MIXTURE = "z x centers values log_prior temperature where weights"
-
-ROWS = [
-    Row(
-        "softmax",
-        lambda logits, where: softjax.softmax(logits, where=where),
-        lambda logits, where: cases.softmax(logits, where=where),
-        "logits where",
+IN_BLOCKS = {"contrastive_loss": 2} | dict.fromkeys(
+    (
+        name
+        for name in table.FUNCTIONS
+        if name.startswith(("linear", "of_linear", "of_mixture", "mixture", "eol", "leop"))
     ),
-    Row(
-        "log_softmax",
-        lambda logits, where: live_only(softjax.log_softmax(logits, where=where), where),
-        log_p,
-        "logits where",
-    ),
-    Row(
-        "logsumexp",
-        lambda logits, where: softjax.logsumexp(logits, -1, where=where),
-        lambda logits, where: cases.log_sum_exp(logits, where=where),
-        "logits where",
-    ),
-    Row(
-        "entropy",
-        lambda logits, where: softjax.entropy(logits, where=where),
-        lambda logits, where: cases.entropy(logits, where=where),
-        "logits where",
-    ),
-    Row(
-        "expectation",
-        lambda logits, payoffs, where: softjax.expectation(logits, payoffs, where=where),
-        lambda logits, payoffs, where: cases.expectation(logits, payoffs, where=where),
-        "logits payoffs where",
-    ),
-    Row(
-        "softmax_cross_entropy",
-        lambda logits, soft_labels, where: softjax.softmax_cross_entropy(logits, soft_labels, where=where),
-        lambda logits, soft_labels, where: -(soft_labels * log_p(logits, where)).sum(-1),
-        "logits soft_labels where",
-    ),
-    Row(
-        "softmax_cross_entropy_with_integer_labels",
-        lambda logits, labels, where: softjax.softmax_cross_entropy_with_integer_labels(logits, labels, where=where),
-        lambda logits, labels, where: -(hot(labels, logits.dtype) * log_p(logits, where)).sum(-1),
-        "logits labels where",
-    ),
-    Row(
-        "multiclass_svm_loss",
-        lambda logits, labels, margin: softjax.multiclass_svm_loss(logits, labels, margin=margin),
-        lambda logits, labels, margin: cases.svm(logits, labels, margin),
-        "logits labels margin",
-    ),
-    Row(
-        "multiclass_hinge_loss",
-        lambda logits, labels, margin: softjax.multiclass_hinge_loss(logits, labels, margin=margin),
-        lambda logits, labels, margin: cases.hinge(logits, labels, margin),
-        "logits labels margin",
-    ),
-    Row(
-        "of_logits",
-        lambda logits, labels, **options: softjax.of_logits(losses.focal(1.5), logits, labels, **options),
-        focal,
-        "logits labels where weights",
-    ),
-    Row(
-        "linear_softmax_cross_entropy",
-        ft.partial(softjax.linear_softmax_cross_entropy, block_size=BLOCK),
-        linear_loss,
-        LINEAR,
-    ),
-    Row(
-        "linear_softmax_cross_entropy_mean",
-        ft.partial(softjax.linear_softmax_cross_entropy, reduction="mean", block_size=FORWARD),
-        mean_linear_loss,
-        LINEAR,
-        apart=False,
-    ),
-    Row(
-        "linear_expectation",
-        ft.partial(softjax.linear_expectation, block_size=BLOCK),
-        lambda features, kernel, values, bias, temperature, where: (
-            cases.softmax(scores(features, kernel, bias, temperature), where=where) @ values
-        ),
-        "features kernel values bias where temperature",
-    ),
-    Row(
-        "linear_logsumexp",
-        lambda kernel, block_size=BLOCK, **more: softjax.linear_logsumexp(
-            kernel=kernel.T, class_axis=0, block_size=block_size, **more
-        ),
-        lambda where, **more: cases.log_sum_exp(scores(**more), where=where),
-        "features kernel bias where softcap temperature",
-    ),
-    Row(
-        "of_linear",
-        lambda features, kernel, labels, block_size=BLOCK, **options: softjax.of_linear(
-            losses.brier, features, kernel, labels, block_size=block_size, **options
-        ),
-        linear_brier,
-        "features kernel labels bias where weights",
-    ),
-    Row(
-        "contrastive_loss",
-        lambda features, others, block_size=2, **options: softjax.contrastive_loss(
-            features, others, block_size=block_size, **options
-        ),
-        contrastive,
-        "features others temperature weights",
-        apart=False,
-    ),
-    Row(
-        "mixture_autoencoder_loss",
-        ft.partial(softjax.mixture_autoencoder_loss, block_size=BLOCK),
-        lambda centers, values, **more: weighed(cases.autoencoder)(centers=centers, values=values, **more),
-        MIXTURE,
-    ),
-    Row("eol_loss", ft.partial(softjax.eol_loss, block_size=BLOCK), weighed(cases.minus_eol), MIXTURE),
-    Row("leop_loss", ft.partial(softjax.leop_loss, block_size=BLOCK), weighed(cases.leop), MIXTURE),
-    Row(
-        "eol_loss_mean",
-        ft.partial(softjax.eol_loss, reduction="mean", block_size=FORWARD),
-        mean_eol,
-        MIXTURE,
-        apart=False,
-    ),
-    Row(
-        "mixture_expectation",
-        ft.partial(softjax.mixture_expectation, block_size=BLOCK),
-        lambda z, centers, values, **options: cases.decode(z, centers, values, **options),
-        "z centers values log_prior temperature where",
-    ),
-    Row(
-        "of_mixture",
-        ft.partial(softjax.of_mixture, losses.entropy, block_size=BLOCK),
-        mixture_entropy,
-        "z centers log_prior temperature where weights",
-    ),
-]
+    BLOCK,
+)
+IN_BLOCKS["of"] = BLOCK
+MEANS = ("linear_softmax_cross_entropy", "eol_loss")
+
+
+def finite(row, function):
+    """A logarithm of 0 is left out of the result, as nothing can be summed with it."""
+    if row.name != "log_softmax":
+        return function
+    return lambda logits, where: jnp.where(where, function(logits=logits, where=where), 0)
+
+
+def kernel_transposed(function):
+    """The same with the classes on the first axis of the kernel."""
+    return lambda kernel, **given: function(kernel=kernel.T, class_axis=0, **given)
+
+
+def rows():
+    for name, row in table.FUNCTIONS.items():
+        options = {"block_size": IN_BLOCKS[name]} if name in IN_BLOCKS else {}
+        function = row.function(**options)
+        function = kernel_transposed(function) if name == "linear_logsumexp" else function
+        yield Row(name, finite(row, function), finite(row, row.defined()), row.kinds, row.apart)
+    for name in MEANS:
+        row, mean = table.FUNCTIONS[name], {"reduction": "mean"}
+        function = row.function(block_size=FORWARD, **mean)
+        yield Row(f"{name}_mean", function, row.defined(**mean), row.kinds, apart=False)
+
+
+ROWS = [*rows()]
 every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 
@@ -423,7 +257,8 @@ def test_a_hessian_a_linearization_and_a_checkpoint_in_a_scan_match_the_definiti
 def test_one_trace_without_leaks_serves_donated_arrays_and_other_numbers(row):
     moving, fixed = split(arrays(row, jnp.float32))
     ct = output_like(row, {**moving, **fixed})
-    wanted = compiled(value_and_gradients(row.definition))({**moving, **fixed}, ct)
+    by_definition = value_and_gradients(ft.partial(row.definition, **fixed))  # the mask is not traced
+    wanted = compiled(by_definition)(moving, ct)
     numbers = {name: float(moving.pop(name)) for name in NUMBERS if name in moving}
     traces = []
 
@@ -563,11 +398,3 @@ def test_an_error_a_wrong_type_and_a_missing_array_are_found():
     ):
         with pytest.raises(AssertionError):
             assert_close(wrong, right, rtol=1e-5)
-
-
-def test_every_public_function_has_a_row():
-    rows = {row.name for row in ROWS}
-    apart = {"softargmax", "placement"}  # another name of softmax; what has no arrays
-    public = {name for name in softjax.__all__ if not isinstance(getattr(softjax, name), type)}
-    assert public - apart <= rows
-    assert softjax.softargmax is softjax.softmax
