@@ -5,13 +5,11 @@ from . import losses as losses
 from . import scores as scores
 from . import sharded as sharded
 from . import testing as testing
-from ._contrastive import contrastive_loss as contrastive_loss
 from ._evaluate import of as of
 from ._gibbs import Columns as Columns
 from ._gibbs import Totals as Totals
 from ._gibbs import Weights as Weights
-from ._hinge import multiclass_hinge_loss as multiclass_hinge_loss
-from ._hinge import multiclass_svm_loss as multiclass_svm_loss
+from ._linear import contrastive_loss as contrastive_loss
 from ._linear import linear_expectation as linear_expectation
 from ._linear import linear_logsumexp as linear_logsumexp
 from ._linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
@@ -20,6 +18,8 @@ from ._logits import entropy as entropy
 from ._logits import expectation as expectation
 from ._logits import log_softmax as log_softmax
 from ._logits import logsumexp as logsumexp
+from ._logits import multiclass_hinge_loss as multiclass_hinge_loss
+from ._logits import multiclass_svm_loss as multiclass_svm_loss
 from ._logits import of_logits as of_logits
 from ._logits import softargmax as softargmax
 from ._logits import softmax as softmax

@@ -1,8 +1,8 @@
 """The arguments of the public functions: for each name its text, its check, and its role.
 
 The role says what an argument is to a mesh and to a gradient: "examples" and "classes" are arrays that are sharded
-with the examples or the classes and have gradients, "number" is replicated and may be traced, "static" is part of
-the program.
+with the examples or the classes and have gradients; "replicated" arguments may be traced and have gradients; "static"
+ones are part of the program.
 """
 
 import functools as ft
@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from . import _checks
 
-Role = Literal["examples", "classes", "number", "static"]
+Role = Literal["examples", "classes", "replicated", "static"]
 Function = TypeVar("Function", bound=Callable)
 
 
@@ -77,21 +77,25 @@ ARGUMENTS = {
         "booleans broadcastable to the logits, the classes to include; None for all.",
     ),
     "class_weights": Argument("classes", "[K], a factor of the cross entropy of each class; None for 1.", _floating),
-    # numbers
-    "loss": Argument("number", "a `softjax.Loss`, from `softjax.losses` or your own."),
+    # numbers, and losses, which are pytrees of numbers and arrays
+    "loss": Argument("replicated", "a `softjax.Loss`, from `softjax.losses` or your own."),
     "label_smoothing": Argument(
-        "number",
+        "replicated",
         "in [0, 1]: the share of the label that is spread over all classes that are not left out.",
         _number_in(0.0, 1.0, "in [0, 1]"),
     ),
-    "z_loss": Argument("number", "the factor of A^2 in the loss.", _checks.number),
-    "softcap": Argument("number", "a positive scalar, the bound of the logits; None for none.", _above_0),
-    "temperature": Argument("number", "a positive scalar that divides the logits, after a softcap.", _above_0),
-    "margin": Argument("number", "a scalar, at least 0.", _at_least_0),
-    "gamma": Argument("number", "the exponent, at least 0.", _at_least_0),
-    "epsilon": Argument("number", "the factor of 1 - p_y.", _checks.number),
-    "cap": Argument("number", "positive, the bound of the logits.", _above_0),
-    "rate": Argument("number", "in [0, 1], the share of the prior.", _number_in(0.0, 1.0, "in [0, 1]")),
+    "z_loss": Argument("replicated", "the factor of A^2 in the loss.", _checks.number),
+    "softcap": Argument("replicated", "a positive scalar, the bound of the logits; None for none.", _above_0),
+    "temperature": Argument(
+        "replicated",
+        "a positive scalar that divides the logits or squared distances.",
+        _above_0,
+    ),
+    "margin": Argument("replicated", "a scalar, at least 0; of a hinge.", _at_least_0),
+    "gamma": Argument("replicated", "the exponent, at least 0.", _at_least_0),
+    "epsilon": Argument("replicated", "the factor of 1 - p_y.", _checks.number),
+    "cap": Argument("replicated", "positive, the bound of the logits.", _above_0),
+    "rate": Argument("replicated", "in [0, 1], the share of the prior.", _number_in(0.0, 1.0, "in [0, 1]")),
     # static
     "class_axis": Argument("static", "the axis of the classes in the kernel, 0 or -1."),
     "ignore_index": Argument(

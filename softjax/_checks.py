@@ -112,10 +112,8 @@ def broadcast(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> Arr
 
 def axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """The axes that `axis` names in an array of rank `ndim`, counted from 0."""
-    if axis is None:
-        given: tuple = tuple(range(ndim))
-    else:
-        given = tuple(axis) if isinstance(axis, Sequence) and not isinstance(axis, str | bytes) else (axis,)
+    several = isinstance(axis, Sequence) and not isinstance(axis, str | bytes)
+    given: Any = range(ndim) if axis is None else axis if several else (axis,)
     named = tuple(integer("axis", a, "an integer, a tuple of integers or None") for a in given)
     if named and ndim == 0:
         raise ValueError(f"`axis` must name an axis of the array, got {shown(axis)} for a single number.")

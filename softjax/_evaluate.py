@@ -74,7 +74,8 @@ def of(
         raise TypeError(f"`scores` must be made by a function of `softjax.scores`, got {_checks.shown(scores)}.")
     if not (engine is None or isinstance(engine, Engine)):
         raise TypeError(f"`engine` must be a `softjax.engines.Engine` or None, got {_checks.shown(engine)}.")
-    batch_of, classes_of = scores.names
+    names = {"linear": ("features", "kernel"), "distances": ("z", "centers"), "dense": ("logits", "logits")}
+    batch_of, classes_of = names.get(scores.kind, ("examples", "classes"))
     example = _checks.leading("example", example, scores.batch, f"the leading axes of `{batch_of}`")
     per_class = _checks.leading("per_class", per_class, (scores.k,), f"[K] for the K of `{classes_of}`")
     return evaluate(loss, scores, example, per_class, weights, reduction, block_size, engine=engine)
@@ -119,7 +120,7 @@ def _evaluate(loss, scores, example, per_class, examples, reduction, placement, 
         BlockColumns(scores.function, loss.columns),
         Partial(_finish, loss.finish, loss.payoff, exact and exact.score),
         (scores.examples, example),
-        (exact and (exact.examples, exact.left_out), example, examples),
+        (exact and (exact.examples, exact.common), example, examples),
         (*scores.classes, scores.live, per_class, exact and exact.classes),
     )
     axes = (*scores.axes, 0, 0, 0)
@@ -131,10 +132,10 @@ def _evaluate(loss, scores, example, per_class, examples, reduction, placement, 
         else:
             warnings.warn(f"The engine {engine.name!r} does not apply: {reason}.", stacklevel=4)
     if reduction == "none":
-        return _rules.losses(layout, problem)
+        return _rules.losses_backward(layout, problem)
     if placement.gradient == "backward" or layout.engine is not None:
-        return _mesh.psum(_rules.losses(layout, problem).sum(), shards.examples)
-    return _mesh.psum(_rules.sum_of_losses(layout, problem), shards.examples)
+        return _mesh.psum(_rules.losses_backward(layout, problem).sum(), shards.examples)
+    return _mesh.psum(_rules.sum_forward(layout, problem), shards.examples)
 
 
 def _finish(finish, payoff, exact_score, totals, targets, classes, layout):
@@ -152,7 +153,7 @@ def _with_exact_tops(totals, score, payoff, targets, classes, layout):
     The products that compute the scores and payoffs of all classes lose digits where an example is close to a class.
     The part of the top class is a constant of differentiation, and so is its replacement.
     """
-    score, ((of_score, left_out), example), classes = lax.stop_gradient((score, targets, classes))
+    score, ((of_score, common), example), classes = lax.stop_gradient((score, targets, classes))
     known = totals.a.top >= 0
 
     def at(top):
@@ -170,8 +171,8 @@ def _with_exact_tops(totals, score, payoff, targets, classes, layout):
     def log_mean(a, n):
         of_n, e = at(n.top)
         # A score counts as far as its class is likely, as log sum_k exp h_k moves by p_k dh_k.
-        slip = n.r / n.mass * (n.m - (of_n + e + left_out))
-        slip -= totals.a.r / totals.a.mass * (totals.a.m - (h + left_out))
+        slip = n.r / n.mass * (n.m - (of_n + e + common))
+        slip -= totals.a.r / totals.a.mass * (totals.a.m - (h + common))
         better = Pair((of_n - h) + e, a.rest + lax.stop_gradient(slip))
         return jax.tree.map(ft.partial(jnp.where, known & (n.top >= 0)), better, a)
 

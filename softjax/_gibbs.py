@@ -250,7 +250,7 @@ def merge_over(x: Sums, axes: _mesh.Names) -> Sums:
     of_devices = (jnp.where(has_top, r, w), w, y, x.l, of_tops)
     others, mass, y, plain, of_tops = _mesh.psum(of_devices, axes)
     # The device of the top class leaves out its 1. If several devices have a top score, there are no digits to lose.
-    # If none has, its maximum was computed twice and rounded in two ways.
+    # If none has, as a score was computed twice and rounded in two ways, the 1 is subtracted from the sum.
     dropped = mass - others
     r = jnp.where(jnp.isneginf(m), -1, jnp.where((dropped > 0.5) & (dropped < 1.5), others, mass - 1))
     a, *e = (Normaliser(*of_one) for of_one in zip(*(jnp.moveaxis(x, -1, 0) for x in (m, top, r, 0 * r)), strict=True))

@@ -27,9 +27,6 @@ class Layout(NamedTuple):
     engine: Any = None  # in place of the loop over blocks
 
 
-# Tiles of examples
-
-
 def over_tiles(step: Callable, carry: Any, examples: Any, n: int, tile: int) -> tuple[Any, Any]:
     """Runs `step(carry, examples) -> (carry, made)` for tiles of the N examples; the last may be smaller."""
     if tile >= n:
@@ -42,9 +39,6 @@ def over_tiles(step: Callable, carry: Any, examples: Any, n: int, tile: int) -> 
         carry, last = step(carry, jax.tree.map(lambda a: a[whole:], examples))
         made = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), made, last)
     return carry, made
-
-
-# Blocks of classes
 
 
 def take_block(classes: tuple, layout: Layout, start: ArrayLike, size: int) -> tuple:

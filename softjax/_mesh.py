@@ -99,7 +99,7 @@ def device_index(axes: Names) -> Array | int:
 
 
 def psum(tree: Any, axes: Names) -> Any:
-    """Sums over devices, in one collective for all arrays [N, ...] of a type."""
+    """Sums over devices, of arrays [N, ...]: one collective per dtype."""
     return _side_by_side(lambda a: lax.psum(a, axes), vary(tree, frozenset(axes))) if axes else tree
 
 

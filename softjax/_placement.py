@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from . import _checks
+from ._arguments import documented
 
 
 class Placement(NamedTuple):
@@ -27,6 +28,7 @@ class Placement(NamedTuple):
 BlockSize = int | Placement | None
 
 
+@documented()
 def placement(
     examples: int,
     classes: int,
@@ -42,16 +44,11 @@ def placement(
         examples: N, the number of examples.
         classes: K, the number of classes.
         features: D, the size of the features or latents.
-        reduction: "none", "sum" or "mean".
         dtype: the type of the arrays; the scores are computed in at least float32.
         platform: "cpu", "gpu" or "tpu"; None for JAX's default.
 
     Returns:
         The placement.
-
-    Raises:
-        ValueError: if a size is not positive, or the reduction is unknown.
-        TypeError: if a size is not an integer, or `dtype` or `platform` is invalid.
 
     Example:
         >>> import softjax

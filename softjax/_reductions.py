@@ -17,10 +17,10 @@ class Examples(NamedTuple):
     shares: Array | None = None  # the mean is sum(weights losses) / sum(weights shares); None for 1
 
     def reduced(self, reduction: str, n: int, dtype: jnp.dtype, axes: _mesh.Names) -> "Examples":
-        """The examples with weights whose sum of losses is the reduction, over all devices of the mesh axes."""
+        """The examples with weights w for which sum(w losses) over all devices of the axes is the reduction."""
         weights, kept, known, shares = self
         if reduction == "mean":
-            # In the forward pass: scaling a gradient later would read and write it once more.
+            # The mean is taken by weights, as dividing a gradient later would read and write it once more.
             if weights is None and shares is None and kept is None and isinstance(n, int):  # it may be symbolic
                 weights = jnp.full(n, 1 / max(n * _mesh.device_count(axes), 1), dtype)
             else:
@@ -32,7 +32,7 @@ class Examples(NamedTuple):
     def weighted(self, losses: Array) -> Array:
         """The losses [N, ...], times their weights and 0 where they are not kept."""
         if self.kept is not None:
-            losses = jnp.where(_trailing(self.kept, losses), losses, 0)
+            losses = jnp.where(jnp.expand_dims(self.kept, range(1, losses.ndim)), losses, 0)
         return losses if self.weights is None else _product(losses, self.weights)
 
 
@@ -47,12 +47,7 @@ def mean_weights(
 
 def _product(loss, weights):
     """loss * weights, where a weight of 0 makes an infinite loss 0; an infinite loss has no derivative."""
-    weights = _trailing(weights, loss)
+    weights = jnp.expand_dims(weights, range(1, loss.ndim))
     infinite = jnp.isinf(loss)
     as_constant = jnp.where(infinite & (weights == 0), 0, loss) * lax.stop_gradient(weights)
     return jnp.where(infinite, as_constant, jnp.where(infinite, 0, loss) * weights)
-
-
-def _trailing(a, x):
-    """a with trailing axes of size 1, up to the rank of x."""
-    return a.reshape(a.shape + (1,) * (x.ndim - a.ndim))

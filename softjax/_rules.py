@@ -79,19 +79,16 @@ def totals(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> 
     return rule(layout, *split(_vary_with_mesh((columns, examples, classes), layout, before=widened)))
 
 
-def losses(layout: Layout, problem: Problem) -> Array:
+def losses_backward(layout: Layout, problem: Problem) -> Array:
     """The losses [N, ...], with the gradient in the backward pass."""
     columns, finish, examples, targets, classes = problem
     of_classes = totals(columns, examples, classes, layout)
     return finish(of_classes, targets, lax.stop_gradient(classes), layout)
 
 
-def sum_of_losses(layout: Layout, problem: Problem) -> Array:
+def sum_forward(layout: Layout, problem: Problem) -> Array:
     """The sum of the losses, with the gradient in the forward pass."""
     return _sum_of_losses(layout, *split(_vary_problem(problem, layout)))
-
-
-# One block
 
 
 def _vary_with_mesh(tree, layout, before=lambda a: a):
@@ -143,9 +140,6 @@ def pull_block(differentiable: tuple, fixed: tuple, ids: Array, layout: Layout, 
     cotangents = split(pull(join(made, others)))[0]
     (cotangents,) = back(_mesh.vary(cotangents, _mesh.varying(made)))
     return cotangents
-
-
-# The gradient in the backward pass
 
 
 @ft.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -217,21 +211,14 @@ _totals_rule.defvjp(_totals_fwd, _totals_bwd)
 _totals = both_modes(_totals_rule, options=1)
 
 
-# The same by an engine, in reverse mode; its results are differentiated further as the loops' results are
+def _differentiated_as(loops: Callable, function: Callable) -> Callable:
+    """`function(layout, *args)` by an engine, with the derivative of the loops: of modes and orders beyond its own."""
+    function = ft.partial(jax.custom_jvp, nondiff_argnums=(0,))(function)
+    function.defjvp(lambda layout, args, tangents: jax.jvp(ft.partial(loops, layout), args, tangents))
+    return function
 
 
-def _differentiated_as(loops: Callable) -> Callable:
-    """Decorates a function by an engine, `f(layout, *args)`: its derivative is the derivative of `loops`."""
-
-    def decorate(function):
-        function = ft.partial(jax.custom_jvp, nondiff_argnums=(0,))(function)
-        function.defjvp(lambda layout, args, tangents: jax.jvp(ft.partial(loops, layout), args, tangents))
-        return function
-
-    return decorate
-
-
-@_differentiated_as(lambda layout, *args: _totals(layout._replace(engine=None), *args))
+@ft.partial(_differentiated_as, lambda layout, *args: _totals(layout._replace(engine=None), *args))
 def _engine_totals(layout, differentiable, fixed):
     columns, examples, classes = join(differentiable, fixed)
     sums = layout.engine.sums(columns, examples, classes, block_ids(layout, 0, layout.classes))
@@ -239,7 +226,7 @@ def _engine_totals(layout, differentiable, fixed):
     return g.close(g.merge_over(sums, layout.mesh) if layout.mesh else sums)
 
 
-@_differentiated_as(lambda layout, *args: _totals_bwd(layout._replace(engine=None), *args)[0])
+@ft.partial(_differentiated_as, lambda layout, *args: _totals_bwd(layout._replace(engine=None), *args)[0])
 def _engine_cotangents(layout, residuals, ct):
     differentiable, fixed, out = residuals
     columns, examples, classes = join(differentiable, fixed)
@@ -261,9 +248,6 @@ def _engine_bwd(layout, residuals, ct):
 
 
 _totals_by_engine.defvjp(_engine_fwd, _engine_bwd)
-
-
-# The gradient in the forward pass
 
 
 def _vary_problem(problem, layout):
@@ -340,7 +324,7 @@ def _(layout, primals, tangents):
     differentiable, fixed = primals
 
     def of_blocks(differentiable):
-        total = lambda d: losses(layout, join(d, fixed)).sum()
+        total = lambda d: losses_backward(layout, join(d, fixed)).sum()
         value, gradients = jax.value_and_grad(total)(differentiable)
         return value, jax.tree.map(widened, gradients)
 
@@ -349,7 +333,7 @@ def _(layout, primals, tangents):
 
 @ft.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum_rule(layout, differentiable, fixed):
-    return losses(layout, join(differentiable, fixed)).sum()
+    return losses_backward(layout, join(differentiable, fixed)).sum()
 
 
 def _sum_fwd(layout, differentiable, fixed):

@@ -100,10 +100,6 @@ def _check_array(name, x, wanted, meaning):
         raise ValueError(f"`{name}` of `Columns` must have shape {meaning}, got {x.shape}.")
 
 
-# ---------------------------------------------------------------------------------------------
-# Parts of losses
-
-
 def sigmoid(x: Pair) -> Array:
     """1 / (1 + exp -x), for a pair with a small rest, such as a difference.
 
@@ -177,7 +173,6 @@ def _label_logit(q):
     return jnp.where(nothing, 0, logit), nothing, _or_nan(logit, known == 1)
 
 
-# ---------------------------------------------------------------------------------------------
 # Losses of labels: the example is the label [N]; for the cross entropy, also a pair of classes and weights [N, T]
 
 
@@ -278,9 +273,6 @@ def _crammer_singer(margin, q, _):
     return loss * known * _or_nan(loss, ~jnp.isnan(loss))
 
 
-# ---------------------------------------------------------------------------------------------
-# Losses without labels
-
 # A = log sum_k exp z_k
 logsumexp = Loss(lambda z, ids, _, __: Columns(z), lambda q, _: q.A.value)
 
@@ -348,10 +340,6 @@ eol = Loss(lambda z, ids, x, v: Columns(z, t=(_log_likelihoods(x, v),)), lambda 
 
 # -log E_p[p(x | k)]
 leop = Loss(lambda z, ids, x, v: Columns(z, e=(_log_likelihoods(x, v),)), lambda q, _: -q.e[0].value, _log_likelihood)
-
-
-# ---------------------------------------------------------------------------------------------
-# Combinators
 
 
 def _before(loss, function, *numbers):

@@ -37,7 +37,7 @@ class Exact(NamedTuple):
 
     score: Callable  # (examples, (the arrays of `Scores.classes`, `classes`)), all [N, ...] -> scores [N]
     examples: Any  # a pytree of arrays [N, ...]
-    left_out: Array  # [N], the part that the scores leave out as it is common to all classes
+    common: Array  # [N], a part common to all classes, which the scores do not have
     classes: Any  # a pytree of arrays [K, ...]
 
 
@@ -66,12 +66,6 @@ class Scores:
     shards: Shards = Shards()  # noqa: RUF009 (a tuple)
 
     @property
-    def names(self) -> tuple[str, str]:
-        """The arguments that have the leading axes and the classes, for messages."""
-        names = {"linear": ("features", "kernel"), "distances": ("z", "centers"), "dense": ("logits", "logits")}
-        return names.get(self.kind, ("examples", "classes"))
-
-    @property
     def n(self) -> int:
         """The number of examples on this device."""
         return math.prod(self.batch)
@@ -86,20 +80,12 @@ class Scores:
         """The floating-point type that the arrays promote to."""
         return common_dtype(*inexact_leaves((self.function, self.examples, self.classes)))
 
-    def with_zeros_unless(self, kept: Array) -> "Scores":
-        """The scores with zeros in the arrays of the examples that are not `kept` [N]."""
-        keep = lambda a: jnp.where(kept.reshape(-1, *(1,) * (a.ndim - 1)), a, 0)
-        return dataclasses.replace(self, examples=jax.tree.map(keep, self.examples))
-
     def computed_in(self, dtype: jnp.dtype) -> "Scores":
         """The scores with their arrays cast. Half-precision class arrays and dense logits are widened later."""
         function, exact = cast((self.function, self.exact), dtype)
         examples = (cast if self.classes else cast_unless_half)(self.examples, dtype)
         classes = cast_unless_half(self.classes, dtype)
         return dataclasses.replace(self, function=function, examples=examples, exact=exact, classes=classes)
-
-
-# Linear layers
 
 
 @documented()
@@ -116,13 +102,6 @@ def linear(
 
     Returns:
         Scores of [...] examples and K classes.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import softjax
-        >>> scores = softjax.scores.linear(jnp.array([[1.0, 2.0]]), jnp.eye(2))
-        >>> print(softjax.of(softjax.losses.entropy, scores))
-        [0.582]
     """
     shards = Shards.named(axis_name, batch_axis_name)
     features = checked_array("features", features)
@@ -149,9 +128,6 @@ def _linear_scores(axis, features, block, live):
 _LINEAR = (Partial(ft.partial(_linear_scores, 0)), Partial(ft.partial(_linear_scores, 1)))
 
 
-# Distances to centers
-
-
 @documented()
 def distances(
     z: ArrayLike,
@@ -166,13 +142,6 @@ def distances(
 
     Returns:
         Scores of [...] examples and K classes.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import softjax
-        >>> scores = softjax.scores.distances(jnp.array([[0.0], [9.0]]), jnp.array([[-1.0], [1.0]]))
-        >>> print(softjax.of(softjax.losses.entropy, scores))
-        [6.931e-01 8.582e-15]
 
     Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder.
     """
@@ -246,9 +215,6 @@ def _exact_distance(temperature, z, classes):
 _DISTANCES = Partial(_distance_scores)
 
 
-# Dense logits, and functions of your own
-
-
 @documented()
 def dense(
     logits: ArrayLike,
@@ -264,12 +230,6 @@ def dense(
 
     Returns:
         Scores of [...] examples and K classes.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import softjax
-        >>> print(softjax.of(softjax.losses.logsumexp, softjax.scores.dense(jnp.zeros((1, 8)))))
-        [2.0794]
     """
     shards = Shards.named(axis_name, batch_axis_name)
     logits = checked_array("logits", logits)

@@ -34,7 +34,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from . import _checks, _contrastive, _linear, _mesh, _mixture, losses
+from . import _checks, _linear, _mesh, _mixture, losses
 from ._arguments import ARGUMENTS, Role
 from ._mesh import Shards
 
@@ -106,7 +106,7 @@ class _Plan(NamedTuple):
 def _over_mesh(function: Callable) -> Callable[..., Array]:
     """The function for global arrays, over a mesh."""
     of_mesh = ["mesh", "class_axis_name", "batch_axis_name"]
-    if function is _contrastive.contrastive_loss:
+    if function is _linear.contrastive_loss:
         of_mesh.remove("class_axis_name")  # the examples are the classes
     more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in of_mesh]
     own = inspect.signature(function).parameters
@@ -169,7 +169,7 @@ def _sorted(given):
         return jax.tree.map(ft.partial(_checks.array, name), x) if is_tree else _checks.array(name, x)
 
     arrays = {name: as_arrays(name, given.pop(name)) for name in _names_of("examples", "classes") if name in given}
-    numbers = {name: given.pop(name) for name in _names_of("number") if not isinstance(given.get(name, 0), int | float)}
+    numbers = {x: given.pop(x) for x in _names_of("replicated") if not isinstance(given.get(x, 0), int | float)}
     numbers = {name: losses.as_partials(x) if name == "loss" else _checks.array(name, x) for name, x in numbers.items()}
     for name, x in given.items():
         if not isinstance(x, Hashable):
@@ -196,7 +196,7 @@ def _check_examples(arrays, data, batch, devices):
 @ft.partial(jax.jit, static_argnums=0, inline=True)
 def _call(plan, arrays, numbers):
     def local(arrays, numbers):
-        contrastive = plan.function is _contrastive.contrastive_loss
+        contrastive = plan.function is _linear.contrastive_loss
         shards = plan.examples if contrastive else Shards(plan.classes, plan.examples, plan.unpadded)
         return plan.function(**arrays, **numbers, **dict(plan.options), axis_name=shards)
 
@@ -258,7 +258,7 @@ def _of_type(devices, x):
     return _axes_of(jax.typeof(x).sharding.spec) if explicit else ((),) * x.ndim
 
 
-contrastive_loss = _over_mesh(_contrastive.contrastive_loss)
+contrastive_loss = _over_mesh(_linear.contrastive_loss)
 linear_expectation = _over_mesh(_linear.linear_expectation)
 linear_logsumexp = _over_mesh(_linear.linear_logsumexp)
 linear_softmax_cross_entropy = _over_mesh(_linear.linear_softmax_cross_entropy)
