@@ -96,7 +96,7 @@ def log_softmax(x, axis=-1, where=None):
     return left_out(log_p(x, axis, where), where)
 
 
-def logsumexp(a, axis=None, keepdims=False, where=None):
+def logsumexp(a, axis=None, where=None, keepdims=False):
     return log_sum_exp(a, axis, where, keepdims=keepdims)
 
 

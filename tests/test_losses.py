@@ -304,7 +304,8 @@ def test_a_hessian_vector_product_through_a_scan(case, placement):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_numbers_of_a_loss_have_gradients():
+def of_numbers():
+    """(a function of a loss's numbers, its definition, the numbers, the features)."""
     random = cases.Random(jnp.float64)
     (x, w, b), y = linear_arguments(random, 1.0), cases.labels(random)
 
@@ -322,10 +323,19 @@ def test_numbers_of_a_loss_have_gradients():
         weighed = class_weights[y] * cases.softmax_loss(cap * jnp.tanh(z / cap) / t, y)
         return weighed - (1 - jnp.exp(log_p)) ** gamma * log_p
 
-    numbers = (jnp.float64(1.5), jnp.float64(3.0), jnp.float64(0.6), wide(CLASS_WEIGHTS))
+    return function, reference, (jnp.float64(1.5), jnp.float64(3.0), jnp.float64(0.6), wide(CLASS_WEIGHTS)), x
+
+
+def test_numbers_of_a_loss_have_gradients():
+    function, reference, numbers, _ = of_numbers()
     cases.agreement(ft.partial(function, block_size=TILES), reference)(numbers)
     summed = ft.partial(function, block_size=FORWARD, reduction="sum")
     cases.agreement(summed, lambda numbers: reference(numbers).sum())(numbers)
+
+
+@pytest.mark.slow
+def test_numbers_of_a_loss_under_vmap():
+    function, reference, numbers, x = of_numbers()
 
     def over_each_and_all(f):
         """[2, N, ...] for each number by itself, and for all."""
@@ -403,19 +413,3 @@ def test_a_class_that_is_left_out_is_left_out_of_the_teacher():
     z, s, live = random.normal(N, K), random.normal(N, K), np.arange(K) % 3 != 1
     got = softjax.of_logits(losses.kl_divergence, z, s, where=live)
     np.testing.assert_allclose(got, table.kl(z[:, live], s[:, live]), rtol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda x, w: softjax.of_linear(losses.focal, x, w), "`loss` must be a `softjax.Loss`, got focal"),
-        (
-            lambda x, w: softjax.of_linear(losses.class_weights(losses.entropy, jnp.ones(K)), x, w),
-            "`class_weights` must be given a loss whose columns have weights",
-        ),
-    ],
-)
-def test_losses_that_are_none_are_refused(call, message):
-    x, w, _ = linear_arguments(cases.Random(jnp.float64), 1.0)
-    with pytest.raises((TypeError, ValueError), match=message):
-        call(x, w)

@@ -640,7 +640,7 @@ REFUSALS = {
     "an option that is an array": (
         lambda: whole(ignore_index=jnp.zeros(2, int)),
         TypeError,
-        r"`ignore_index` must be one of Python's numbers, words or tuples, got int",
+        r"`ignore_index` must be a Python number, string or tuple, got int",
     ),
     "no such axis to make up": (
         lambda: sharded.pad_classes(jnp.ones(3), 2, class_axis=1),
