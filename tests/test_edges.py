@@ -19,111 +19,17 @@ import pytest
 import softjax
 from softjax import losses, sharded
 
-from . import cases
+from . import cases, table
 from .cases import D, E, K, N
 
 INF, NAN = float("inf"), float("nan")
 STEP = 1e-6
 FLOOR = -200.0  # a logit in place of -inf, where the slope of an infinite loss is wanted as a limit
 
-# --- definitions: of the scores h and the ids of the classes that are left to an example -------------
+# --- definitions: those of the table, of the classes that are left to an example ---------------------
 
-
-def softmax(h):
-    return np.exp(h - log_sum_exp(h)) if h.size else h
-
-
-def log_sum_exp(h):
-    return np.log(np.exp(h - h.max()).sum()) + h.max() if h.size else -INF
-
-
-def at(s, y):
-    """The logit of the label; that of a class which is left out is -inf, or FLOOR."""
-    return s.h[s.ids == y].sum() if y in s.ids else s.floor
-
-
-def cross_entropy(s):
-    """-sum_t w_t log p of the labels, which is infinite where a label has no probability."""
-    labels, weights = (s.y, s.y_weights) if np.ndim(s.y) else ([s.y], [1.0])
-    costs = [w * (log_sum_exp(s.h) - at(s, y)) if s.h.size else w * INF for y, w in zip(labels, weights, strict=True)]
-    return np.sum(costs)
-
-
-def focal(s):
-    return (-np.expm1(-cross_entropy(s))) ** 1.5 * cross_entropy(s)
-
-
-def poly_1(s):
-    return cross_entropy(s) - 0.7 * np.expm1(-cross_entropy(s))
-
-
-def brier(s):
-    return ((softmax(s.h) - (s.ids == s.y)) ** 2).sum() + (s.y not in s.ids)
-
-
-def weston_watkins(s):
-    return np.maximum(s.h[s.ids != s.y] - at(s, s.y) + 0.7, 0).sum()
-
-
-def crammer_singer(s):
-    return max(0, s.h[s.ids != s.y].max(initial=-INF) - at(s, s.y) + 0.7) if (s.ids != s.y).any() else 0.0
-
-
-def of_capped(s):
-    """Of the logits 3 tanh(z / 3) / 0.6, less 0.4 for the label, with a z-loss."""
-    capped = 3 * np.tanh(s.h / 3) / 0.6 - 0.4 * (s.ids == s.y)
-    return cross_entropy(s._replace(h=capped)) + 0.1 * log_sum_exp(capped) ** 2
-
-
-def smoothed(s):
-    """-sum_k weight_k (0.8 1{k = y} + 0.2 prior_k) log p_k."""
-    of_prior = 0.2 * s.prior[s.ids] * CLASS_WEIGHTS[s.ids] * (log_sum_exp(s.h) - s.h)
-    return 0.8 * CLASS_WEIGHTS[s.y] * cross_entropy(s) + of_prior.sum()
-
-
-def with_every_option(s):
-    capped = s._replace(h=3 * np.tanh(s.h / 3) / 0.6)
-    return smoothed(capped) + 0.1 * log_sum_exp(capped.h) ** 2
-
-
-def entropy(s):
-    return log_sum_exp(s.h) - softmax(s.h) @ s.h
-
-
-def expectation(s):
-    return softmax(s.h) @ s.v
-
-
-def mean_square(s):
-    return softmax(s.h) @ s.h**2
-
-
-def everywhere(function, rest):
-    """The function's value at every class, and `rest` at those that are left out."""
-
-    def of(s):
-        out = np.full(s.count, rest)
-        out[s.ids] = function(s.h)
-        return out
-
-    return of
-
-
-def autoencoder(s):
-    return ((s.x - softmax(s.h) @ s.v) ** 2).sum()
-
-
-def eol(s):
-    return softmax(s.h) @ ((s.x - s.v) ** 2).sum(-1)
-
-
-def leop(s):
-    return -np.log((softmax(s.h) * np.exp(-((s.x - s.v) ** 2).sum(-1))).sum())
-
-
-def kl_divergence(s):
-    q = softmax(s.v @ s.x)
-    return (q * (np.log(q) - np.log(softmax(s.h)))).sum()
+# The loss where no class is left: a label has probability 0, nothing competes with it, and a sum of nothing is 0.
+NOTHING = {"focal": INF, "poly_1": INF, "brier": 1.0, "weston_watkins": 0.0, "crammer_singer": 0.0, "leop": INF}
 
 
 class Seen(NamedTuple):
@@ -138,6 +44,69 @@ class Seen(NamedTuple):
     count: int
     prior: np.ndarray  # of every class
     floor: float = -INF
+
+
+def log_sum_exp(h):
+    return table.log_sum_exp(h[None])[0]
+
+
+def by_table(name):
+    """The row's definition. The label of a class that is left out is a class more, whose logit is -inf, or FLOOR."""
+    row = table.LOSSES[name]
+
+    def definition(s):
+        if not s.h.size and name in NOTHING:
+            return NOTHING[name]
+        h, example = s.h, None if s.x is None else s.x[None]
+        if row in table.LABELLED:
+            h = s.h if s.y in s.ids else np.append(s.h, s.floor)
+            example = np.array([*np.flatnonzero(s.ids == s.y), len(h) - 1])[:1]
+        return row.definition(h[None], example, *([] if s.v is None else [s.v]))[0]
+
+    return definition
+
+
+def cross_entropy(s):
+    """-sum_t w_t log p of the labels, which is infinite where a label has no probability."""
+    labels, weights = (s.y, s.y_weights) if np.ndim(s.y) else ([s.y], [1.0])
+    logit = lambda y: s.h[s.ids == y].sum() if y in s.ids else s.floor
+    costs = [w * (log_sum_exp(s.h) - logit(y)) if s.h.size else w * INF for y, w in zip(labels, weights, strict=True)]
+    return np.sum(costs)
+
+
+def of_capped(s):
+    """Of the logits 3 tanh(z / 3) / 0.6, less 0.4 for the label, with a z-loss."""
+    capped = table.capped(s.h, 3.0, 0.6) - 0.4 * (s.ids == s.y)
+    return cross_entropy(s._replace(h=capped)) + 0.1 * log_sum_exp(capped) ** 2
+
+
+def smoothed(s):
+    """-sum_k weight_k (0.8 1{k = y} + 0.2 prior_k) log p_k."""
+    of_prior = 0.2 * s.prior[s.ids] * CLASS_WEIGHTS[s.ids] * (log_sum_exp(s.h) - s.h)
+    return 0.8 * CLASS_WEIGHTS[s.y] * cross_entropy(s) + of_prior.sum()
+
+
+def with_every_option(s):
+    capped = s._replace(h=table.capped(s.h, 3.0, 0.6))
+    return smoothed(capped) + 0.1 * log_sum_exp(capped.h) ** 2
+
+
+def everywhere(function, rest):
+    """The function's value at every class, and `rest` at those that are left out."""
+
+    def of(s):
+        out = np.full(s.count, rest)
+        out[s.ids] = function(s.h)
+        return out
+
+    return of
+
+
+focal, poly_1, brier = by_table("focal"), by_table("poly_1"), by_table("brier")
+weston_watkins, crammer_singer = by_table("weston_watkins"), by_table("crammer_singer")
+entropy, expectation, mean_square = by_table("entropy"), by_table("expectation"), by_table("mean_square")
+autoencoder, eol, leop = by_table("mixture_autoencoder"), by_table("eol"), by_table("leop")
+kl_divergence, weighted_logsumexp = by_table("kl_divergence"), by_table("weighted_logsumexp")
 
 
 # --- rows: the lines of the contract ---------------------------------------------------------------
@@ -284,22 +253,19 @@ def SMOOTHED(s):  # noqa: N802
     return losses.class_weights(losses.label_smoothing(losses.cross_entropy, 0.2, prior), CLASS_WEIGHTS[: live.size])
 
 
-WESTON_WATKINS = losses.weston_watkins(0.7)
+LOSS = {name: row.made() for name, row in table.LOSSES.items()}
+WESTON_WATKINS = LOSS["weston_watkins"]
 CAPPED = losses.softcap(
     losses.temperature(losses.z_loss(losses.margin(losses.cross_entropy, 0.4), 0.1), 0.6),
     3.0,
 )
-MEAN_SQUARE = softjax.Loss(  # finite where a logit is -inf, as the derivative of a payoff has to be
-    lambda z, ids, _, __: softjax.Columns(z, t=(jnp.where(jnp.isneginf(z), 0, z) ** 2,)), lambda q, _: q.t[0].value
-)
-
 OF_LABELS = {
     "cross_entropy": (losses.cross_entropy, cross_entropy),
-    "focal": (losses.focal(1.5), focal),
-    "poly_1": (losses.poly_1(0.7), poly_1),
+    "focal": (LOSS["focal"], focal),
+    "poly_1": (LOSS["poly_1"], poly_1),
     "brier": (losses.brier, brier),
     "weston_watkins": (WESTON_WATKINS, weston_watkins),
-    "crammer_singer": (losses.crammer_singer(0.7), crammer_singer),
+    "crammer_singer": (LOSS["crammer_singer"], crammer_singer),
     "z_loss, margin, temperature and softcap": (CAPPED, of_capped),
     "label_smoothing and class_weights": (SMOOTHED, smoothed),
 }
@@ -307,7 +273,8 @@ OF_SCORES = {
     "logsumexp": (losses.logsumexp, lambda s: log_sum_exp(s.h), ""),
     "entropy": (losses.entropy, entropy, ""),
     "expectation": (losses.expectation, expectation, "v"),
-    "mean_square, a user's": (MEAN_SQUARE, mean_square, ""),
+    "weighted_logsumexp": (losses.weighted_logsumexp, weighted_logsumexp, "v"),
+    "mean_square, a user's": (LOSS["mean_square"], mean_square, ""),
     "kl_divergence": (losses.kl_divergence, kl_divergence, "vx"),
     "leop": (losses.leop, leop, "vx"),
 }
@@ -324,11 +291,11 @@ bias = lambda a: {"bias": a["b"]}
 OPTIONS = {"label_smoothing": 0.2, "class_weights": CLASS_WEIGHTS, "z_loss": 0.1, "softcap": 3.0, "temperature": 0.6}
 
 IN_HAND = [
-    hand("softmax", lambda a, s, **o: softjax.softmax(a["z"], **o), everywhere(softmax, 0.0)),
+    hand("softmax", lambda a, s, **o: softjax.softmax(a["z"], **o), everywhere(table.softmax, 0.0)),
     hand(
         "log_softmax",
         lambda a, s, **o: softjax.log_softmax(a["z"], **o),
-        everywhere(lambda h: h - log_sum_exp(h), -INF),
+        everywhere(table.log_softmax, -INF),
     ),
     hand("logsumexp", lambda a, s, **o: softjax.logsumexp(a["z"], -1, **o), lambda s: log_sum_exp(s.h)),
     hand("entropy", lambda a, s, **o: softjax.entropy(a["z"], **o), entropy),
@@ -502,6 +469,8 @@ def given(subject, line, k=K, n=N):
     }[subject.kind]
     more = {"": {}, "t": {"t": (n, k)}, "v": {"v": (k, E)}, "vx": {"v": (k, E), "d": (n, E)}}[subject.payoffs]
     arrays = {name: np.array(r.normal(*shape)) for name, shape in (shapes | more).items()}
+    if subject.definition is weighted_logsumexp:  # the logarithm of a sum of these factors
+        arrays["v"] = 0.1 + abs(arrays["v"])
     out = ~live[-1] if n else np.zeros(k, bool)
     for name in arrays:
         if name == "z" and subject.kind == "hand":
@@ -740,7 +709,7 @@ def check(subject, place, line, k=K):
 
 def more_axes(subject, k):
     """The axes that the output has for each example."""
-    if subject.definition is expectation and subject.payoffs == "v":
+    if subject.definition in (expectation, weighted_logsumexp) and subject.payoffs == "v":
         return (E,)
     return (k,) if subject.name in ("softmax", "log_softmax") else ()
 
