@@ -1,4 +1,4 @@
-"""What the tests share: compiling, comparing, and the functions of the table with options and positional arguments."""
+"""Shared by the tests: compiling, comparing, and functions of the table with options and positional arguments."""
 
 import functools as ft
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class Random:
 
 
 def in_tiers(cells, fast):
-    """(parameters by their names), of which those whose name is not `fast` are slow."""
+    """Test parameters from a dictionary of names; a name that is not in `fast` gets the marker `slow`."""
     marks = lambda name: [] if name in fast else [pytest.mark.slow]
     return [
         pytest.param(*(of if type(of) is tuple else (of,)), id=name, marks=marks(name)) for name, of in cells.items()
@@ -54,7 +54,7 @@ def in_tiers(cells, fast):
 
 
 def known_to_xla(options):
-    """Those that the installed compiler has."""
+    """The options that the installed compiler has."""
 
     def is_known(name):
         try:
@@ -66,8 +66,8 @@ def known_to_xla(options):
     return {name: options[name] for name in options if is_known(name)}
 
 
-# Most of the tests' time is that of the compiler, and what is compiled runs once or twice. What users get is compiled
-# as they do in the tests of accuracy, memory and edges.
+# Compiling takes most of the tests' time, and most programs run once or twice. The fixture `optimised` is for the tests
+# of digits and memory, whose programs are compiled as users compile them.
 QUICKLY = known_to_xla({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
 compiled = ft.partial(jax.jit, compiler_options=QUICKLY)
 

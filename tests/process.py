@@ -33,7 +33,7 @@ HEARTBEAT = 10
 
 
 def parameters():
-    """Those of a linear layer and of a mixture, each behind a map of the data."""
+    """The parameters of a linear layer and of a mixture, each after a linear map of the data."""
     normal = np.random.default_rng(0).normal
     return {
         "linear": {"map": normal(size=(F, D)), "kernel": normal(size=(D, CLASSES))},
@@ -112,7 +112,7 @@ def begin():
 
 
 def train(steps, checkpoints):
-    """The losses and gradients of each step, from that of the latest checkpoint on."""
+    """The losses and gradients of each step after the latest checkpoint."""
     params, state, where = begin()
     first, save = 0, lambda *_: None
     if checkpoints:
@@ -129,7 +129,7 @@ def train(steps, checkpoints):
 
 
 def restored(params, state, folder):
-    """(parameters, optimizer state, steps done, what saves them), of the latest checkpoint if there is one."""
+    """(parameters, optimizer state, steps done, a function that saves them), from the latest checkpoint if any."""
     import orbax.checkpoint as ocp
 
     manager = ocp.CheckpointManager(folder)

@@ -1,4 +1,4 @@
-"""What is refused, and in which words: each sentence names the argument, the value that came and the value wanted."""
+"""The table of refused arguments: a call, its error, and a pattern of its message."""
 
 import jax
 import jax.numpy as jnp

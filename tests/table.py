@@ -457,7 +457,7 @@ LOSSES = {row.name: row for row in LABELLED + UNLABELLED + COMBINED}
 
 
 def of_live_classes(row, z, example=None, per_class=None, where=None, weights=None, reduction="none"):
-    """A loss of the classes that are not left out, as if there were no others; the mask is not traced."""
+    """A loss of the live classes alone. The mask must not be traced."""
     if where is not None:
         live = np.flatnonzero(where)
         z, per_class = z[..., live], None if per_class is None else per_class[live]
@@ -474,7 +474,7 @@ def of_live_classes(row, z, example=None, per_class=None, where=None, weights=No
 class ScoresRow(NamedTuple):
     name: str
     arguments: Callable
-    """(random source, sizes, scale of the scores) -> arrays; 0 for small scores, all about -20 if a bias can do that"""
+    """(random source, sizes, scale of the scores) -> arrays; with scale 0, scores near -20 if there is a bias"""
     made: Callable
     """(`softjax.scores`, arrays) -> `Scores`"""
     definition: Callable
@@ -482,7 +482,7 @@ class ScoresRow(NamedTuple):
 
 
 def logits(r, s, scale=1.0):
-    """A scale of 0 gives small logits, all about -20: there a class that is none would show."""
+    """Scale 0 gives small logits near -20, where a padded class with logit 0 would change every result."""
     return r.normal(*s.batch, s.k, scale=scale or 0.1, offset=0 if scale else -20)
 
 

@@ -150,7 +150,7 @@ def test_float16_holds_70000_equal_logits():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", functions())
 def test_half_precision_is_rounded_once(name, dtype):
-    """The results are those of the rounded logits, rounded themselves at the end and nowhere else."""
+    """The gradient of the rounded logits, rounded once, at the end."""
     function, _, gradient_of = functions()[name]
     if name == "softmax":
         function = lambda z: softjax.softmax(z).astype(jnp.float32) @ jnp.asarray([0.25, -1.0, 2.0, 0.75], jnp.float32)

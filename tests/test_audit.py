@@ -1,4 +1,4 @@
-"""The audit finds what it should, and its truth is true."""
+"""The audit finds planted faults, and its truth is right."""
 
 import inspect
 import json
@@ -23,7 +23,7 @@ PUBLIC = {
 
 @pytest.fixture
 def run_audit(tmp_path, capsys):
-    """(name of functions) -> (exit code, what was printed, the rows of the report)."""
+    """(name of functions) -> (exit code, printed text, the rows of the report)."""
 
     def run(text):
         report = tmp_path / "audit.json"
@@ -92,7 +92,7 @@ def test_the_usual_cross_entropy_loses_all_digits_of_a_sure_row(run_audit):
     assert errors["reverse"] > 0.01
 
 
-def test_nan_and_what_should_be_0_are_errors():
+def test_nan_and_small_numbers_in_place_of_0_are_errors():
     places = {"z": np.zeros((2, 3))}
     scenario = audit.Scenario("", places, ("float32",), ("value",), audit.LOGITS)
     problem = audit._Problem(lambda z: z, lambda z: z, scenario, "float32")

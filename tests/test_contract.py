@@ -114,7 +114,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_what_a_masked_logit_was_does_not_matter(name, dtype):
+def test_the_value_of_a_masked_logit_does_not_matter(name, dtype):
     function, where = FUNCTIONS[name], jnp.array([[True, False, True]])
     results = []
     for junk in (0.0, 1e30, -1e30, INF, -INF, NAN):
@@ -262,7 +262,7 @@ def primitives(jaxpr):
 
 @pytest.mark.parametrize("case", ON_A_RULE, ids=lambda case: case.name)
 def test_the_custom_rule_is_in_use(case):
-    """Its gradient is close to that of the definition, and not made by differentiating the sums."""
+    """The gradient comes from the rule, not from differentiating the sums."""
     arguments = case.arguments(cases.Random(jnp.float32), 1.0)
     assert "custom_jvp_call" in set(primitives(jax.make_jaxpr(case.function)(*arguments).jaxpr))
     sure = jnp.asarray([[40.0, 0.0, 0.0]])

@@ -1,4 +1,4 @@
-"""What the README, the notebooks and the command line show is executed."""
+"""The code in the README and the notebooks runs, and so do the commands."""
 
 import base64
 import contextlib
@@ -29,8 +29,8 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 
 
-def test_the_code_of_the_readme_runs_and_prints_what_it_says():
-    """A comment `# ...` behind a print is what it prints."""
+def test_the_code_of_the_readme_runs_and_prints_its_comments():
+    """The comment after a print shows its output."""
     printed, names = io.StringIO(), {}
     shown = []
     for block in blocks("python"):

@@ -1,8 +1,8 @@
-"""The contract's edges: labels that are no class, classes that are left out, infinities, nothing at all.
+"""The contract's edges: labels out of range, classes left out, infinities, NaN, and empty arrays.
 
-A table. Its rows are lines of the contract: each puts something odd into the arguments. Its columns are functions
-and the places where their classes live. What is wanted is a definition of one example and of the classes that are
-left to it, as if the others were not there, in NumPy's float64, with its slopes by central differences.
+A table. Each row is a line of the contract that puts an odd value into the arguments. Each column is a function in
+one placement. The expected value is the definition of one example and its live classes, in NumPy's float64; the
+expected gradient is its central differences.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ INF, NAN = float("inf"), float("nan")
 STEP = 1e-6
 FLOOR = -200.0  # a logit in place of -inf, where the slope of an infinite loss is wanted as a limit
 
-# --- definitions: those of the table, of the classes that are left to an example ---------------------
+# --- definitions of the table, for one example and its live classes ----------------------------------
 
 # The loss where no class is left: a label has probability 0, nothing competes with it, and a sum of nothing is 0.
 NOTHING = {"focal": INF, "poly_1": INF, "brier": 1.0, "weston_watkins": 0.0, "crammer_singer": 0.0, "leop": INF}
 
 
 class Seen(NamedTuple):
-    """What a definition sees: one example, and the classes that are left to it."""
+    """The arguments of a definition: one example and its live classes."""
 
     h: np.ndarray
     ids: np.ndarray
@@ -92,7 +92,7 @@ def with_every_option(s):
 
 
 def everywhere(function, rest):
-    """The function's value at every class, and `rest` at those that are left out."""
+    """The function's value at every live class, and `rest` at the others."""
 
     def of(s):
         out = np.full(s.count, rest)
@@ -120,10 +120,10 @@ class Line(NamedTuple):
     labels: tuple = (0, 3, 11, 12)
     out: tuple = ()  # the classes that are left out
     by: str = ""  # how: `where`, or a logit of "-inf"
-    junk: float | None = None  # what stands in the scores of the classes that are left out
-    payoff: float | None = None  # what stands in their payoffs
-    of_class: float | None = None  # what stands in the scores of class 3
-    of_example: float | None = None  # what stands in the features of example 1
+    junk: float | None = None  # scores of the classes left out
+    payoff: float | None = None  # their payoffs
+    of_class: float | None = None  # scores of class 3
+    of_example: float | None = None  # features of example 1
 
 
 def masked(*out, by="where", **options):
@@ -196,10 +196,10 @@ PLACES = {
 class Subject(NamedTuple):
     name: str
     kind: str  # of scores: logits in "hand", "linear", or of a "mixture"
-    call: Callable  # (arrays, what else is known, options) -> output
+    call: Callable  # (arrays with gradients, other arrays, options) -> output
     definition: Callable
     labelled: bool = False
-    payoffs: str = ""  # "" for none, "v" for those of classes, "t" for those of examples and classes, "vx" with data
+    payoffs: str = ""  # "" for none, "v" per class, "t" per example and class, "vx" per class with data of the examples
     ignore: int | None = None
     pairs: bool = False
     nothing: float | None = None  # the loss of an example that is masked whole, where that is a convention
@@ -236,7 +236,7 @@ def made(loss, s):
 
 
 def known(loss, z, s, a):
-    """What the loss is told of an example: its label, with its logit where it asks for that, or its data."""
+    """The loss's data of the examples: labels, labels with their logits, or vectors."""
     if loss is not WESTON_WATKINS:
         return s["y"] if "d" not in a else a["d"]
     y, live = s["y"], s["live"]
@@ -441,8 +441,8 @@ SUBJECTS = {s.name: s for s in IN_HAND + HINGES + LOSSES_IN_HAND + LINEAR + MIXT
 
 
 class Given(NamedTuple):
-    arrays: dict  # what has a gradient
-    known: dict  # what has none
+    arrays: dict  # with a gradient
+    known: dict  # without a gradient
     where: np.ndarray | None
     live: np.ndarray  # [N, K], the classes that are left
     labels: tuple
@@ -526,12 +526,12 @@ class Wanted(NamedTuple):
     value: np.ndarray
     gradient: dict  # of sum(ct * value), for every array
     spoiled: bool = False  # the gradient has NaN in it
-    open: bool = False  # what the gradient is for this example's own arrays is not said
+    open: bool = False  # the contract leaves the gradient for this example's own arrays open
 
 
 @ft.cache
 def wanted_of(name, line, i, k, ct):
-    """What is wanted of example i, for a cotangent `ct`."""
+    """The expected value and gradient of example i, for a cotangent `ct`."""
     subject = SUBJECTS[name]
     g = given(subject, line, k)
     a = {name: np.asarray(x, np.float64) for name, x in g.arrays.items()}
@@ -564,13 +564,13 @@ def wanted_of(name, line, i, k, ct):
         if not ids.size:
             return Wanted(value, gradient)
         seen = seen._replace(floor=FLOOR)
-    # The scores of a mixture are its own up to what all have in common, and of that -inf takes no part.
+    # A number common to all scores of a mixture is left out of them, and does not change a score of -inf.
     in_common = subject.kind == "mixture" and seen.floor == FLOOR
 
     def total(h, *more):
         parts = dict(zip([n for n, p in (("v", v), ("x", x)) if p is not None], more, strict=True))
         value = np.asarray(subject.definition(seen._replace(h=h, **parts)))
-        return np.where(np.isinf(value), 0, value * ct).sum()  # what is -inf stands still
+        return np.where(np.isinf(value), 0, value * ct).sum()  # an infinite value is constant
 
     dh, *more = slopes(total, [p for p in (h, v, x) if p is not None])
     if subject.kind == "hand":
@@ -603,7 +603,7 @@ def labels_of(subject, g, line, i):
 
 
 def shares(subject, g, place):
-    """What each example's loss counts in the result."""
+    """The factor of each example's loss in the result."""
     if place.reduction == "none":
         return np.ones(len(g.labels))
     w = WEIGHTS.astype(np.float64) * [y != subject.ignore for y in g.labels]
@@ -615,7 +615,7 @@ def shares(subject, g, place):
 
 @contextlib.contextmanager
 def on_devices(shape):
-    """The functions of a linear layer and of a mixture are those over a mesh."""
+    """The functions of linear layers and mixtures are replaced by their sharded forms."""
     if shape is None:
         yield
         return
@@ -678,7 +678,7 @@ def check(subject, place, line, k=K):
     nan = np.array([np.isnan(w.value).any() for w in wanted])
     unsaid = spoiled | np.array([w.open for w in wanted])  # of the arrays of an example
     if place.reduction == "mean" and (nan & ~spoiled).any():
-        unsaid |= ~nan  # a label that is no class may spoil the denominator
+        unsaid |= ~nan  # a label out of range may make the denominator NaN
     if value.shape == (N, k):
         value = np.where(spoiled[:, None] & ~g.live, NAN, value)
     close = ft.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
@@ -691,7 +691,7 @@ def check(subject, place, line, k=K):
         said = np.ones(gradient.shape, bool)
         if name in OWN[subject.kind]:
             said[unsaid] = False
-            if name == "z" and subject.kind == "hand":  # that of a class which is left out is 0 whatever comes
+            if name == "z" and subject.kind == "hand":  # the gradient of a class left out is always 0
                 said |= ~g.live
         elif nan.any() and (spoiled.any() or name == "v"):
             by_class(name, said)[g.live[-1] | (name == "v")] = False
@@ -728,7 +728,7 @@ def lines_of(subject):
 
 
 def failures(subject, place, lines, k=K):
-    """What fails, and in which lines."""
+    """The failed lines and their messages."""
     found = {}
     for name, line in lines.items():
         try:
@@ -802,7 +802,7 @@ FAST_IN = {
     "devices": ("linear cross entropy of every option", "of_linear crammer_singer", "leop_loss", "mixture_expectation"),
     "devices, mean": ("linear cross entropy of pairs",),
 }
-NARROW = [  # those that are tried with one class, and without an example
+NARROW = [  # also tested with one class, and without examples
     *((s.name, "whole") for s in IN_HAND + HINGES if not s.pairs),
     ("of_logits brier", "whole"),
     *(("linear cross entropy, ignoring", place) for place in ("blocks", "tiles", "forward, mean")),
@@ -848,7 +848,7 @@ def test_no_example_gives_no_loss_and_gradients_of_0(name, place):
 
 
 @pytest.mark.parametrize("place", ["blocks", "tiles", "forward, sum"])
-def test_a_view_that_is_not_a_number_spoils_what_it_is_compared_with_and_no_more(place):
+def test_nan_in_a_view_spreads_to_the_views_compared_with_it_and_no_further(place):
     place = PLACES[place]
     r = cases.Random(jnp.float32)
     x, y, ct = r.normal(N, D), r.normal(N, D), np.float32(1 if place.reduction == "sum" else [0.3, -1, 2, 0.7])

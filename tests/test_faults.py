@@ -114,8 +114,8 @@ CHECKS = {
     "cross entropy over devices": (in_double(test_mesh.test_cross_entropy_over_classes_and_examples), "whole", "mean"),
     "a mixture over devices": (in_double(test_mesh.test_mixtures_over_classes_and_examples), MIXTURE, "blocks"),
     "half precision over devices": (in_double(test_mesh.test_half_precision_is_rounded_once), "bfloat16", (8, 1)),
-    "classes that are made up": (
-        in_double(test_mesh.test_classes_that_are_made_up_have_no_part_in_any_loss),
+    "padding": (
+        in_double(test_mesh.test_padding_has_no_part_in_any_loss),
         "label_smoothing",
     ),
 }
@@ -132,7 +132,7 @@ def check(name):
 class Fault(NamedTuple):
     name: str
     place: tuple  # (module or class, name)
-    planted: Callable  # of what was there
+    planted: Callable  # original function -> faulty function
     found: str  # the check that fails
     unseen: str | None = None  # one that passes all the same, so that the tests need the other
 
@@ -205,7 +205,7 @@ def capped_masked(columns, cap, z, ids, example, per_class):
 
 
 def twice_forward(linear_transpose):
-    """Twice the pushforward, with the transpose of what it should be."""
+    """Twice the pushforward, with the right transpose."""
 
     def transpose(*args):
         pushforward = linear_transpose(*args)
@@ -244,7 +244,7 @@ def losing_nan(merge):
 
 
 def merging(change):
-    """A change of the sums of a device before they are merged with those of the others."""
+    """Changes the sums of a device before they are merged over devices."""
     return lambda merge_over: lambda x, axes: merge_over(change(x), axes)
 
 
@@ -277,10 +277,10 @@ FAULTS = [
         "cross entropy over devices",
     ),
     Fault(
-        "what makes up the classes is taken for some",
+        "padding is taken for classes",
         (_rules, "without_padding"),
         lambda without_padding: lambda c, is_class: c,
-        "classes that are made up",
+        "padding",
     ),
     Fault(
         "a padded column leaks",
@@ -341,7 +341,7 @@ FAULTS = [
         "and far from 0",
     ),
     Fault(
-        "a pair is added before something is taken from it",
+        "a pair is summed before a subtraction",
         (g.Pair, "__sub__"),
         instead(subtracted_from_the_sum),
         "digits of an entropy far from 0",
@@ -365,7 +365,7 @@ FAULTS = [
         "NaN in each block",
     ),
     Fault(
-        "what rounding takes from the merged sums is lost",
+        "the rounding error of merged sums is lost",
         (g, "_merge_normalisers"),
         forgetful,
         "equal classes one at a time",

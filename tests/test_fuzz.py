@@ -27,7 +27,7 @@ SENTENCE = re.compile(r"[^\n]*`[^`\n]+`[^\n]*\.")
 NOT_OF_FUNCTIONS = ("__main__", "_network", "testing")
 
 
-# --- what is a refusal ----------------------------------------------------------------------------
+# --- a refusal ----------------------------------------------------------------------------
 
 
 def raises_of(path):
@@ -191,7 +191,7 @@ def named(*names):
 
 
 LINEAR = ("features", "kernel", "bias", "class_axis", "where", "temperature", "block_size")
-DRAWN = {  # (arguments, those whose type the result has)
+DRAWN = {  # (arguments, names of the arguments that decide the type of the result)
     "softmax": (logits_of("x", (-1, None, (0, -1))), ("x",)),
     "log_softmax": (without(logits_of("x", (-1, None)), "where"), ("x",)),
     "logsumexp": (logits_of("a", (-1, None), keepdims=lambda d, _: d.one(True, False)), ("a",)),
@@ -223,7 +223,7 @@ FUNCTIONS = {
 
 
 def known(row, d, s):
-    """What the loss is given of the examples and of the classes; one of them compares with the label's logit."""
+    """The loss's data of examples and of classes; weston_watkins also takes the logits of the labels."""
     example = row.example(d, s)
     return (example, d.normal(*s.batch)) if row.name == "weston_watkins" else example, row.per_class(d, s)
 
@@ -270,7 +270,7 @@ def is_array(a):
 
 
 def foreign(d):
-    """What is none of the arguments that are wanted, or seldom."""
+    """A value that is rarely a valid argument."""
     options = (0, 1, -1, 7, 2**70, -(2**40), 2.5, 0.0, -1.0, math.nan, math.inf, True, 1j, np.float64(2), np.int64(3))
     texts = ("", "abc", "Mean", b"abc", np.array(["ab", "cd"]), np.datetime64("2020-01-01"))
     things = (None, object(), slice(1), ..., jnp.float32, losses.entropy, losses.focal, range(4), np.True_)
@@ -379,7 +379,7 @@ def type_of(function, arguments):
 
 
 def fault_of_answer(function, arguments, out):
-    """What is wrong with the shape and the type of an answer, or None."""
+    """The fault in the shape or type of an answer, or None."""
     try:
         want = defined(function, arguments)
     except Exception as error:
@@ -453,7 +453,7 @@ def test_wrong_arguments_of_functions_end_in_an_answer_or_in_words(name):
 
 
 @pytest.mark.parametrize("name", OF_SCORES)
-def test_what_a_loss_knows_is_used_rightly_or_refused_in_words(name):
+def test_wrong_data_of_a_loss_end_in_an_answer_or_in_words(name):
     found = faults(name, OF_SCORES[name], OF_LOSSES)
     assert not found, "\n".join(found)
 

@@ -27,7 +27,7 @@ def losses(folder):
 
 
 def compared(folder, *options):
-    """What the command prints, and the losses over the mesh, which are those of one device."""
+    """(the output of the command, its losses over the mesh), after comparing these with the losses of one device."""
     done = subprocess.run(
         command(folder, "--compare", *options), capture_output=True, text=True, check=False, timeout=300
     )

@@ -90,7 +90,7 @@ def test_pairs_of_classes_and_probabilities(reduction):
 @pytest.mark.parametrize("class_weights", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("soft", [False, True], ids=["integers", "pairs"])
-def test_the_semantics_are_those_of_pytorch(soft, smoothing, class_weights, reduction):
+def test_the_semantics_are_as_in_pytorch(soft, smoothing, class_weights, reduction):
     torch = pytest.importorskip("torch")
     (x, w), y, r = arguments(jnp.float32)
     weights = jnp.abs(r.normal(K)) if class_weights else None
@@ -144,7 +144,7 @@ def test_a_label_out_of_range_gives_nan_in_loss_and_gradient(label, placement):
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("margin", [-80.0, -17.3, 0.0, 6.0, 17.3, 40.0, 80.0])
 def test_sure_rows_keep_their_digits(margin, placement):
-    """Features along one axis, so that the logits are what they should be: (margin, 0, 0, ...)."""
+    """Features along one axis, so that the logits are exactly (margin, 0, 0, ...)."""
     w = jnp.zeros((2, K)).at[0, 3].set(1.0)
     x = jnp.asarray([[margin, 1.0]])
     value_and_grad = jax.value_and_grad(
@@ -161,7 +161,7 @@ def test_sure_rows_keep_their_digits(margin, placement):
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_half_precision_is_rounded_once(placement, kind):
-    """The results are those of the rounded inputs, and each gradient has its input's type."""
+    """The gradient of the rounded inputs, rounded once, in the type of its input."""
     r = cases.Random(jnp.float32, seed=3)
     n, d, k = 64, 8, 40
     x, w, y = r.normal(n, d).astype(kind), r.normal(d, k).astype(kind), r.integers(k, n)

@@ -51,7 +51,7 @@ def linear_arguments(r, scale):
 
 
 def known_example(case, example, z):
-    """What the loss wants to know of an example; one of them compares with the label's logit."""
+    """The loss's data of the examples; weston_watkins also takes the logits of the labels."""
     return (example, table.at(z, example)) if case.name == "weston_watkins" else example
 
 
@@ -146,7 +146,7 @@ def check_at_all_scales(case, reduction, size):
 
     for scale in (1.0, 0.0):
         check(jnp.asarray([1, 4, 0, 3]), linear_arguments(cases.Random(jnp.float64), scale), *of_case)
-    # Where every row is sure, a sum over the rows may be of what the definition rounds away.
+    # Where every row is sure, the sum over the rows may be as small as the rounding error of the definition.
     large = linear_arguments(cases.Random(jnp.float64), 30.0)
     check(jnp.ones(N, int), large, *of_case, rtol=1e-7, parts=cases.PARTS[:2])
 
@@ -203,7 +203,7 @@ def test_cross_entropy_as_users_compile_it_in_every_mode(size):
     check(LABELLED[0], function, linear, linear_arguments(cases.Random(jnp.float64), 1.0), modes, weighed_mean)
 
 
-# What all scores of an example have in common is left open by a mixture.
+# The scores of a mixture leave a number open that is common to all classes, and these losses depend on it.
 SHIFTED = (
     "logsumexp",
     "weighted_logsumexp",
@@ -284,7 +284,7 @@ def test_placements_and_axes_of_the_kernel(case, size, class_axis):
     ),
 )
 def test_a_hessian_vector_product_through_a_scan(case, placement):
-    """JAX 0.10 drops a custom_jvp there, and differentiates what it wraps."""
+    """JAX 0.10 drops a custom_jvp there, and differentiates the function inside."""
     random = cases.Random(jnp.float64)
     (x, w, b), example, per_class = linear_arguments(random, 1.0), case.example(random), case.per_class(random)
 

@@ -119,7 +119,7 @@ def test_functions_of_logits_know_of_arrays_that_are_spread():
 
 
 def test_a_gradient_that_is_taken_inside_is_that_of_the_whole():
-    """What is replicated has a gradient that is the same on all devices, added up: to be summed once more by nobody."""
+    """The gradient of a replicated array is already summed over the devices, and the same on each."""
     x, w, b, y = linear_arguments()
 
     def gradients(x, w, b, y):
@@ -261,7 +261,7 @@ def test_every_function_with_an_axis_is_there():
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("number", [9])  # all options together; one device has each alone
 def test_options_of_the_cross_entropy(number, reduction):
-    """Those of the definition of one device, which has as many classes and half as many examples."""
+    """All options together, as on one device."""
     r = cases.Random("float64", seed=6)
     x, w, y = r.normal(cases.N, cases.D), r.normal(cases.D, cases.K), jnp.asarray([0, 5, 3, 11], jnp.int32)
     options = option_sets(r)[number] | {"reduction": reduction}
@@ -275,7 +275,7 @@ def test_options_of_the_cross_entropy(number, reduction):
     )(x, w, moving)
 
 
-def test_classes_are_made_up_and_masked():
+def test_classes_are_padded_and_masked():
     w = cases.Random("float64").normal(D, UNEVEN)
     padded, where = sharded.pad_classes(w, 4, class_axis=1)
     assert padded.shape == (D, 16)
@@ -290,9 +290,9 @@ def test_classes_are_made_up_and_masked():
     cases.agreement(f, lambda x, w: cases.softmax_loss((x @ w)[:, :UNEVEN], y))(x, padded)
 
 
-@pytest.mark.parametrize("made_up", [False, True])
-def test_a_label_of_no_class_is_nan_on_a_mesh_too(made_up):
-    k = UNEVEN if made_up else 16
+@pytest.mark.parametrize("padded_classes", [False, True])
+def test_a_label_of_no_class_is_nan_on_a_mesh_too(padded_classes):
+    k = UNEVEN if padded_classes else 16
     x, w, _, y = linear_arguments("float32", k)
     y = y.at[2].set(k).at[5].set(-1).at[6].set(2**31 - 1)
     f = lambda x: sharded.linear_softmax_cross_entropy(x, w, y, mesh=cases.mesh(2, 4), **OVER)
@@ -301,7 +301,7 @@ def test_a_label_of_no_class_is_nan_on_a_mesh_too(made_up):
     np.testing.assert_array_equal(np.isnan(dx).all(-1), np.isnan(loss))
 
 
-# --- what is read off the arrays' types ----------------------------------------------------------------
+# --- mesh axes from the arrays' types ----------------------------------------------------------------
 
 
 def test_explicit_meshes_tell_where_the_arrays_are():
@@ -433,7 +433,7 @@ def test_sharded_functions_under_vmap():
 
 @pytest.mark.parametrize(("dtype", "shape"), [("bfloat16", (2, 4)), ("float16", (1, 8)), ("bfloat16", (8, 1))])
 def test_half_precision_is_rounded_once(dtype, shape):
-    """What devices have of a gradient is added up before: also where it cancels, as that of the values' mean does."""
+    """The parts of a gradient are summed over the devices before rounding, also where they cancel."""
     x, w, _, y = linear_arguments("float32")
     random = cases.Random("float32", seed=3)
     values, ct = random.normal(K, 2), np.resize(np.float32([1, -1]), (N, 1)) + 0.01 * random.normal(N, 2)
@@ -471,7 +471,7 @@ def test_no_example_and_no_coordinate():
     assert over.mixture_expectation(z[:0], centers, values).shape == (0, E)
 
 
-MADE_UP = {  # losses that no class that was made up may have a part in, and what they are of the logits z
+OF_PADDING = {  # losses that would change if padding were a class, and their definitions for logits z
     "label_smoothing": (
         losses.label_smoothing(losses.cross_entropy, 0.1, 1 / UNEVEN),
         lambda z, y: 0.9 * cases.softmax_loss(z, y) - 0.1 * cases.log_softmax(z).mean(-1),
@@ -512,15 +512,15 @@ MADE_UP = {  # losses that no class that was made up may have a part in, and wha
 }
 
 
-@pytest.mark.parametrize("name", MADE_UP)
-def test_classes_that_are_made_up_have_no_part_in_any_loss(name):
-    loss, definition = MADE_UP[name]
+@pytest.mark.parametrize("name", OF_PADDING)
+def test_padding_has_no_part_in_any_loss(name):
+    loss, definition = OF_PADDING[name]
     x, w, _, y = linear_arguments(k=UNEVEN)
     over = OverMesh(cases.mesh(2, 4), **OVER)
     cases.agreement(lambda x, w: over.of_linear(loss, x, w, y, block_size=2), lambda x, w: definition(x @ w, y))(x, w)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------
+# --- refusals ----------------------------------------------------------------------------------------
 
 
 def inside(*, check_vma=True, mesh=(2, 4), specs=None, **options):
@@ -652,7 +652,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_is_refused_and_how(name):
+def test_a_refusal_names_the_argument(name):
     call, error, message = REFUSALS[name]
     with pytest.raises(error, match=message):
         call()

@@ -1,4 +1,4 @@
-"""What crosses the network, and what a device holds, read off the compiled programs of 2 to 64 devices.
+"""The network traffic and the memory of a device, from the compiled programs of 2 to 64 devices.
 
 `python -m tests.test_network 64` compiles for that many devices and prints what was found.
 """
@@ -63,7 +63,7 @@ def floats(count):
     return 4 * count
 
 
-WANTED = {  # bytes of what is exchanged, in the order of the computation
+WANTED = {  # bytes of each exchange, in the order of the computation
     "linear": {
         "the largest scores [N]": floats(N),
         "sums relative to them [N, 6]: weights, who has the largest, and the label's": floats(6 * N),
@@ -103,13 +103,13 @@ WANTED = {  # bytes of what is exchanged, in the order of the computation
 
 
 def added(sent):
-    """The bytes of what is added up or compared, each device having its part of it."""
+    """The bytes of all sums and maxima over devices."""
     return sum(c.bytes * c.times for c in sent if c.operation == "all-reduce")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4, 8, 64])
-def test_what_crosses_the_network_and_what_is_held_as_the_classes_grow(devices):
+def test_network_traffic_and_memory_as_the_classes_grow(devices):
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-m", "tests.test_network", str(devices)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=kept, cwd=ROOT)
@@ -162,7 +162,7 @@ def test_class_parameters_per_device_fall_as_one_by_the_number_of_devices():
     assert {d: size - of_examples for d, size in sizes.items()} == {d: floats(D * k) // d for d in sizes}
 
 
-def test_collectives_are_those_of_the_program():
+def test_the_collectives_of_a_program_are_listed():
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 
     def f(x):
@@ -175,7 +175,7 @@ def test_collectives_are_those_of_the_program():
     assert {c.bytes for c in sent} <= {4, 8, 16}  # of 2 numbers or 4, which CPUs may hold as float32
 
 
-def test_what_one_device_sends_another_is_a_collective_of_two():
+def test_a_permutation_is_a_collective_of_two_devices():
     mesh = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,))
 
     def sent_to(targets):
@@ -193,7 +193,7 @@ def test_groups_that_are_counted_and_not_listed():
     assert _network._devices("all-reduce(%x), replica_groups=[8,1]<=[8], to_apply=%sum") == 1
 
 
-def test_what_is_no_program_is_refused():
+def test_a_function_in_place_of_a_program_is_refused():
     with pytest.raises(TypeError, match="`compiled` must be a compiled program with a text, got function"):
         collectives(lambda x: x)
 

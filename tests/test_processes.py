@@ -27,10 +27,10 @@ TOLERANCE = 1e-11  # of float64
 
 @contextlib.contextmanager
 def started(count, folder, **options):
-    """Processes that train, and are killed if they still do so at the end. What they print is in the folder."""
+    """Processes that train; those still running at the end are killed. Their output is in the folder."""
     folder.mkdir()
     named = [f"--{name}={value}" for name, value in ({"records": folder} | options).items()]
-    # what measures the tests is not theirs, nor what sets up devices
+    # without the variables that measure coverage or set the number of devices
     env = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "XLA_FLAGS"))}
     env["XLA_FLAGS"] = " ".join(f"--{name}={value}".lower() for name, value in cases.QUICKLY.items())
     with contextlib.ExitStack() as stack:
@@ -129,7 +129,7 @@ def by_definition(**options):
 
 
 def assert_same_training(got, want):
-    """At each step; the gradient of what makes up the number of classes is 0."""
+    """Compares each step; the gradient of padding is 0."""
     widths = lambda name: [(0, a - b) for a, b in zip(got[name].shape, want[name].shape, strict=True)]
     want = {name: np.pad(want[name], widths(name)) for name in want}
     at = lambda record, step: {name: record[name][step] for name in record}
@@ -137,7 +137,7 @@ def assert_same_training(got, want):
         cases.assert_close(at(got, step), at(want, step), TOLERANCE)
 
 
-# --- what processes do --------------------------------------------------------------------------
+# --- tests --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -153,7 +153,7 @@ def mean_of_halves(losses, labels):
 
 @pytest.mark.parametrize("fault", [{"mean": mean_of_halves}, {"padding": 1}], ids=lambda fault: next(iter(fault)))
 def test_another_training_is_told_apart(fault, uninterrupted):
-    """One whose devices take their own means, or that counts as classes what makes up their number."""
+    """Training with a mean per device, or with padding counted as classes."""
     with pytest.raises(AssertionError, match="is off by"):
         assert_same_training(uninterrupted(2)[0], by_definition(**fault))
 

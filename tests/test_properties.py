@@ -28,7 +28,7 @@ drawn = settings(
 SEEDS = st.integers(0, 2**30)
 SCALES = st.sampled_from([0.01, 0.3, 1.0, 3.0, 10.0])
 SHIFTS = st.floats(-1e4, 1e4)
-SCALED = ("logits", "features", "others", "z", "bias", "log_prior")  # what makes the scores large
+SCALED = ("logits", "features", "others", "z", "bias", "log_prior")  # the arrays that scale the scores
 
 
 class Function(NamedTuple):
@@ -40,7 +40,7 @@ class Function(NamedTuple):
 
 
 def functions():
-    """Those of the other table, all classes at once; without what breaks the laws: caps and z-losses."""
+    """The rows of the table, all classes at once, without softcaps and z-losses, which break the laws."""
     rows = {row.name: row for row in ROWS if not row.name.endswith("_mean")}
     for name, row in rows.items():
         names = [n for n in row.names.split() if n not in ("softcap", "z_loss")]
@@ -55,7 +55,7 @@ every_function = pytest.mark.parametrize("f", FUNCTIONS.values(), ids=FUNCTIONS)
 
 
 class Probe(NamedTuple):
-    """What the laws speak of."""
+    """The quantities in the laws."""
 
     value: jax.Array
     gradients: dict  # J^T ct
@@ -100,7 +100,7 @@ def largest(*arrays):
 
 
 def assert_near(got, want, size, rtol=1e-11):
-    """Errors are relative to the size of what was summed."""
+    """Errors are relative to the size of the terms."""
     error = largest(np.asarray(got) - np.asarray(want))
     assert error <= rtol * size, f"{error} at a size of {size}"
 
@@ -185,7 +185,7 @@ def a_class_is_two_equal_halves_of_it(f, given, r):
     scores, half = given[f.shifted], jnp.log(2) * (given.get("temperature", 1) if f.shifted == "bias" else 1)
     once = {**given, f.shifted: scores.at[at(f.shifted, last)].set(-jnp.inf)}
     twice = {**given, f.shifted: scores.at[at(f.shifted, jnp.array([one, last]))].add(-half)}
-    # What makes the halves of a bias, and what spreads over the classes, are other functions of two.
+    # A temperature scales the halves of a bias, and smoothing counts the classes: their gradients differ.
     of_two = ("temperature", "label_smoothing") if f.shifted == "bias" else ()
     if f.out is not None:
         ct = ct.at[at("logits", last)].set(ct[at("logits", one)])

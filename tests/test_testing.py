@@ -1,4 +1,4 @@
-"""The testing helper catches what it is there to catch: each planted fault fails it, in the mode that shows it."""
+"""Each planted fault fails the testing helper, in the mode that shows it."""
 
 import jax
 import jax.numpy as jnp

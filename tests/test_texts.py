@@ -1,4 +1,4 @@
-"""What the source texts contain, each statement as a test (with their errors put right, see the README)."""
+"""Each statement of the source texts as a test, with their errors corrected (see the README)."""
 
 import jax
 import jax.numpy as jnp

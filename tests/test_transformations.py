@@ -189,7 +189,7 @@ def test_vmap_over_any_arguments_is_the_function_called_once_for_each(row):
     grid = [[alone({**rest, head: of_head[head]}, ct) for rest in (one, two)] for of_head in (one, two)]
     values = [[cell[0] for cell in line] for line in grid]
     gradients = stack(*(stack(*(cell[1] for cell in line)) for line in grid))
-    of_pairs = {  # of the first argument summed over those of the others, and the other way round
+    of_pairs = {  # gradients of the first argument summed over the pairs of the others, and the reverse
         name: jnp.einsum("ij,ij...->i..." if name == head else "ij,ij...->j...", jnp.asarray(FACTORS), g)
         for name, g in gradients.items()
     }
@@ -213,7 +213,7 @@ SECOND_ORDER = ("softmax", "linear_softmax_cross_entropy", "contrastive_loss", "
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("row", cases.in_tiers({row.name: row for row in ROWS}, SECOND_ORDER))
 def test_a_hessian_a_linearization_and_a_checkpoint_in_a_scan_match_the_definition(row):
-    """The Hessian is jacfwd of jacrev; the linearized function is that of all arguments, and batched."""
+    """The Hessian is jacfwd of jacrev; the function is linearized in all arguments, and batched."""
     given = arrays(row, jnp.float64)
     moving, fixed = split(given)
     ct, head = output_like(row, given), next(iter(given))
@@ -334,7 +334,7 @@ class Goods:
 
 
 def spent(prices, kinds, wanted, power):
-    """What each customer [N] pays for each of the goods [B]: nothing for one of another kind."""
+    """The price that each customer [N] pays for each of the goods [B]; 0 for goods of another kind."""
     return jnp.where(kinds[None] == wanted[:, None], prices.sum(-1)[None] ** power, 0)
 
 
