@@ -183,4 +183,6 @@ def test_bad_options_are_refused_in_words():
     done = run("demo", "--steps", "0")
     assert done.returncode == 2
     assert "must be a positive integer, got '0'" in done.stderr
-    assert run().returncode == 2
+    with pytest.raises(SystemExit) as ended:
+        __main__.main([])
+    assert ended.value.code == 2

@@ -375,6 +375,7 @@ def test_results_do_not_depend_on_blocks_or_tiles():
 # --- the contract -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # test_edges has it for other losses
 def test_payoffs_of_classes_with_a_bias_of_minus_infinity_contribute_nothing():
     random = cases.Random(jnp.float64)
     x, w, b = linear_arguments(random, 1.0)
