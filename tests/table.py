@@ -96,7 +96,7 @@ def log_softmax(x, axis=-1, where=None):
     return left_out(log_p(x, axis, where), where)
 
 
-def logsumexp(a, axis=None, where=None, keepdims=False):
+def logsumexp(a, axis=None, *, where=None, keepdims=False):
     return log_sum_exp(a, axis, where, keepdims=keepdims)
 
 
@@ -543,6 +543,8 @@ class Row(NamedTuple):
     """the loss that it is given"""
     apart: bool = True
     """True if no example depends on the others"""
+    options: Mapping = MappingProxyType({})
+    """of the function and of the definition"""
     call: Callable | None = None
     """(`softjax` or `softjax.sharded`, arguments by their names) -> output, if that is not a plain call"""
 
@@ -556,14 +558,14 @@ class Row(NamedTuple):
 
         def call(**by_kind):
             # an option that the caller gives, such as a placement, replaces one of these
-            given = {**more, **options, **self.given(by_kind)}
+            given = {**more, **self.options, **options, **self.given(by_kind)}
             return getattr(functions, self.name)(**given) if self.call is None else self.call(functions, **given)
 
         return call
 
     def defined(self, **options):
         """The definition of arrays by their kinds."""
-        return lambda **by_kind: self.definition(**self.given(by_kind), **options)
+        return lambda **by_kind: self.definition(**self.given(by_kind), **self.options, **options)
 
 
 def of_logits(loss, logits, example=None, per_class=None, *, where=None, weights=None, reduction="none"):
@@ -625,7 +627,7 @@ FUNCTIONS = {
     for row in [
         Row("softmax", softmax, ON_LOGITS, {"logits": "x"}),
         Row("log_softmax", log_softmax, ON_LOGITS, {"logits": "x"}),
-        Row("logsumexp", logsumexp, ON_LOGITS, {"logits": "a"}),
+        Row("logsumexp", logsumexp, ON_LOGITS, {"logits": "a"}, options={"axis": -1}),
         Row("entropy", entropy, ON_LOGITS),
         Row("expectation", expectation, "logits payoffs where", {"payoffs": "values"}),
         Row("softmax_cross_entropy", softmax_cross_entropy, "logits soft_labels where", {"soft_labels": "labels"}),

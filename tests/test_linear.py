@@ -50,7 +50,7 @@ def option_sets(r):
     return [{name: value} for name, value in single.items()] + [single]
 
 
-EVERY_OPTION = 9  # the number of the set with all options
+EVERY_OPTION = 9  # the set with all options; 1, 4 and 5 are a mask, ignored labels and smoothing
 
 
 @pytest.mark.usefixtures("x64")
@@ -58,7 +58,7 @@ EVERY_OPTION = 9  # the number of the set with all options
     ("number", "reduction"),
     cases.in_tiers(
         {f"{number}-{reduction}": (number, reduction) for number in range(10) for reduction in ("none", "mean")},
-        [f"{number}-none" for number in range(EVERY_OPTION)] + [f"{EVERY_OPTION}-mean"],
+        [f"{number}-none" for number in (1, 4, 5)] + [f"{EVERY_OPTION}-mean"],
     ),
 )
 def test_options_of_the_linear_cross_entropy(number, reduction):
@@ -273,7 +273,7 @@ FIRST_ORDER = [f"reverse mode-{name}" for name in MEMORY_SIZES]
     ("mode", "size"),
     cases.in_tiers(
         {f"{mode}-{name}": (mode, size) for mode in MEMORY_MODES for name, size in MEMORY_SIZES.items()},
-        [*FIRST_ORDER, *(f"{mode}-forward" for mode in MEMORY_MODES)],
+        [*FIRST_ORDER, *(f"{mode}-forward" for mode in ("value", "forward over reverse", "linearize", "vmap"))],
     ),
 )
 def test_the_logits_are_never_held(mode, size):
