@@ -279,7 +279,7 @@ logsumexp = Loss(lambda z, ids, _, __: Columns(z), lambda q, _: q.A.value)
 
 def _weighted_logsumexp(q, _):
     a, nothing = (jnp.expand_dims(x, -1) for x in (q.A.value, jnp.isneginf(q.a.m)))
-    return jnp.where(nothing, -jnp.inf, a) + jnp.where(nothing, 0, jnp.log(q.v[0].value))
+    return jnp.where(nothing, -jnp.inf, a) + jnp.log(jnp.where(nothing, 1, q.v[0].value))
 
 
 # log sum_k b_k exp z_k for factors b [K, E] of the classes, which may be negative; NaN if the sum is negative
@@ -350,7 +350,8 @@ def _before(loss, function, *numbers):
 
 def _after(loss, function, *numbers):
     """The loss with `function(loss.finish, *numbers, totals, example)` as its finish."""
-    return loss._replace(finish=Partial(function, as_partials(loss).finish, *numbers))
+    finish = Partial(function, as_partials(loss).finish, *numbers)
+    return loss._replace(finish=finish)
 
 
 def softcap(loss: Loss, cap: ArrayLike) -> Loss:

@@ -78,7 +78,8 @@ class Scores:
     @property
     def dtype(self) -> jnp.dtype:
         """The floating-point type that the arrays promote to."""
-        return common_dtype(*inexact_leaves((self.function, self.examples, self.classes)))
+        of_function = [a for a in inexact_leaves(self.function) if not a.weak_type]  # a Python number has no type
+        return common_dtype(*of_function, *inexact_leaves((self.examples, self.classes)))
 
     def computed_in(self, dtype: jnp.dtype) -> "Scores":
         """The scores with their arrays cast. Half-precision class arrays and dense logits are widened later."""
