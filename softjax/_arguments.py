@@ -123,6 +123,16 @@ ARGUMENTS = {
     "batch_axis_name": Argument(
         "static", "likewise for the examples; a sum or mean is then taken over the examples of all devices."
     ),
+    "precision": Argument(
+        "static",
+        '"default", "high" or "highest": of the products of features and kernel. None takes '
+        '`jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".',
+    ),
+    "dtype": Argument(
+        "static",
+        "the type in which features and kernel are multiplied, as in Flax; their gradients keep their own types. None "
+        "for the type that they promote to.",
+    ),
     "engine": Argument(
         "static", "a `softjax.engines.Engine` that computes the sums where it applies; None for the library's loops."
     ),

@@ -65,6 +65,15 @@ def booleans(name: str, x: ArrayLike) -> Array:
     return x
 
 
+def floating_dtype(name: str, dtype: Any) -> jnp.dtype:
+    try:
+        found = jnp.dtype(dtype)
+        jnp.finfo(found)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be a floating-point type, got {shown(dtype)}.") from error
+    return found
+
+
 def scalar(name: str, x: ArrayLike) -> Array:
     x = floating(name, x)
     if x.ndim:

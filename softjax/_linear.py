@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from . import _checks, _mesh, losses, scores
 from ._arguments import checked, checked_array, checked_scalar, documented
@@ -19,6 +19,7 @@ from ._dtypes import common_dtype, compute_dtype, widened
 from ._evaluate import evaluate, of
 from ._mesh import AxisName, Shards
 from ._placement import BlockSize
+from ._products import PrecisionLike
 from ._reductions import Examples
 from .losses import Loss
 
@@ -37,6 +38,8 @@ def of_linear(
     weights: ArrayLike | None = None,
     reduction: str = "none",
     block_size: BlockSize = None,
+    precision: PrecisionLike = None,
+    dtype: DTypeLike | None = None,
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Array:
@@ -53,7 +56,7 @@ def of_linear(
 
     Source: The softmax function and its derivative (the softmax layer), whose Jacobian of size [K, D K] is never built.
     """
-    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name)
+    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name, precision, dtype)
     return of(loss, linear, example, per_class, weights=weights, reduction=reduction, block_size=block_size)
 
 
@@ -75,6 +78,8 @@ def linear_softmax_cross_entropy(
     temperature: ArrayLike = 1.0,
     reduction: str = "none",
     block_size: BlockSize = None,
+    precision: PrecisionLike = None,
+    dtype: DTypeLike | None = None,
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Array:
@@ -106,7 +111,7 @@ def linear_softmax_cross_entropy(
     Source: Notes on gradients, 1 (softmax loss, a batch and its mean); The softmax function and its derivative (the
     softmax layer).
     """
-    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name)
+    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name, precision, dtype)
     labels, known, kept = _label_arrays(labels, ignore_index, linear.batch, linear.count)
     if kept is not None:
         linear = dataclasses.replace(linear, examples=jnp.where(kept[:, None], linear.examples, 0))  # they may be NaN
@@ -200,6 +205,8 @@ def linear_expectation(
     where: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     block_size: BlockSize = None,
+    precision: PrecisionLike = None,
+    dtype: DTypeLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
     """Expectation of values under the softmax of a linear layer, without the logits [..., K].
@@ -218,7 +225,7 @@ def linear_expectation(
 
     Source: CATSMILE-1012 (softargmax), expectation of t_k under p_k.
     """
-    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name)
+    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, None, precision, dtype)
     values = _checks.class_values(values, linear.k, "kernel")
     loss = _of_scaled_logits(losses.expectation, None, temperature)
     return evaluate(loss, linear, None, values, block_size=block_size).astype(common_dtype(linear, values))
@@ -235,6 +242,8 @@ def linear_logsumexp(
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     block_size: BlockSize = None,
+    precision: PrecisionLike = None,
+    dtype: DTypeLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
     """Logarithm of the sum of exponentials of a linear layer, without the logits [..., K].
@@ -251,7 +260,7 @@ def linear_logsumexp(
 
     Source: CATSMILE-1012 (softargmax), which would reserve the name softmax for it.
     """
-    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name)
+    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, None, precision, dtype)
     return evaluate(_of_scaled_logits(losses.logsumexp, softcap, temperature), linear, block_size=block_size)
 
 
@@ -265,6 +274,8 @@ def contrastive_loss(
     weights: ArrayLike | None = None,
     reduction: str = "none",
     block_size: BlockSize = None,
+    precision: PrecisionLike = None,
+    dtype: DTypeLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
     """Contrastive loss of two views of N examples, without the similarities [N, N].
@@ -307,7 +318,7 @@ def contrastive_loss(
     weights = None if weights is None else _mesh.all_gather(weights, shards.classes)
     labels = jnp.arange(n * _mesh.device_count(shards.classes), dtype=jnp.int32)
     options: dict[str, Any] = {"reduction": reduction, "block_size": block_size, "axis_name": axis_name}
-    options |= {"class_axis": 0, "weights": weights, "temperature": temperature}
+    options |= {"class_axis": 0, "weights": weights, "temperature": temperature, "precision": precision, "dtype": dtype}
 
     def one_way(x, y):
         x = _mesh.all_gather(x, shards.classes, varying=True)

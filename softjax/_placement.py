@@ -58,10 +58,7 @@ def placement(
     sizes = {"examples": examples, "classes": classes, "features": features}
     n, k, d = (_checks.positive(name, size) for name, size in sizes.items())
     reduction = _checks.reduction(reduction)
-    try:
-        itemsize = max(4, jnp.finfo(dtype).bits // 8)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`dtype` must be a floating-point type, got {_checks.shown(dtype)}.") from error
+    itemsize = max(4, _checks.floating_dtype("dtype", dtype).itemsize)
     if not (platform is None or isinstance(platform, str)):
         raise TypeError(f"`platform` must be the name of one or None, got {_checks.shown(platform)}.")
     return _chosen(n, k, d, reduction, itemsize, platform or jax.default_backend())
@@ -89,10 +86,19 @@ def _chosen(n, k, d, reduction, itemsize, platform):
     if n * k <= scores(1):
         return Placement(n, min(k, 2048))  # sums over more lose digits
     if platform != "cpu":
-        tile = max(min(n, scores(2048) // k), min(n, 256))
-        return Placement(tile, min(k, max(scores(2048) // tile, 1024)), "forward" if scalar else "backward")
+        fast = _memory(platform) // (10 * itemsize)  # scores, in a tenth of the memory
+        if platform == "tpu" and n * k > fast:
+            return Placement(n, min(k, 2048))
+        tile = max(min(n, fast // k), min(n, 256))
+        return Placement(tile, min(k, max(fast // tile, 1024)), "forward" if scalar else "backward")
     wide = d >= 128
     if scalar and wide and min(n, 256) * k <= scores(256):
         tile = min(n, max(256, min(512, n // 8)))
         return Placement(tile, k if tile * k <= scores(8) else min(k, 4096), "forward")
     return Placement(n, min(k, max(128, min(scores(8 if wide else 2) // n, 4096))))
+
+
+def _memory(platform):
+    """The bytes of the memory of a device of the platform: of this machine's, else of a common one."""
+    stats = jax.local_devices()[0].memory_stats() if platform == jax.default_backend() else None
+    return (stats or {}).get("bytes_limit", 2**34 if platform == "tpu" else 80 * 2**30)

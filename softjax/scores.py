@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.tree_util import Partial
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
-from . import _checks, _mesh
+from . import _checks, _mesh, _products
 from ._arguments import checked_array, checked_scalar, documented
 from ._dtypes import (
     cast,
@@ -30,6 +30,7 @@ from ._dtypes import (
 )
 from ._gibbs import dot
 from ._mesh import AxisName, Shards
+from ._products import PrecisionLike
 
 
 class Exact(NamedTuple):
@@ -98,6 +99,8 @@ def linear(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
+    precision: PrecisionLike = None,
+    dtype: DTypeLike | None = None,
 ) -> Scores:
     """Scores of a linear layer, z_k = sum_d features_d kernel_dk + bias_k.
 
@@ -113,20 +116,22 @@ def linear(
     live, bias = _checks.live_classes(where, "bias", bias, k, "[K] for the K of `kernel`")
     batch = features.shape[:-1]
     arrays = features.reshape(math.prod(batch), d), (kernel, bias)
-    return Scores("linear", _LINEAR[axis], *arrays, (axis, 0), live, None, k, d, batch, shards)
+    function = _linear_function(axis, _products.chosen(precision, dtype, features, kernel))
+    return Scores("linear", function, *arrays, (axis, 0), live, None, k, d, batch, shards)
 
 
-def _linear_scores(axis, features, block, live):
+@ft.cache  # JAX compares functions by identity: one of each, for all calls
+def _linear_function(axis, product):
+    return Partial(ft.partial(_linear_scores, axis, product))
+
+
+def _linear_scores(axis, product, features, block, live):
     kernel, bias = block
     if live is not None:
         kernel = jnp.where(jnp.expand_dims(live, 1 - axis), kernel, 0)
         bias = jnp.where(live, 0 if bias is None else bias, -jnp.inf).astype(kernel.dtype)
-    z = dot(features, kernel if axis else kernel.T)
+    z = product(features, kernel if axis else kernel.T)
     return z if bias is None else z + bias[None]
-
-
-# JAX compares functions by identity: one of each, for all calls.
-_LINEAR = (Partial(ft.partial(_linear_scores, 0)), Partial(ft.partial(_linear_scores, 1)))
 
 
 @documented()

@@ -46,15 +46,15 @@ def test_value_and_gradients_lower_for_every_platform(row):
 @pytest.mark.parametrize(
     "row", [row for row in ROWS if "linear" in row.name or "mixture" in row.name], ids=lambda row: row.name
 )
-def test_matrix_products_keep_all_digits_whatever_the_default_precision(row):
+def test_matrix_products_of_float32_keep_all_digits_unless_linear_layers_are_asked_for_less(row):
     """By default GPUs multiply float32 in TF32, with 10 bits, and TPUs in bfloat16."""
     function, moving = value_and_gradients(row)
     along = lambda moving: jax.jvp(function, (moving,), (moving,))
-    for precision in ("default", "bfloat16"):
+    for precision in (None, "default", "bfloat16"):
         with jax.default_matmul_precision(precision):
             found = products(along, moving)
         assert len(found) > 4
-        assert set(found) == {EXACT}
+        assert (set(found) == {EXACT}) == (precision is None or "mixture" in row.name)
 
 
 def test_a_product_of_the_default_precision_would_be_seen():
