@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 help:
 	@echo "make demo      trains on real images and draws what it learned"
 	@echo "make test      lint, types and the fast tests"
-	@echo "make test-all  the slow tests, after make test; then the coverage of both"
+	@echo "make test-all  the slow tests, and the coverage of all tests"
 	@echo "make bench     time and memory beside what people use"
 	@echo "make audit     errors beside those of what people use"
 

@@ -349,6 +349,16 @@ LOSSES = {
         TypeError,
         "`dtype` must be a floating-point type, got 'abc'",
     ),
+    "an unknown precision": (
+        lambda: ce(x, w, y, precision="exact"),
+        ValueError,
+        r"`precision` must be one of \('default', 'high', 'highest'\), a `jax.lax.Precision` or None, got 'exact'",
+    ),
+    "a type of integers for products": (
+        lambda: ce(x, w, y, dtype=jnp.int32),
+        TypeError,
+        "`dtype` must be a floating-point type, got",
+    ),
     "a platform that is none": (
         lambda: softjax.placement(1, 1, 1, platform=3),
         TypeError,

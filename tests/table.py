@@ -17,7 +17,8 @@ import numpy as np
 import softjax
 from softjax import losses
 
-HOW_TO_COMPUTE = {"block_size", "axis_name", "batch_axis_name", "engine"}  # options that no definition has
+# Options that no definition has.
+HOW_TO_COMPUTE = {"block_size", "axis_name", "batch_axis_name", "engine", "precision", "dtype"}
 
 # ---------------------------------------------------------------------------------------------
 # Sums over the classes

@@ -58,7 +58,9 @@ LEVELS = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [place if place == "tiles" else pytest.param(place, marks=pytest.mark.slow) for place in PLACES]
+)
 @pytest.mark.parametrize(("kind", "precision"), LEVELS)
 def test_gradients_are_as_exact_as_their_level(kind, precision, place):
     """For arrays of half precision, and for float32 arrays that `dtype` rounds."""
@@ -67,7 +69,7 @@ def test_gradients_are_as_exact_as_their_level(kind, precision, place):
     options = {"precision": precision, "block_size": PLACES[place]}
     wide = [a.astype("float32") for a in (x, w)]
     for args, more, rounding in (((x, w), {}, float(jnp.finfo(kind).eps) / 3), (wide, {"dtype": kind}, 0.0)):
-        got, found = jax.jit(jax.value_and_grad(mean_loss(y, **options, **more), (0, 1)))(*args)
+        got, found = cases.compiled(jax.value_and_grad(mean_loss(y, **options, **more), (0, 1)))(*args)
         np.testing.assert_allclose(got, value, rtol=1e-6)
         for a, given, want in zip(found, args, gradients, strict=True):
             assert a.dtype == given.dtype
@@ -171,9 +173,9 @@ def test_forward_mode_and_hessians():
     loss = mean_loss(y, precision="default", block_size=PLACES["blocks"])
     exact = lambda x, w: (jax.nn.logsumexp(x @ w, -1) - jnp.take_along_axis(x @ w, y[:, None], 1)[:, 0]).mean()
     wide = [a.astype("float32") for a in (x, w)]
-    tangent = jax.jit(lambda *args: jax.jvp(loss, args, args)[1])(x, w)
+    tangent = cases.compiled(lambda *args: jax.jvp(loss, args, args)[1])(x, w)
     np.testing.assert_allclose(tangent, jax.jvp(exact, wide, wide)[1], rtol=5e-3)
-    hvp = lambda f: jax.jit(lambda *args: jax.jvp(jax.grad(f, (0, 1)), args, args)[1])
+    hvp = lambda f: cases.compiled(lambda *args: jax.jvp(jax.grad(f, (0, 1)), args, args)[1])
     for got, want in zip(hvp(loss)(x, w), hvp(exact)(*wide), strict=True):
         assert rms(got, np.asarray(want, np.float64)) < 2e-2
 
@@ -204,17 +206,3 @@ def test_over_a_mesh_gradients_of_devices_are_added_up_before_they_are_rounded()
     np.testing.assert_allclose(value, want, rtol=1e-6)
     for a, b in zip(gradients, wanted, strict=True):
         assert rms(a, b) < 2e-3
-
-
-REFUSALS = {
-    "an unknown level": (lambda x, w, y: ce(x, w, y, precision="exact"), ValueError, "`precision` must be one of"),
-    "a type that is none": (lambda x, w, y: ce(x, w, y, dtype="words"), TypeError, "`dtype` must be a floating-point"),
-    "integers": (lambda x, w, y: ce(x, w, y, dtype=jnp.int32), TypeError, "`dtype` must be a floating-point type"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSALS)
-def test_bad_precisions_are_refused_in_words(name):
-    call, error, message = REFUSALS[name]
-    with pytest.raises(error, match=message):
-        call(*arguments())
