@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 help:
 	@echo "make demo      trains on real images and draws what it learned"
 	@echo "make test      lint, types and the fast tests"
-	@echo "make test-all  the slow tests, and the coverage of all tests"
+	@echo "make test-all  all tests, the slow ones too, and their coverage"
 	@echo "make bench     time and memory beside what people use"
 	@echo "make audit     errors beside those of what people use"
 
@@ -19,11 +19,11 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) -m "not slow" --cov --cov-report= --cov-fail-under=0
+	$(PYTEST) -m "not slow"
 
-# Its coverage data is added to that of `make test`; the threshold is for both together.
+# Coverage costs the fast tests a third of their time, so it is measured here, over all tests.
 test-all: .venv/.installed
-	$(PYTEST) -m slow --cov --cov-append --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 bench: .venv/.installed
 	$(BIN)/python -m softjax bench --json bench.json --output bench.png

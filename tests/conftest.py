@@ -1,3 +1,4 @@
+import collections
 import contextlib
 import gc
 
@@ -11,6 +12,18 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 # Compiling takes most of the time, and most programs run once or twice. The fixture `optimised` is for the others.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test marked `one_case_in(n)`, one case in n is fast, and the others are slow."""
+    seen = collections.Counter()
+    for item in items:
+        thinned = item.get_closest_marker("one_case_in")
+        if thinned and item.get_closest_marker("slow") is None:
+            if seen[item.function] % thinned.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[item.function] += 1
 
 
 def pytest_collection_finish():

@@ -678,6 +678,7 @@ FUNCTIONS = {
             of,
             "z x centers values temperature where weights",
             loss=LOSSES["mixture_autoencoder"],
+            apart=False,  # `scores.of` needs an axis of examples
             call=call_of,
         ),
     ]

@@ -187,6 +187,7 @@ def per_row(x):
 @pytest.mark.parametrize("block", [pytest.param(None, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("case", cases.MIXTURES, ids=lambda case: case.name)
 @pytest.mark.parametrize("where", ["at the origin", "far from it", "centers nearly coincide"])
+@pytest.mark.one_case_in(3)
 def test_mixtures_keep_their_digits(case, where, block):
     random = cases.Random(jnp.float32, seed=5)
     offset = 1000.0 if where == "far from it" else 0.0

@@ -283,6 +283,7 @@ MODES = {
         [*(f"autoencoder-{mode}" for mode in MODES), *(f"{case.name}-reverse mode" for case in cases.MIXTURES)],
     ),
 )
+@pytest.mark.one_case_in(3)
 def test_a_mixture_never_holds_its_scores(case, mode):
     n, k, d, e = 1024, 16384, 2, 4
     shapes = [(n, d), (n, e), (k, d), (k, e)]

@@ -32,6 +32,7 @@ def test_functions_of_small_and_of_large_logits_match_their_definitions(case, dt
 
 
 @pytest.mark.parametrize("case", cases.MIXTURES, ids=by_name)
+@pytest.mark.one_case_in(4)
 def test_mixtures_of_near_and_of_far_centers_match_their_definitions_in_ragged_blocks(case, dtype):
     check(cases.in_blocks(case, 5), dtype, *((0.0, 30.0) if dtype == jnp.float64 else ()))
 
@@ -39,6 +40,7 @@ def test_mixtures_of_near_and_of_far_centers_match_their_definitions_in_ragged_b
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("block", ["whole", "single"])
 @pytest.mark.parametrize("case", cases.MIXTURES, ids=by_name)
+@pytest.mark.one_case_in(4)
 def test_mixtures_match_their_definitions_in_blocks_of_other_sizes(case, block):
     check(cases.in_blocks(case, cases.BLOCKS[block]), jnp.dtype("float64"))
 
@@ -46,6 +48,7 @@ def test_mixtures_match_their_definitions_in_blocks_of_other_sizes(case, block):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("block", ["whole", "ragged"])
 @pytest.mark.parametrize("case", cases.MIXTURES, ids=by_name)
+@pytest.mark.one_case_in(2)
 def test_mixtures_with_priors_masks_and_temperature_match_their_definitions(case, block):
     check(cases.with_options(cases.in_blocks(case, cases.BLOCKS[block])), jnp.dtype("float64"))
 

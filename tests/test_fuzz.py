@@ -445,6 +445,7 @@ OF_LOSSES = ("loss", "example", "per_class")
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *OF_SCORES])
+@pytest.mark.one_case_in(2)
 def test_wrong_arguments_of_functions_end_in_an_answer_or_in_words(name):
     function = (FUNCTIONS | OF_SCORES)[name]
     drawn = function.arguments(Drawn(0), Sizes((N,), K, "float32", np.ones(K, bool)))

@@ -160,6 +160,7 @@ def test_losses_of_logits(case):
 
 
 @pytest.mark.parametrize("case", **by_name)
+@pytest.mark.one_case_in(2)
 def test_losses_in_ragged_blocks_with_the_gradient_in_the_backward_pass(case):
     check_at_all_scales(case, "none", 5)
 
@@ -189,6 +190,7 @@ FAST_IN_TILES = (
         FAST_IN_TILES,
     ),
 )
+@pytest.mark.one_case_in(4)
 def test_losses_in_ragged_tiles_and_blocks(case, reduction, size):
     check_at_all_scales(case, reduction, size)
 

@@ -78,6 +78,7 @@ def test_meshes_of_every_shape_and_features_that_are_sharded_or_not(shape, repli
 
 @pytest.mark.parametrize("placement", ["blocks", "forward"])
 @pytest.mark.parametrize("case", [case for case in cases.MIXTURES if case.name != "decode"], ids=lambda case: case.name)
+@pytest.mark.one_case_in(2)
 def test_mixtures_over_classes_and_examples(case, placement):
     z, *more = mixture_arguments()
     args = (z, *more) if case.name != "decode" else (z, *more[1:])

@@ -230,6 +230,7 @@ LAWS = {
 @every_function
 @drawn
 @given(SEEDS, SCALES, SHIFTS)
+@pytest.mark.one_case_in(2)
 def test_the_laws_hold(f, seed, scale, shift):
     for law, names in LAWS.items():
         if f.name in names:
@@ -311,6 +312,7 @@ def results_do_not_depend_on_the_placement(function, given, sums):
 @pytest.mark.parametrize("name", PLACED)
 @drawn
 @given(SEEDS)
+@pytest.mark.one_case_in(4)
 def test_results_do_not_depend_on_blocks_tiles_and_padding(name, seed):
     with jax.enable_x64(False):
         made = arrays(FUNCTIONS[name], jnp.float32, seed)

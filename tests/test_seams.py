@@ -111,6 +111,7 @@ def reference(kind, definition):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.one_case_in(4)
 def test_sums_over_kernels_match_their_definitions_in_every_mode(kind, reduction):
     loss, definition = REDUCTIONS[reduction]
     check = cases.agreement(of_kind(kind, loss, block_size=5), reference(kind, definition))
@@ -122,6 +123,7 @@ PLACEMENTS = {"whole": None, "tiles": Placement(3, 5), "forward": Placement(3, 5
 
 @pytest.mark.parametrize("place", PLACEMENTS)
 @pytest.mark.parametrize("kind", ["laplacian", "formula"])
+@pytest.mark.one_case_in(4)
 def test_a_loss_of_labels_takes_any_scores_on_every_placement(kind, place):
     """The focal loss, smoothed, with a mean of weighted examples."""
     function, weights = KINDS[kind][0], np.arange(1.0, 1 + N)

@@ -155,6 +155,7 @@ OVER_ANY_ARGUMENTS = (
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("row", cases.in_tiers({row.name: row for row in ROWS}, OVER_ANY_ARGUMENTS))
+@pytest.mark.one_case_in(3)
 def test_vmap_over_any_arguments_is_the_function_called_once_for_each(row):
     one, two = arrays(row, jnp.float64), arrays(row, jnp.float64, seed=1)
     assert all((one[name] != two[name]).any() for name in one)
@@ -212,6 +213,7 @@ SECOND_ORDER = ("softmax", "linear_softmax_cross_entropy", "contrastive_loss", "
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("row", cases.in_tiers({row.name: row for row in ROWS}, SECOND_ORDER))
+@pytest.mark.one_case_in(4)
 def test_a_hessian_a_linearization_and_a_checkpoint_in_a_scan_match_the_definition(row):
     """The Hessian is jacfwd of jacrev; the function is linearized in all arguments, and batched."""
     given = arrays(row, jnp.float64)
@@ -254,6 +256,7 @@ def test_a_hessian_a_linearization_and_a_checkpoint_in_a_scan_match_the_definiti
 
 @pytest.mark.usefixtures("checking_leaks")
 @every_row
+@pytest.mark.one_case_in(2)
 def test_one_trace_without_leaks_serves_donated_arrays_and_other_numbers(row):
     moving, fixed = split(arrays(row, jnp.float32))
     ct = output_like(row, {**moving, **fixed})
@@ -285,6 +288,7 @@ def sane(row):
 
 
 @every_row
+@pytest.mark.one_case_in(2)
 def test_sane_input_and_numbers_meet_no_nan_on_the_way_and_no_wider_type(row):
     given = sane(row)
     with jax.debug_nans(True):
