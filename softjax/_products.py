@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 
 from . import _checks
 from ._dtypes import common_dtype
+from ._rules import both_modes
 
 PrecisionLike = str | lax.Precision | None
 LEVELS = ("default", "high", "highest")
@@ -37,7 +38,7 @@ class Product(NamedTuple):
         """The product of a [N, D] and b [D, B], in at least float32."""
         if self.dtype is None:
             return jnp.matmul(a, b, precision=self.precision)
-        return _rounded_product(self, a, b)
+        return _rounded_product(self, (a, b), ())
 
 
 def chosen(precision: PrecisionLike, dtype: DTypeLike | None, features: Array, kernel: Array) -> Product:
@@ -60,13 +61,13 @@ def chosen(precision: PrecisionLike, dtype: DTypeLike | None, features: Array, k
 
 
 @ft.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rounded_product(product, a, b):
-    return _multiplied(product, *_rounded(product, a, b))
+def _product_rule(product, operands, _):
+    return _multiplied(product, *_rounded(product, *operands))
 
 
-def _product_fwd(product, a, b):
-    a, b = _rounded(product, a, b)
-    return _multiplied(product, a, b), (a, b)  # without a call of `_rounded_product`, which has no forward mode
+def _product_fwd(product, operands, _):
+    a, b = _rounded(product, *operands)
+    return _multiplied(product, a, b), (a, b)
 
 
 def _product_bwd(product, residuals, ct):
@@ -75,10 +76,11 @@ def _product_bwd(product, residuals, ct):
     parts = [high, ct - high] if product.precision == "high" else [high]
     da = ft.reduce(jnp.add, [_multiplied(product, part, b.T) for part in parts])
     db = ft.reduce(jnp.add, [_multiplied(product, a.T, part) for part in parts])
-    return da, db
+    return (da, db), None
 
 
-_rounded_product.defvjp(_product_fwd, _product_bwd)
+_product_rule.defvjp(_product_fwd, _product_bwd)
+_rounded_product = both_modes(_product_rule, options=1)
 
 
 def _rounded(product, *arrays):
