@@ -11,6 +11,8 @@ from jax import lax
 import softjax
 
 from . import cases
+from .test_platforms import EXACT as HIGHEST
+from .test_platforms import products
 
 N, D, K = 48, 64, 301
 ce = softjax.linear_softmax_cross_entropy
@@ -98,26 +100,7 @@ def test_probabilities_of_1e_minus_8_do_not_underflow(kind):
     assert p < 2e-8
 
 
-def precisions(function, *args):
-    """The precision of every matrix product of a program."""
-    return [e.params["precision"] for e in equations(jax.make_jaxpr(function)(*args).jaxpr) if _is_product(e)]
-
-
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
-
-
-def _is_product(equation):
-    return equation.primitive is lax.dot_general_p
-
-
 IN_BFLOAT16 = lax.DotAlgorithmPreset.BF16_BF16_F32
-HIGHEST = (lax.Precision.HIGHEST,) * 2
 ON_ACCELERATORS = {IN_BFLOAT16, HIGHEST}  # each product of bfloat16 beside one of float32 for CPUs
 
 
@@ -126,14 +109,14 @@ def test_every_product_is_of_bfloat16_in_both_passes(place):
     x, w, y = arguments("bfloat16")
     for args, more in (((x, w), {}), ((x, w.astype("float32")), {"dtype": jnp.bfloat16})):
         loss = mean_loss(y, precision="default", block_size=PLACES[place], **more)
-        found = precisions(jax.value_and_grad(loss, (0, 1)), *args)
+        found = products(jax.value_and_grad(loss, (0, 1)), *args)
         assert len(found) >= 3
         assert set(found) == ON_ACCELERATORS
         assert found.count(IN_BFLOAT16) == found.count(HIGHEST)
 
 
 def of_gradient(x, w, y, **options):
-    return set(precisions(jax.value_and_grad(mean_loss(y, **options), (0, 1)), x, w))
+    return set(products(jax.value_and_grad(mean_loss(y, **options), (0, 1)), x, w))
 
 
 def test_float32_is_multiplied_as_asked_by_argument_or_by_default():
