@@ -124,7 +124,9 @@ def _evaluate(loss, scores, example, per_class, examples, reduction, placement, 
         (*scores.classes, scores.live, per_class, exact and exact.classes),
     )
     axes = (*scores.axes, 0, 0, 0)
-    layout = Layout(axes, n, k, placement.tile, min(placement.block, k), shards.classes, shards.unpadded)
+    tile, block, gradient, kept = placement
+    kept = k if kept is None else kept
+    layout = Layout(axes, n, k, tile, min(block, k), shards.classes, shards.unpadded, None, kept, scores.rounding)
     if engine is not None:
         reason = engine.refuses(scores, loss, example, per_class)
         if reason is None:
@@ -133,7 +135,7 @@ def _evaluate(loss, scores, example, per_class, examples, reduction, placement, 
             warnings.warn(f"The engine {engine.name!r} does not apply: {reason}.", stacklevel=4)
     if reduction == "none":
         return _rules.losses_backward(layout, problem)
-    if placement.gradient == "backward" or layout.engine is not None:
+    if gradient == "backward" or layout.engine is not None:
         return _mesh.psum(_rules.losses_backward(layout, problem).sum(), shards.examples)
     return _mesh.psum(_rules.sum_forward(layout, problem), shards.examples)
 

@@ -59,10 +59,17 @@ class Weights(NamedTuple):
     per_class: Array | None = None  # [B] an additional weight of each class, the same for every example
 
 
+class RoundedScores(NamedTuple):
+    """Scores h_k of a block, kept as exp(h_k - m) in half precision: the cotangents that they give are rounded too."""
+
+    weights: Array  # [..., B] exp(h_k - m)
+    m: Array  # [...] the largest score of the block
+
+
 class Columns(NamedTuple):
     """The contribution of a block of B classes, with consecutive ids, to the sums of N examples."""
 
-    h: Array  # [..., B] scores; -inf for a class that is left out
+    h: Array | RoundedScores  # [..., B] scores; -inf for a class that is left out
     t: tuple[Array, ...] = ()  # each [..., B]: a payoff per example and class
     v: tuple[Array, ...] = ()  # each [B, E]: a vector payoff per class, the same for every example
     e: tuple[Array, ...] = ()  # each [..., B]: an exponent per example and class
@@ -88,8 +95,10 @@ class Normaliser(NamedTuple):
         """1 + r, or 1/2 where all classes are left out."""
         return 1 + jnp.maximum(self.r, -0.5)
 
-    def weights(self, h: Array) -> Array:
+    def weights(self, h: Array | RoundedScores) -> Array:
         """exp(h_k - m)."""
+        if isinstance(h, RoundedScores):
+            return h.weights.astype(h.m.dtype) * jnp.exp(h.m - finite(self.m))[..., None]
         return jnp.exp(h - finite(self.m)[..., None])
 
     def probabilities(self, h: Array) -> Array:
@@ -200,6 +209,16 @@ def fold(c: Columns, ids: Array) -> Sums:
     return Sums(a, t, t_fixed, tuple(map(vector_payoff, c.v)), e, _cross_entropy(c, ids, a.m), plain)
 
 
+def rounded(c: Columns, sums: Sums, dtype: jnp.dtype | None) -> tuple[Columns, Sums]:
+    """(the columns to keep for `pull`, rounded to `dtype` where `pull` rounds their cotangents, the sums over them)."""
+    if dtype is None or c.t or c.v or c.e or (c.y is not None and c.y.per_class is not None):
+        return c, sums
+    kept = RoundedScores(sums.a.weights(c.h).astype(dtype), sums.a.m)
+    # One pass takes the sums and rounds. Without the barrier, XLA would keep the scores and compute this again.
+    kept, sums = lax.optimization_barrier((kept, sums))
+    return c._replace(h=kept), sums
+
+
 def merge(left: Sums, right: Sums) -> Sums:
     """Sums over two sets of classes from the sums over each."""
     left_wins = _wins(left.a, right.a)
@@ -287,7 +306,8 @@ def pull(c: Columns, ids: Array, totals: Totals, ct: Totals) -> Columns:
         return Columns(dh, y=dy, l=dl)
     p = totals.a.probabilities(c.h)
     is_top = totals.a.is_top(ids)
-    position = jnp.where(is_top.any(-1), totals.a.top - ids[0], ids.size)
+    position = totals.a.top - ids[0]  # ids are consecutive; with padding only, the first is less than any top class
+    position = jnp.where((totals.a.top >= 0) & (ids[0] >= 0) & (position >= 0), position, ids.size)
 
     # <ct, t_k - base> per class, and <ct, E - base>, which would be lost if it were subtracted per class.
     gap, slip = jnp.zeros_like(c.h), jnp.zeros_like(c.h[..., :1])
@@ -350,19 +370,32 @@ def _normaliser(h, ids):
     """The normaliser of one block, for a loss without payoffs: the top class stays unknown."""
     m = lax.stop_gradient(h.max(-1))
     a = Normaliser(m, jnp.full(m.shape, -1, ids.dtype), jnp.zeros_like(m), jnp.zeros_like(m))
+    r = lax.platform_dependent(h, a, cpu=_others_of_sure_rows, default=_others_in_one_pass)
+    return a._replace(r=jnp.where(jnp.isneginf(m), -1, r))
+
+
+# The largest weight is exactly 1, and w - floor(w) drops it. If that drops more than one, there are no digits to lose.
+# If it drops none, a score was computed twice and rounded in two ways, as by a product that is fused into h - m.
+
+
+def _others_in_one_pass(h, a):
+    """sum_k exp(h_k - m) - 1."""
+    w = a.weights(h)
+    return (w - jnp.floor(w)).sum(-1) + (jnp.floor(w).sum(-1) - 1)
+
+
+def _others_of_sure_rows(h, a):
+    """The same for CPUs, which take one sum at a time: a second one where the rounding of the first is too much."""
     r = a.weights(h).sum(-1) - 1
 
     def without_the_1():
-        # The largest weight is exactly 1, and w - floor(w) drops it. If it drops more than one, there are no digits
-        # to lose. If it drops none, a score was computed twice and rounded in two ways, as by a product that is fused
-        # into the difference h - m.
         w = a.weights(h)  # computed again, so that it is not kept for this branch
         others = (w - jnp.floor(w)).sum(-1)
         dropped = r + 1 - others
         return jnp.where((dropped > 0.5) & (dropped < 1.5), others, r)
 
     # Below 1/4, the rounding of 1 + r would give r an error of more than 4 eps.
-    return a._replace(r=jnp.where(jnp.isneginf(m), -1, lax.cond((r < 0.25).any(), without_the_1, lambda: r)))
+    return lax.cond((r < 0.25).any(), without_the_1, lambda: r)
 
 
 def _normaliser_and_top(h, ids):

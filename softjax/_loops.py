@@ -1,13 +1,15 @@
 """Loops over tiles of examples and over blocks of classes."""
 
 import functools as ft
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
+from jax.experimental.layout import Layout as Format
+from jax.experimental.layout import with_layout_constraint
 from jax.typing import ArrayLike
 
 from . import _checks, _mesh
@@ -25,6 +27,8 @@ class Layout(NamedTuple):
     mesh: _mesh.Names = ()  # the mesh axes over which the classes are sharded, in the order of their ids
     unpadded: int | None = None  # the number of classes of all devices without padding, if there is padding
     engine: Any = None  # in place of the loop over blocks
+    kept: int = 0  # the number of classes whose scores a gradient in the forward pass keeps, instead of computing again
+    rounding: Any = None  # the half-precision type to which cotangents of scores are rounded; None for no rounding
 
 
 def over_tiles(step: Callable, carry: Any, examples: Any, n: int, tile: int) -> tuple[Any, Any]:
@@ -54,10 +58,16 @@ def put_block(classes: tuple, layout: Layout, start: ArrayLike, block: tuple) ->
     """The class arrays with a block replaced."""
 
     def on_axis(axis, tree, block):
-        write = lambda a, b: lax.dynamic_update_slice_in_dim(a, b.astype(a.dtype), start, axis)
+        write = lambda a, b: lax.dynamic_update_slice_in_dim(a, _row_major(b.astype(a.dtype)), start, axis)
         return jax.tree.map(write, tree, block)
 
     return tuple(map(on_axis, layout.axes, classes, block))
+
+
+def _row_major(block):
+    """The block in the layout that arrays have on TPUs, whose compiler would otherwise transpose the whole array."""
+    constraint = Format(tuple(range(block.ndim)))
+    return lax.platform_dependent(block, tpu=lambda a: with_layout_constraint(a, constraint), default=lambda a: a)
 
 
 def block_ids(layout: Layout, start: ArrayLike, size: int) -> Array:
@@ -67,30 +77,45 @@ def block_ids(layout: Layout, start: ArrayLike, size: int) -> Array:
     return of_block if layout.unpadded is None else jnp.where(of_block < layout.unpadded, of_block, _checks.INT32.min)
 
 
+class _Part(NamedTuple):
+    """Consecutive blocks of one size."""
+
+    start: int
+    size: int
+    count: int = 1
+
+
+def _parts(layout, first_apart):
+    """The blocks in parts: those that are kept or not, the first if it is a part of its own, and a smaller last one."""
+    blocks, rest = divmod(layout.classes, layout.block)
+    cuts = {0, blocks, min(layout.kept // layout.block, blocks)} | ({min(1, blocks)} if first_apart else set())
+    parts = [_Part(a * layout.block, layout.block, b - a) for a, b in itertools.pairwise(sorted(cuts))]
+    return parts + ([_Part(blocks * layout.block, rest)] if rest else [])
+
+
 def over_blocks(step: Callable, carry: Any, layout: Layout, made: Any = None) -> tuple[Any, Any]:
     """Runs `step(carry, start, size, made) -> (carry, made)` for blocks of the classes; the last may be smaller.
 
     With a carry of None, the first step runs outside of the scan and makes the carry. The `made` of one loop can be
-    given to the steps of another.
+    given to the steps of another; it is None for blocks that are not kept.
     """
-    count, size = layout.classes, layout.block
-    starts = np.arange(0, count - size + 1, size, dtype=np.int32)
-    parts: list[tuple[Any, int]] = [(0, size)] if carry is None or made is not None or starts.size == 1 else []
-    if starts.size > len(parts):
-        parts.append((starts[len(parts) :], size))
-    if count % size:
-        parts.append((count - count % size, count % size))
-    made = [None] * len(parts) if made is None else made
+    parts = _parts(layout, carry is None or made is not None)
     out = []
-    for (start, length), given in zip(parts, made, strict=True):
-        if isinstance(start, int):
-            carry, y = step(carry, start, length, given)
+    for part, given in zip(parts, made or [None] * len(parts), strict=True):
+        kept = part.start + part.size <= layout.kept
+        if part.count == 1:
+            carry, y = step(carry, part.start, part.size, given)
+            out.append(y if kept else None)
         else:
-            carry, y = lax.scan(ft.partial(_scanned, step, length), carry, (start, given))
-        out.append(y)
+            start = jnp.int32(part.start // part.size)
+            scanned = ft.partial(_scanned, step, part.size, kept)
+            (_, carry), y = lax.scan(scanned, (start, carry), given, length=part.count)
+            out.append(y)
     return carry, out
 
 
-def _scanned(step, size, carry, x):
-    start, made = x
-    return step(carry, start, size, made)
+def _scanned(step, size, kept, carry, made):
+    """A step of a scan. It counts blocks: the compiler sees that their starts are multiples of their size."""
+    count, carry = carry
+    carry, made = step(carry, count * size, size, made)
+    return (count + 1, carry), made if kept else None

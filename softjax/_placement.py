@@ -16,13 +16,14 @@ from ._arguments import documented
 class Placement(NamedTuple):
     """The sizes of the tile of examples and of the block of classes whose scores are in memory at a time.
 
-    The gradient of a sum of losses is taken in the forward pass, which keeps the scores of a tile for all classes, or
-    in the backward pass, which computes the scores again.
+    The gradient of a sum of losses is taken in the forward pass, which keeps the scores of a tile for the first `kept`
+    classes (None: for all) and computes those of the others again, or in the backward pass, which computes all again.
     """
 
     tile: int
     block: int
     gradient: Literal["forward", "backward"] = "backward"
+    kept: int | None = None
 
 
 BlockSize = int | Placement | None
@@ -70,10 +71,12 @@ def given_or_chosen(block_size: BlockSize, n: int, k: int, d: int, reduction: st
         return _chosen(n, k, d, reduction, dtype.itemsize, jax.default_backend())
     if not isinstance(block_size, Placement):
         return Placement(n, _checks.positive("block_size", block_size, "a positive integer or None"))
-    tile, block, gradient = block_size
+    tile, block, gradient, kept = block_size
     if not isinstance(gradient, str) or gradient not in ("forward", "backward"):
         raise ValueError(f"`block_size` must take the gradient 'forward' or 'backward', got {_checks.shown(gradient)}.")
-    return Placement(_checks.positive("block_size", tile), _checks.positive("block_size", block), gradient)
+    if kept is not None and not (type(kept) is int and kept >= 0):
+        raise ValueError(f"`block_size` must keep 0 or more classes or None for all, got {_checks.shown(kept)}.")
+    return Placement(_checks.positive("block_size", tile), _checks.positive("block_size", block), gradient, kept)
 
 
 def _chosen(n, k, d, reduction, itemsize, platform):

@@ -34,6 +34,11 @@ class Product(NamedTuple):
     dtype: Any = None  # the half-precision type to which the operands are rounded; None for their own type
     precision: Any = "highest"  # one of LEVELS for half precision, else a `precision` of `jax.numpy.matmul`
 
+    @property
+    def rounding(self) -> Any:
+        """The type to which cotangents are rounded, if they are rounded once."""
+        return self.dtype if self.precision == "default" else None
+
     def __call__(self, a: Array, b: Array) -> Array:
         """The product of a [N, D] and b [D, B], in at least float32."""
         if self.dtype is None:
@@ -75,7 +80,7 @@ def _product_bwd(product, residuals, ct):
     (high,) = (ct,) if product.precision == "highest" else _rounded(product, ct)
     parts = [high, ct - high] if product.precision == "high" else [high]
     da = ft.reduce(jnp.add, [_multiplied(product, part, b.T) for part in parts])
-    db = ft.reduce(jnp.add, [_multiplied(product, a.T, part) for part in parts])
+    db = ft.reduce(jnp.add, [_multiplied(product, part.T, a).T for part in parts])
     return (da, db), None
 
 

@@ -21,7 +21,7 @@ from jax.custom_derivatives import zero_from_primal
 
 from . import _gibbs as g
 from . import _mesh
-from ._dtypes import common_dtype, join, split, widened
+from ._dtypes import common_dtype, compute_dtype, join, split, widened
 from ._loops import Layout, block_ids, over_blocks, over_tiles, put_block, take_block
 
 
@@ -82,7 +82,7 @@ def totals(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> 
 def losses_backward(layout: Layout, problem: Problem) -> Array:
     """The losses [N, ...], with the gradient in the backward pass."""
     columns, finish, examples, targets, classes = problem
-    of_classes = totals(columns, examples, classes, layout)
+    of_classes = totals(columns, examples, classes, layout._replace(kept=0))
     return finish(of_classes, targets, lax.stop_gradient(classes), layout)
 
 
@@ -97,6 +97,10 @@ def _vary_with_mesh(tree, layout, before=lambda a: a):
     Half precision is widened `before` the cast, so that gradients are added up over devices before they are rounded.
     """
     return _mesh.vary(tree, _mesh.varying(tree) | set(layout.mesh), before)
+
+
+def _wide(tree):
+    return jax.tree.map(widened, tree)
 
 
 def block_columns(columns: Callable, examples: Any, block: tuple, ids: Array, layout: Layout) -> g.Columns:
@@ -117,12 +121,13 @@ def without_padding(c: g.Columns, is_class: Array) -> g.Columns:
 
 
 def fold_blocks(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> tuple[g.Sums, Any]:
-    """(the sums over all classes, the columns of each block)."""
+    """(the sums over all classes, the columns of the blocks that are kept)."""
 
     def step(sums, start, size, _):
         ids = block_ids(layout, start, size)
-        made = block_columns(columns, examples, take_block(classes, layout, start, size), ids, layout)
+        made = block_columns(columns, _wide(examples), take_block(classes, layout, start, size), ids, layout)
         folded = _vary_with_mesh(g.fold(made, ids), layout)
+        made, folded = g.rounded(made, folded, layout.rounding)
         return (folded if sums is None else g.merge(sums, folded)), made
 
     sums, made = over_blocks(step, None, layout)
@@ -160,8 +165,8 @@ def _totals_fwd(layout, differentiable, fixed):
 # Without `checkpoint`, a derivative of the loops below would keep the intermediate arrays of every block.
 @ft.partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1))
 def _pull_taken(layout, size, start, residuals, ct):
-    (*others, classes), (*fixed_others, fixed_classes), out = residuals
-    differentiable = (*others, take_block(classes, layout, start, size))
+    (columns, examples, classes), (*fixed_others, fixed_classes), out = residuals
+    differentiable = (columns, _wide(examples), take_block(classes, layout, start, size))
     fixed = (*fixed_others, take_block(fixed_classes, layout, start, size))
     ids = block_ids(layout, start, size)
     return pull_block(differentiable, fixed, ids, layout, lambda made: g.pull(made, ids, out, ct))
@@ -169,18 +174,16 @@ def _pull_taken(layout, size, start, residuals, ct):
 
 def _pull_tile(layout, dclasses, residuals, ct):
     """(the gradients of columns and examples, `dclasses` with the gradients of the classes added)."""
-    only_tile = layout.tile >= layout.examples
 
     def step(grads, start, size, _):
         grads, dclasses = grads
         *d, dblock = _vary_with_mesh(_pull_taken(layout, size, start, residuals, ct), layout)
-        if not only_tile:
+        if layout.tile < layout.examples:
             dblock = jax.tree.map(jnp.add, dblock, take_block(dclasses, layout, start, size))
         return (jax.tree.map(jnp.add, grads, d), put_block(dclasses, layout, start, dblock)), None
 
     columns, examples, _ = residuals[0]
-    zeros = jax.tree.map(jnp.zeros_like, [columns, examples])
-    (grads, dclasses), _ = over_blocks(step, (zeros, dclasses), layout)
+    (grads, dclasses), _ = over_blocks(step, (_zeros([columns, examples]), dclasses), layout)
     return grads, dclasses
 
 
@@ -188,8 +191,8 @@ def _totals_bwd(layout, residuals, ct):
     residuals, ct = _vary_with_mesh((residuals, ct), layout)
     (columns, examples, classes), (fixed_columns, fixed_examples, fixed_classes), out = residuals
     if layout.tile >= layout.examples:
-        grads, dclasses = _pull_tile(layout, jax.tree.map(jnp.zeros_like, classes), residuals, ct)
-        return (*grads, dclasses), None
+        (dcolumns, dexamples), dclasses = _pull_tile(layout, _unwritten(classes), residuals, ct)
+        return _as_given((dcolumns, dexamples, dclasses), (columns, examples, classes)), None
 
     @ft.partial(jax.checkpoint, prevent_cse=False)
     def step(carry, tile):
@@ -203,8 +206,7 @@ def _totals_bwd(layout, residuals, ct):
     zeros = _zeros((columns, classes))
     tiles = (examples, fixed_examples, out, ct)
     (dcolumns, dclasses), dexamples = over_tiles(step, zeros, tiles, layout.examples, layout.tile)
-    as_given = lambda d, a: d.astype(a.dtype)
-    return (*jax.tree.map(as_given, (dcolumns, dexamples, dclasses), (columns, examples, classes)),), None
+    return _as_given((dcolumns, dexamples, dclasses), (columns, examples, classes)), None
 
 
 _totals_rule.defvjp(_totals_fwd, _totals_bwd)
@@ -221,7 +223,7 @@ def _differentiated_as(loops: Callable, function: Callable) -> Callable:
 @ft.partial(_differentiated_as, lambda layout, *args: _totals(layout._replace(engine=None), *args))
 def _engine_totals(layout, differentiable, fixed):
     columns, examples, classes = join(differentiable, fixed)
-    sums = layout.engine.sums(columns, examples, classes, block_ids(layout, 0, layout.classes))
+    sums = layout.engine.sums(columns, _wide(examples), classes, block_ids(layout, 0, layout.classes))
     sums = _vary_with_mesh(sums, layout)
     return g.close(g.merge_over(sums, layout.mesh) if layout.mesh else sums)
 
@@ -231,8 +233,8 @@ def _engine_cotangents(layout, residuals, ct):
     differentiable, fixed, out = residuals
     columns, examples, classes = join(differentiable, fixed)
     ids = block_ids(layout, 0, layout.classes)
-    cotangents = split(layout.engine.cotangents(columns, examples, classes, ids, out, ct))[0]
-    return _mesh.vary(tuple(cotangents), _mesh.varying(differentiable))
+    cotangents = split(layout.engine.cotangents(columns, _wide(examples), classes, ids, out, ct))[0]
+    return _mesh.vary(_as_given(tuple(cotangents), differentiable), _mesh.varying(differentiable))
 
 
 _totals_by_engine = jax.custom_vjp(_engine_totals, nondiff_argnums=(0,))
@@ -282,10 +284,12 @@ def _sum_of_tile(layout, differentiable, fixed, dclasses):
         take = lambda classes: take_block(classes, layout, start, size)
         ids = block_ids(layout, start, size)
         # The columns are computed again for their derivative; XLA drops the parts that it does not need.
-        moving, still = ((part.columns, part.examples, take(part.classes)) for part in (differentiable, fixed))
-        d = pull_block(moving, still, ids, layout, lambda _: g.pull(made, ids, closed, ct))
-        *others, dblock = jax.tree.map(jnp.add, (*others, take(dclasses)), d)
-        return (*others, put_block(dclasses, layout, start, dblock)), None
+        moving, still = ((part.columns, _wide(part.examples), take(part.classes)) for part in (differentiable, fixed))
+        kept_or = lambda again: again if made is None else made
+        *d, dblock = pull_block(moving, still, ids, layout, lambda again: g.pull(kept_or(again), ids, closed, ct))
+        if layout.tile < layout.examples:
+            dblock = jax.tree.map(jnp.add, dblock, take(dclasses))
+        return (*jax.tree.map(jnp.add, others, d), put_block(dclasses, layout, start, dblock)), None
 
     grads = (*_zeros((differentiable.columns, differentiable.examples)), dclasses)
     (dcolumns, dexamples, dclasses), _ = over_blocks(step, grads, layout, made)
@@ -293,7 +297,21 @@ def _sum_of_tile(layout, differentiable, fixed, dclasses):
 
 
 def _zeros(tree):
-    return jax.tree.map(lambda a: jnp.zeros_like(widened(a)), tree)
+    return jax.tree.map(jnp.zeros_like, _wide(tree))
+
+
+def _as_given(gradients, arrays):
+    return jax.tree.map(lambda d, a: d.astype(a.dtype), gradients, arrays)
+
+
+def _unwritten(tree):
+    """Arrays whose elements are all going to be written."""
+    return _mesh.vary(jax.tree.map(lambda a: lax.empty(a.shape, a.dtype), tree), _mesh.varying(tree))
+
+
+def _as_added_up(layout, classes):
+    """Class gradients are added up in at least float32, unless one tile has them, from cotangents that were rounded."""
+    return classes if layout.rounding is not None and layout.tile >= layout.examples else _wide(classes)
 
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -309,10 +327,11 @@ def _value_and_gradients(layout, differentiable, fixed):
 
     whole = join(differentiable, fixed)
     finished = _mesh.varying(whole) - set(layout.mesh) | _mesh.varying(whole.finish, whole.targets)
-    zero = jnp.zeros((), common_dtype(*jax.tree.leaves(differentiable.examples)))
+    zero = jnp.zeros((), compute_dtype(common_dtype(*jax.tree.leaves(differentiable.examples))))
     zeros = _mesh.vary(zero, finished), *_zeros((differentiable.columns, differentiable.finish))
     tiles = tuple((part.examples, part.targets) for part in (differentiable, fixed))
-    carry = zeros, _zeros(differentiable.classes)
+    unwritten_or_zeros = _unwritten if layout.tile >= layout.examples else _zeros
+    carry = zeros, unwritten_or_zeros(_as_added_up(layout, differentiable.classes))
     carry, (dexamples, dtargets) = over_tiles(step, carry, tiles, layout.examples, layout.tile)
     (value, dcolumns, dfinish), dclasses = carry
     return value, Problem(dcolumns, dfinish, dexamples, dtargets, dclasses)
@@ -326,7 +345,8 @@ def _(layout, primals, tangents):
     def of_blocks(differentiable):
         total = lambda d: losses_backward(layout, join(d, fixed)).sum()
         value, gradients = jax.value_and_grad(total)(differentiable)
-        return value, jax.tree.map(widened, gradients)
+        classes = _as_added_up(layout, gradients.classes)
+        return value, _wide(gradients)._replace(classes=classes)
 
     return jax.jvp(of_blocks, (differentiable,), (tangents[0],))
 
@@ -343,7 +363,7 @@ def _sum_fwd(layout, differentiable, fixed):
 
 def _sum_bwd(layout, residuals, ct):  # noqa: ARG001
     gradients, differentiable = residuals
-    return jax.tree.map(lambda d, a: (ct * d).astype(a.dtype), gradients, differentiable), None
+    return _as_given(jax.tree.map(lambda d: ct * d, gradients), differentiable), None
 
 
 _sum_rule.defvjp(_sum_fwd, _sum_bwd)

@@ -45,7 +45,7 @@ class Exact(NamedTuple):
 @ft.partial(
     jax.tree_util.register_dataclass,
     data_fields=["function", "examples", "classes", "live", "exact"],
-    meta_fields=["axes", "k", "width", "batch", "shards", "kind"],
+    meta_fields=["axes", "k", "width", "batch", "shards", "kind", "rounding"],
 )
 @dataclasses.dataclass(frozen=True)
 class Scores:
@@ -65,6 +65,7 @@ class Scores:
     width: int = 1  # the number of elements per class: the depth of a matrix product
     batch: tuple[int, ...] = ()  # the leading axes of the examples, which are flattened to N
     shards: Shards = Shards()  # noqa: RUF009 (a tuple)
+    rounding: Any = None  # the half-precision type to which cotangents of the scores are rounded; None for no rounding
 
     @property
     def n(self) -> int:
@@ -83,10 +84,9 @@ class Scores:
         return common_dtype(*of_function, *inexact_leaves((self.examples, self.classes)))
 
     def computed_in(self, dtype: jnp.dtype) -> "Scores":
-        """The scores with their arrays cast. Half-precision class arrays and dense logits are widened later."""
+        """The scores with their arrays cast. Half-precision arrays are widened later, a tile and block at a time."""
         function, exact = cast((self.function, self.exact), dtype)
-        examples = (cast if self.classes else cast_unless_half)(self.examples, dtype)
-        classes = cast_unless_half(self.classes, dtype)
+        examples, classes = cast_unless_half((self.examples, self.classes), dtype)
         return dataclasses.replace(self, function=function, examples=examples, exact=exact, classes=classes)
 
 
@@ -116,8 +116,9 @@ def linear(
     live, bias = _checks.live_classes(where, "bias", bias, k, "[K] for the K of `kernel`")
     batch = features.shape[:-1]
     arrays = features.reshape(math.prod(batch), d), (kernel, bias)
-    function = _linear_function(axis, _products.chosen(precision, dtype, features, kernel))
-    return Scores("linear", function, *arrays, (axis, 0), live, None, k, d, batch, shards)
+    product = _products.chosen(precision, dtype, features, kernel)
+    function = _linear_function(axis, product)
+    return Scores("linear", function, *arrays, (axis, 0), live, None, k, d, batch, shards, product.rounding)
 
 
 @ft.cache  # JAX compares functions by identity: one of each, for all calls

@@ -339,7 +339,7 @@ def test_the_placement_that_is_printed_is_the_one_that_is_used(monkeypatch):
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_placements_hold_a_bounded_part_of_the_scores(platform, reduction):
     for n, k, d in itertools.product((1, 100, 4096, 10**6), (1, 100, 32768, 10**7), (8, 4096)):
-        tile, block, gradient = softjax.placement(n, k, d, reduction=reduction, platform=platform)
+        tile, block, gradient, kept = softjax.placement(n, k, d, reduction=reduction, platform=platform)
         assert 1 <= tile <= n
         assert 1 <= block <= k
         held = tile * (k if gradient == "forward" else block) * 4
