@@ -101,7 +101,8 @@ def evaluate(
     examples = examples._replace(weights=_checks.example_weights(weights, scores.batch, dtype))
     loss = _losses.as_tree(loss, dtype)
     if scores.classes:
-        placement = _placement.given_or_chosen(block_size, scores.n, scores.k, scores.width, reduction, dtype)
+        sizes = scores.n, scores.k, scores.width
+        placement = _placement.given_or_chosen(block_size, *sizes, reduction, dtype, scores.rounding)
     else:
         placement = Placement(scores.n, scores.k)
         if jax.tree.leaves(per_class):

@@ -69,7 +69,7 @@ class RoundedScores(NamedTuple):
 class Columns(NamedTuple):
     """The contribution of a block of B classes, with consecutive ids, to the sums of N examples."""
 
-    h: Array | RoundedScores  # [..., B] scores; -inf for a class that is left out
+    h: Array  # [..., B] scores; -inf for a class that is left out. `RoundedScores` where `rounded` has kept them
     t: tuple[Array, ...] = ()  # each [..., B]: a payoff per example and class
     v: tuple[Array, ...] = ()  # each [B, E]: a vector payoff per class, the same for every example
     e: tuple[Array, ...] = ()  # each [..., B]: an exponent per example and class

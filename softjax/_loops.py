@@ -82,7 +82,7 @@ class _Part(NamedTuple):
 
     start: int
     size: int
-    count: int = 1
+    blocks: int = 1
 
 
 def _parts(layout, first_apart):
@@ -103,13 +103,13 @@ def over_blocks(step: Callable, carry: Any, layout: Layout, made: Any = None) ->
     out = []
     for part, given in zip(parts, made or [None] * len(parts), strict=True):
         kept = part.start + part.size <= layout.kept
-        if part.count == 1:
+        if part.blocks == 1:
             carry, y = step(carry, part.start, part.size, given)
             out.append(y if kept else None)
         else:
             start = jnp.int32(part.start // part.size)
             scanned = ft.partial(_scanned, step, part.size, kept)
-            (_, carry), y = lax.scan(scanned, (start, carry), given, length=part.count)
+            (_, carry), y = lax.scan(scanned, (start, carry), given, length=part.blocks)
             out.append(y)
     return carry, out
 

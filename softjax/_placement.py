@@ -3,7 +3,7 @@
 docs/architecture.md has the measurements behind it; `python -m softjax bench --placements` repeats them.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from . import _checks
 from ._arguments import documented
+from ._dtypes import compute_dtype
 
 
 class Placement(NamedTuple):
@@ -38,6 +39,7 @@ def placement(
     reduction: str = "none",
     dtype: DTypeLike = "float32",
     platform: str | None = None,
+    memory: int | None = None,
 ) -> Placement:
     """The placement that `block_size=None` chooses.
 
@@ -47,6 +49,7 @@ def placement(
         features: D, the size of the features or latents.
         dtype: the type of the arrays; the scores are computed in at least float32.
         platform: "cpu", "gpu" or "tpu"; None for JAX's default.
+        memory: the bytes that scores may take on a GPU or TPU; None for a tenth of the memory of the device.
 
     Returns:
         The placement.
@@ -54,21 +57,25 @@ def placement(
     Example:
         >>> import softjax
         >>> print(softjax.placement(4096, 32768, 512, reduction="mean", platform="cpu"))
-        Placement(tile=512, block=4096, gradient='forward')
+        Placement(tile=512, block=4096, gradient='forward', kept=None)
     """
     sizes = {"examples": examples, "classes": classes, "features": features}
     n, k, d = (_checks.positive(name, size) for name, size in sizes.items())
     reduction = _checks.reduction(reduction)
-    itemsize = max(4, _checks.floating_dtype("dtype", dtype).itemsize)
+    arrays = _checks.floating_dtype("dtype", dtype)
     if not (platform is None or isinstance(platform, str)):
         raise TypeError(f"`platform` must be the name of one or None, got {_checks.shown(platform)}.")
-    return _chosen(n, k, d, reduction, itemsize, platform or jax.default_backend())
+    memory = None if memory is None else _checks.positive("memory", memory)
+    rounding = arrays if arrays == jnp.bfloat16 else None
+    return _chosen(n, k, d, reduction, compute_dtype(arrays), rounding, platform or jax.default_backend(), memory)
 
 
-def given_or_chosen(block_size: BlockSize, n: int, k: int, d: int, reduction: str, dtype: jnp.dtype) -> Placement:
+def given_or_chosen(
+    block_size: BlockSize, n: int, k: int, d: int, reduction: str, dtype: jnp.dtype, rounding: Any
+) -> Placement:
     """The placement for the argument `block_size`."""
     if block_size is None:
-        return _chosen(n, k, d, reduction, dtype.itemsize, jax.default_backend())
+        return _chosen(n, k, d, reduction, dtype, rounding, jax.default_backend())
     if not isinstance(block_size, Placement):
         return Placement(n, _checks.positive("block_size", block_size, "a positive integer or None"))
     tile, block, gradient, kept = block_size
@@ -79,26 +86,40 @@ def given_or_chosen(block_size: BlockSize, n: int, k: int, d: int, reduction: st
     return Placement(_checks.positive("block_size", tile), _checks.positive("block_size", block), gradient, kept)
 
 
-def _chosen(n, k, d, reduction, itemsize, platform):
+def _chosen(n, k, d, reduction, dtype, rounding, platform, memory=None):
     if not isinstance(n, int):  # a symbolic size, of an exported program for all sizes
         return Placement(n, min(k, 1024))
-    scalar, scores = reduction != "none", lambda megabytes: megabytes * 2**20 // itemsize
     n = max(n, 1)
     if n == 1:  # probably one example of a batch under vmap
         return Placement(1, min(k, 512))
+    scalar, scores = reduction != "none", lambda megabytes: megabytes * 2**20 // dtype.itemsize
     if n * k <= scores(1):
         return Placement(n, min(k, 2048))  # sums over more lose digits
-    if platform != "cpu":
-        fast = _memory(platform) // (10 * itemsize)  # scores, in a tenth of the memory
-        if platform == "tpu" and n * k > fast:
-            return Placement(n, min(k, 2048))
-        tile = max(min(n, fast // k), min(n, 256))
-        return Placement(tile, min(k, max(fast // tile, 1024)), "forward" if scalar else "backward")
+    if platform == "cpu":
+        return _of_cpu(n, k, d, scalar, scores)
+    of_kept = dtype.itemsize if rounding is None else rounding.itemsize
+    memory = memory or _memory(platform) // 10
+    if platform == "tpu":
+        # The compiler of a TPU keeps a block of 64 MB of scores on the chip.
+        whole = n * k * (dtype.itemsize + (0 if rounding is None else of_kept)) <= memory
+        block = k if whole else min(k, max(1024, min(8192, _power_of_2(scores(64) // n))))
+        return Placement(n, block, "forward", k if whole else 0) if scalar else Placement(n, block)
+    block = min(k, max(1024, min(4096, _power_of_2(memory // (4 * n * dtype.itemsize)))))
+    kept = max(memory - n * block * dtype.itemsize, 0) // (n * of_kept)
+    return Placement(n, block, "forward", min(k, kept)) if scalar else Placement(n, block)
+
+
+def _of_cpu(n, k, d, scalar, scores):
     wide = d >= 128
     if scalar and wide and min(n, 256) * k <= scores(256):
         tile = min(n, max(256, min(512, n // 8)))
         return Placement(tile, k if tile * k <= scores(8) else min(k, 4096), "forward")
     return Placement(n, min(k, max(128, min(scores(8 if wide else 2) // n, 4096))))
+
+
+def _power_of_2(size):
+    """The largest power of 2 up to the size."""
+    return 2 ** max(size.bit_length() - 1, 0)
 
 
 def _memory(platform):

@@ -363,7 +363,7 @@ def _sum_fwd(layout, differentiable, fixed):
 
 def _sum_bwd(layout, residuals, ct):  # noqa: ARG001
     gradients, differentiable = residuals
-    return _as_given(jax.tree.map(lambda d: ct * d, gradients), differentiable), None
+    return _as_given(jax.tree.map(lambda d: ct * widened(d), gradients), differentiable), None
 
 
 _sum_rule.defvjp(_sum_fwd, _sum_bwd)

@@ -269,6 +269,16 @@ LINEAR = {
         ValueError,
         r"`block_size` must take the gradient 'forward' or 'backward', got 'never'",
     ),
+    "fewer than no class kept": (
+        lambda: ce(x, w, y, block_size=softjax.Placement(1, 1, "forward", -1)),
+        ValueError,
+        r"`block_size` must keep 0 or more classes or None for all, got -1",
+    ),
+    "no memory for scores": (
+        lambda: softjax.placement(1, 1, 1, memory=0),
+        ValueError,
+        r"`memory` must be positive, got 0",
+    ),
     "values of rank 1 for a layer": (
         lambda: softjax.linear_expectation(x, w, y),
         ValueError,

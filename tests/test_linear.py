@@ -13,7 +13,9 @@ from . import cases, table
 from .cases import D, E, K, N
 
 FORWARD = softjax.Placement(3, 5, "forward")
-PLACEMENTS = {"whole": None, "blocks": 5, "tiles": softjax.Placement(3, 5, "backward"), "forward": FORWARD}
+KEPT = softjax.Placement(99, 5, "forward", 5)
+TILES = softjax.Placement(3, 5, "backward")
+PLACEMENTS = {"whole": None, "blocks": 5, "tiles": TILES, "forward": FORWARD, "some kept": KEPT}
 ce = softjax.linear_softmax_cross_entropy
 
 
@@ -342,7 +344,7 @@ def test_placements_hold_a_bounded_part_of_the_scores(platform, reduction):
         tile, block, gradient, kept = softjax.placement(n, k, d, reduction=reduction, platform=platform)
         assert 1 <= tile <= n
         assert 1 <= block <= k
-        held = tile * (k if gradient == "forward" else block) * 4
+        held = 4 * tile * (block + (k if kept is None else kept) * (gradient == "forward"))
         assert held <= {"cpu": 2**29, "gpu": 2**34, "tpu": 2**34}[platform], (n, k, d)
 
 

@@ -20,6 +20,8 @@ PLACES = {
     "whole": None,
     "tiles": softjax.Placement(20, 100, "forward"),
     "blocks": softjax.Placement(N, 100),
+    "some kept": softjax.Placement(N, 100, "forward", 100),
+    "none kept": softjax.Placement(N, 100, "forward", 0),
     "both": softjax.Placement(20, 100),
 }
 HALF = ("bfloat16", "float16")

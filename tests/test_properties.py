@@ -265,7 +265,12 @@ def test_jensens_laws_of_mixtures(seed, scale, offset):
 
 # --- blocks, tiles and padding --------------------------------------------------------------------
 
-PLACEMENTS = [None, softjax.Placement(3, 5, "forward"), softjax.Placement(2, 3, "backward")]
+PLACEMENTS = [
+    None,
+    softjax.Placement(3, 5, "forward"),
+    softjax.Placement(2, 3, "backward"),
+    softjax.Placement(9, 3, "forward", 6),
+]
 PADDING = {"kernel": -1, "bias": 0, "centers": 0, "values": 0, "log_prior": 0, "class_weights": 0, "where": 0}
 PLACED = ("linear_softmax_cross_entropy", "mixture_autoencoder_loss", "leop_loss", "mixture_expectation")
 
