@@ -84,6 +84,18 @@ def test_a_planted_fault_is_found_and_named(run_audit, monkeypatch, name, fault,
     assert f"{len(found)} beyond their limits" in printed
 
 
+def test_a_precision_that_is_taken_for_a_lower_one_is_found(run_audit, monkeypatch):
+    given = softjax.linear_expectation
+    lower = lambda precision: "default" if precision == "high" else precision
+    taken = lambda *args, precision=None, **options: given(*args, precision=lower(precision), **options)
+    monkeypatch.setattr(softjax, "linear_expectation", taken)
+    code, _, rows = run_audit("linear_expectation")
+    assert code == 1
+    found = [row for row in rows if not row["within"]]
+    assert found
+    assert all(row["scenario"].endswith(", high") and row["mode"] != "value" for row in found)
+
+
 def test_the_usual_cross_entropy_loses_all_digits_of_a_sure_row(run_audit):
     code, _, rows = run_audit("with_integer_labels")
     assert code == 0

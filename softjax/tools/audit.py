@@ -31,6 +31,10 @@ from .bench import machine
 
 # Limits in float32, relative to the largest element. A result in half precision may have one more rounding error.
 LIMITS = {"value": 2e-6, "reverse": 2e-6, "forward": 2e-6, "HVP": 1e-4}
+# With operands in bfloat16, by the precision with which their cotangents meet them. The scores are exact. Confident
+# rows are tried with "highest" alone: their gradient for the features is a sum that cancels, of terms that are rounded.
+_OF_COTANGENTS = {"default": 4e-3, "high": 1e-5, "highest": 2e-6}
+PRECISION_LIMITS = {level: LIMITS | {"reverse": most, "forward": most} for level, most in _OF_COTANGENTS.items()}
 ALL = tuple(LIMITS)
 FIRST_ORDER = ALL[:3]
 FLOAT32, HALF = ("float32",), ("bfloat16", "float16")
@@ -63,6 +67,8 @@ class Work(NamedTuple):
     """the function of another library, to compare errors with"""
     adapter: Callable = lambda function: function
     """from the public function to a function of the scenarios' arguments"""
+    limits: dict[str, float] = LIMITS
+    """for each mode"""
 
 
 _MPMATH = threading.Lock()  # the constants of mpmath are shared by all threads
@@ -219,10 +225,28 @@ def _linear_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     ):
         yield work("of_linear", ft.partial(truth.of_linear, of), more, {"loss": loss}, variant=variant, large=False)
 
+    for level, limits in PRECISION_LIMITS.items():
+        options_of_level = {"precision": level, "dtype": "bfloat16"}
+        of_level = ft.partial(
+            work, options=options_of_level, variant=f", {level}", confident=level == "highest", large=False
+        )
+        for one in (
+            of_level(function, definition, labels),
+            of_level("linear_expectation", truth.linear_expectation, values, scalar=False),
+        ):
+            yield one._replace(scenarios=map(_of_bfloat16_operands, one.scenarios), limits=limits)
+
     views = lambda x, y: {"x": x, "y": y, "temperature": np.array(2.0), "weights": uniform(K)}
     others = {f"margin {scale}": views(scale * exact, exact) for scale in (17, 80)}
     scenarios = _scenarios(lambda n, k: views(normal(k, 3), normal(k, 3)), others, None, True, quick)
     yield Work("contrastive_loss", truth.contrastive_loss, scenarios, {})
+
+
+def _of_bfloat16_operands(scenario):
+    """The scenario with features and kernel that bfloat16 holds exactly, in arrays of float32."""
+    a = scenario.arguments
+    operands = {name: a[name].astype(jnp.bfloat16).astype(float) for name in ("features", "kernel")}
+    return scenario._replace(arguments=a | operands, dtypes=FLOAT32, modes=FIRST_ORDER)
 
 
 def _mixture_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
@@ -321,8 +345,10 @@ def measure(work: Work) -> Iterator[Entry]:
             with _MPMATH:
                 reduced = ft.partial(work.definition, **_without_none(reduction=reduction))
                 problem = _Problem(reduced, work.definition, scenario, dtype)
-            theirs = problem.errors(peer(work.peer, reduction)) if work.peer else {}
-            for mode, (error, limit, array) in problem.errors(program(scenario.block_size, reduction)).items():
+            theirs = problem.errors(peer(work.peer, reduction), work.limits) if work.peer else {}
+            for mode, (error, limit, array) in problem.errors(
+                program(scenario.block_size, reduction), work.limits
+            ).items():
                 of_peer = theirs[mode][0] if theirs else None
                 yield Entry(work.function, scenario.name, dtype, scenario.place, mode, error, limit, array, of_peer)
 
@@ -394,7 +420,7 @@ class _Problem:
     def rows(self, a: Any) -> np.ndarray:
         return np.reshape(a, (len(a) if self.by_row else 1, -1))
 
-    def errors(self, program: Callable) -> dict[str, tuple[float, float, str]]:
+    def errors(self, program: Callable, limits: dict[str, float]) -> dict[str, tuple[float, float, str]]:
         """(error, limit, place of the array) of every mode, for the array with the largest error / limit."""
         got = program(self.moving, self.fixed, self.cotangent, self.tangent, self.modes)
         found = {}
@@ -402,7 +428,7 @@ class _Problem:
             arrays = jax.tree_util.tree_leaves_with_path(got[mode])
             min_scales = self.min_scales if mode == "reverse" else [0.0] * len(arrays)
             each = [
-                (self.error(mode, a, want, min_scale), _limit(mode, a.dtype), jax.tree_util.keystr(path))
+                (self.error(mode, a, want, min_scale), _limit(limits[mode], a.dtype), jax.tree_util.keystr(path))
                 for (path, a), want, min_scale in zip(arrays, jax.tree.leaves(self.want[mode]), min_scales, strict=True)
             ]
             found[mode] = max(each, key=lambda found: found[0] / found[1])
@@ -427,8 +453,8 @@ class _Problem:
             return float(np.nan_to_num(np.where(off == 0, 0, off / scale), nan=np.inf, posinf=np.inf).max())
 
 
-def _limit(mode: str, dtype: jnp.dtype) -> float:
-    return LIMITS[mode] + (float(jnp.finfo(dtype).eps) / 2 if dtype.itemsize < 4 else 0)
+def _limit(of_float32: float, dtype: jnp.dtype) -> float:
+    return of_float32 + (float(jnp.finfo(dtype).eps) / 2 if dtype.itemsize < 4 else 0)
 
 
 # ---------------------------------------------------------------------------------------------
