@@ -20,7 +20,7 @@ from jax import Array, lax
 from jax.custom_derivatives import zero_from_primal
 
 from . import _gibbs as g
-from . import _mesh
+from . import _mesh, _partition
 from ._dtypes import common_dtype, compute_dtype, join, split, widened
 from ._loops import Layout, block_ids, over_blocks, over_tiles, put_block, take_block
 
@@ -147,8 +147,40 @@ def pull_block(differentiable: tuple, fixed: tuple, ids: Array, layout: Layout, 
     return cotangents
 
 
+def _divided(function: Callable, layout: Layout, args: tuple, roles: tuple, of_result: Any, *, linear: int = 0) -> Any:
+    """`function(layout, shards, *args)`, by each device for its shard of examples and classes."""
+
+    def local(shards, *args):
+        return function(_of_device(layout, shards), shards, *args)
+
+    loops = layout.tile < layout.examples or layout.block < layout.classes
+    if layout.mesh or not (isinstance(layout.examples, int) and loops):
+        return local(_mesh.Shards(), *args)
+    return _partition.call(local, args, roles, of_result, linear=linear)
+
+
+def _of_device(layout, shards):
+    """The layout of one device of the shards."""
+    n, k = (
+        size // _mesh.device_count(axes)
+        for size, axes in ((layout.examples, shards.examples), (layout.classes, shards.classes))
+    )
+    tile, block = min(layout.tile, n), min(layout.block, k)
+    return layout._replace(examples=n, classes=k, tile=tile, block=block, mesh=layout.mesh + shards.classes)
+
+
+def _roles(layout):
+    """The roles of (columns, examples, classes)."""
+    return _partition.REPLICATED, _partition.EXAMPLES, layout.axes
+
+
 @ft.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _totals_rule(layout, differentiable, fixed):
+    roles = _roles(layout)
+    return _divided(_totals_of_device, layout, (differentiable, fixed), (roles, roles), _partition.EXAMPLES)
+
+
+def _totals_of_device(layout, _, differentiable, fixed):
     columns, examples, classes = join(differentiable, fixed)
 
     def step(_, examples):
@@ -188,11 +220,28 @@ def _pull_tile(layout, dclasses, residuals, ct):
 
 
 def _totals_bwd(layout, residuals, ct):
+    ct, fixed_ct = split(ct)
+    roles, examples = _roles(layout), _partition.EXAMPLES
+    args, of_args = (*residuals, fixed_ct, ct), (roles, roles, examples, examples, examples)
+    return _divided(_pulled_of_device, layout, args, of_args, roles, linear=1), None
+
+
+def _pulled_of_device(layout, shards, differentiable, fixed, out, fixed_ct, ct):
+    residuals, ct = (differentiable, fixed, out), join(ct, fixed_ct)
+    dcolumns, dexamples, dclasses = _pulled(layout, residuals, ct)
+    return (
+        _partition.summed(dcolumns, shards.examples + shards.classes),
+        _partition.summed(dexamples, shards.classes),
+        _partition.summed(dclasses, shards.examples),
+    )
+
+
+def _pulled(layout, residuals, ct):
     residuals, ct = _vary_with_mesh((residuals, ct), layout)
     (columns, examples, classes), (fixed_columns, fixed_examples, fixed_classes), out = residuals
     if layout.tile >= layout.examples:
         (dcolumns, dexamples), dclasses = _pull_tile(layout, _unwritten(classes), residuals, ct)
-        return _as_given((dcolumns, dexamples, dclasses), (columns, examples, classes)), None
+        return _as_given((dcolumns, dexamples, dclasses), (columns, examples, classes))
 
     @ft.partial(jax.checkpoint, prevent_cse=False)
     def step(carry, tile):
@@ -206,7 +255,7 @@ def _totals_bwd(layout, residuals, ct):
     zeros = _zeros((columns, classes))
     tiles = (examples, fixed_examples, out, ct)
     (dcolumns, dclasses), dexamples = over_tiles(step, zeros, tiles, layout.examples, layout.tile)
-    return _as_given((dcolumns, dexamples, dclasses), (columns, examples, classes)), None
+    return _as_given((dcolumns, dexamples, dclasses), (columns, examples, classes))
 
 
 _totals_rule.defvjp(_totals_fwd, _totals_bwd)
@@ -316,6 +365,23 @@ def _as_added_up(layout, classes):
 
 @ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _value_and_gradients(layout, differentiable, fixed):
+    columns, examples, classes = _roles(layout)
+    roles = Problem(columns, columns, examples, examples, classes)
+    of_result = _partition.REPLICATED, roles
+    return _divided(_value_and_gradients_of_device, layout, (differentiable, fixed), (roles, roles), of_result)
+
+
+def _value_and_gradients_of_device(layout, shards, differentiable, fixed):
+    value, d = _value_and_gradients_of_tiles(layout, differentiable, fixed)
+    of_examples, of_classes = (ft.partial(_partition.summed, axes=axes) for axes in (shards.examples, shards.classes))
+    gradients = Problem(
+        of_examples(of_classes(d.columns)), of_examples(d.finish), of_classes(d.examples), d.targets,
+        of_examples(d.classes),
+    )  # fmt: skip
+    return of_examples(value), gradients
+
+
+def _value_and_gradients_of_tiles(layout, differentiable, fixed):
     def step(carry, tile):
         so_far, dclasses = carry
         moving, still = (
