@@ -77,7 +77,6 @@ def vary(tree: Any, axes: frozenset[str], before: Callable = lambda a: a) -> Any
 
     The transpose of this is a sum over the devices of the axes, which adds up their gradients.
     """
-
     axes = axes & frozenset(jax.sharding.get_abstract_mesh().manual_axes)
 
     def cast(a):

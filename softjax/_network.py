@@ -72,11 +72,17 @@ def _bytes_of(shapes: str) -> int:
 
 
 def _devices(line: str) -> int:
-    """The number of devices in the first of the groups {{0,1},{2,3}}, in each of [2,2]<=[4], or in a pair."""
+    """The number of devices in the first of the groups {{0,1},{2,3}}, in each of [2,2]<=[4], or in a pair.
+
+    Groups may also be given as axes of a mesh: mesh['x'=2,'y'=4] {'y'}, with or without an order of the devices.
+    """
     if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", line):
         return 1 + any(a != b for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs[1]))
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return listed[1].count(",") + 1
+    if of_mesh := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'([^']*)'=(\d+)", of_mesh[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'([^']*)'", of_mesh[2]))
     if counted := re.search(r"replica_groups=\[([\d,]+)\]", line):
         return int(counted[1].split(",")[-1])
     return 1

@@ -6,6 +6,7 @@ the classes, or both. Elsewhere, and in other transformations, it is the computa
 """
 
 import dataclasses
+import functools as ft
 from collections.abc import Callable
 from typing import Any
 
@@ -51,11 +52,12 @@ def call(local: Callable, args: tuple, roles: tuple, of_result: Any, *, linear: 
     if jax.sharding.get_abstract_mesh().manual_axes or _has_explicit_axes():
         return local(Shards(), *args)
     leaves, tree = jax.tree.flatten(args)
-    jaxpr, shape = jax.make_jaxpr(lambda *leaves: local(Shards(), *tree.unflatten(leaves)), return_shape=True)(*leaves)
-    of_leaf = lambda shards, *leaves: jax.tree.leaves(local(shards, *tree.unflatten(leaves)))
+    of_leaves = lambda shards, *leaves: local(shards, *jax.tree.unflatten(tree, leaves))
+    jaxpr, shape = jax.make_jaxpr(ft.partial(of_leaves, Shards()), return_shape=True)(*leaves)
+    flat = lambda shards, *leaves: jax.tree.leaves(of_leaves(shards, *leaves))
     count = len(jax.tree.leaves(args[len(args) - linear :])) if linear else 0
-    program = Program(jaxpr, of_leaf, (_flat_roles(roles, args), _flat_roles(of_result, shape)), count)
-    return jax.tree.structure(shape).unflatten(_bind(program, leaves))
+    program = Program(jaxpr, flat, (_flat_roles(roles, args), _flat_roles(of_result, shape)), count)
+    return jax.tree.unflatten(jax.tree.structure(shape), _bind(program, leaves))
 
 
 def _bind(program, leaves, transposed=None):
@@ -111,7 +113,7 @@ def _transpose(cotangents, *args, program, transposed, **_):
         return jax.linear_transpose(function, *(a.aval for a in linear))(list(args[len(fixed) :]))
 
     jaxpr = jax.make_jaxpr(transpose)(*fixed, *cotangents)
-    pushed = Program(jaxpr, None, None, len(cotangents))
+    pushed = dataclasses.replace(program, jaxpr=jaxpr, linear=len(cotangents))
     out = _call_p.bind(*fixed, *cotangents, divided=jaxpr, program=pushed, transposed=program)
     return [None] * len(fixed) + out
 

@@ -199,6 +199,10 @@ def test_groups_that_are_counted_and_not_listed():
     """As compilers for many devices write them."""
     assert _network._devices("all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%sum") == 4
     assert _network._devices("all-reduce(%x), replica_groups=[8,1]<=[8], to_apply=%sum") == 1
+    of_mesh = "all-gather(%x), channel_id=1, replica_groups=mesh['x'=2,'y'=4]{order} {{{axes}}}, dimensions={{1}}"
+    assert _network._devices(of_mesh.format(order="", axes="'y'")) == 4
+    assert _network._devices(of_mesh.format(order=", device_ids=([4,2]T(1,0))", axes="'x'")) == 2
+    assert _network._devices(of_mesh.format(order="", axes="'x','y'")) == 8
 
 
 def test_a_function_in_place_of_a_program_is_refused():

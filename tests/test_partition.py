@@ -1,0 +1,151 @@
+"""Under plain `jax.jit` over sharded arrays, the computation stays where the arrays are."""
+
+import functools as ft
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import softjax
+from softjax import Placement, _partition
+from softjax.testing import collectives
+
+from . import cases
+
+B, L, D, K, E = 8, 16, 16, 512, 4
+N = B * L
+ce = softjax.linear_softmax_cross_entropy
+# The partitions of features [B, L, D] and kernel [D, K].
+PLACES = {
+    "data": (P("data"), P()),
+    "fully sharded data": (P("data"), P("data")),
+    "vocabulary": (P(), P(None, "model")),
+    "data and vocabulary": (P("data"), P(None, "model")),
+    "two axes of data": (P(("data", "model")), P()),
+}
+BLOCKS = {
+    "forward": Placement(32, 128, "forward"),
+    "some kept": Placement(N, 128, "forward", 128),
+    "backward": Placement(32, 128),
+}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def arguments():
+    r = cases.Random("float32", seed=3)
+    return r.normal(B, L, D), r.normal(D, K, scale=D**-0.5), r.integers(K, B, L), r.normal(B, L)
+
+
+def put(mesh, array, spec):
+    return jax.device_put(array, NamedSharding(mesh, spec))
+
+
+def placed(mesh, place):
+    x, w, y, ct = arguments()
+    of_examples, of_kernel = PLACES[place]
+    of_rest = put(mesh, y, of_examples), put(mesh, ct, of_examples)
+    return put(mesh, x, of_examples), put(mesh, w, of_kernel), *of_rest
+
+
+def truth(x, w, y, ct):
+    """sum(ct loss) and its gradients, in float64."""
+    x, w, ct = (np.asarray(a, np.float64) for a in (x.reshape(N, D), w, ct.reshape(N)))
+    z = x @ w
+    p = np.exp(z - z.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    y = np.asarray(y).reshape(N)
+    dz = ct[:, None] * (p - np.eye(K)[y])
+    return (ct * -np.log(p[np.arange(N), y])).sum(), (dz @ w.T).reshape(B, L, D), x.T @ dz
+
+
+def total(x, w, y, ct, **options):
+    if options.get("reduction", "none") == "none":
+        return (ce(x, w, y, **options) * ct).sum()
+    return ce(x, w, y, weights=ct, **options)
+
+
+def total_of_optax(x, w, y, ct):
+    return (optax.softmax_cross_entropy_with_integer_labels(x @ w, y) * ct).sum()
+
+
+def program(function, args):
+    return jax.jit(jax.value_and_grad(function, (0, 1))).lower(*args).compile()
+
+
+def check(got, want):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6 * np.abs(b).max())
+
+
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("reduction", "block"), [("sum", "forward"), ("sum", "some kept"), ("none", "backward")])
+def test_no_more_is_sent_than_by_optax_and_nothing_in_a_loop(mesh, place, reduction, block):
+    args = placed(mesh, place)
+    ours = program(ft.partial(total, reduction=reduction, block_size=BLOCKS[block]), args)
+    theirs = program(total_of_optax, args)
+    check(ours(*args), truth(*arguments()))
+    sent, sent_by_optax = collectives(ours), collectives(theirs)
+    in_loops = [one for one in sent if one.times > 1]
+    assert all(one.bytes <= 4 * 8 * 32 for one in in_loops)  # the sums over the classes of a tile of 32 examples
+    assert not in_loops or ("vocabulary" in place and block != "some kept")
+    gathered = lambda found: sum(one.bytes for one in found if one.operation == "all-gather")
+    assert gathered(sent) <= gathered(sent_by_optax)
+    of_examples = 4 * 8 * N  # eight numbers per example: the sums over the classes
+    assert sum(one.bytes * one.times for one in sent) <= sum(one.bytes for one in sent_by_optax) + of_examples
+    temporaries = lambda compiled: compiled.memory_analysis().temp_size_in_bytes
+    assert temporaries(ours) < temporaries(theirs)
+    for given, gradient in zip(args, ours.output_shardings[1], strict=False):
+        assert gradient.is_equivalent_to(given.sharding, given.ndim) or place == "fully sharded data"
+
+
+@pytest.mark.usefixtures("optimised")
+def test_a_loop_that_is_not_divided_is_found(mesh, monkeypatch):
+    """The checks above would find loops that the partitioner cuts by itself."""
+    monkeypatch.setattr(_partition, "call", lambda local, args, *_, **__: local(_partition.Shards(), *args))
+    args = placed(mesh, "data")
+    sent = collectives(program(ft.partial(total, block_size=Placement(32, 64)), args))
+    assert any(one.operation == "all-gather" for one in sent)
+
+
+@pytest.mark.parametrize("place", ["data", "data and vocabulary"])
+@pytest.mark.parametrize(("reduction", "block"), [("sum", "forward"), ("none", "backward")])
+def test_every_mode_and_transformation(mesh, place, reduction, block):
+    x, w, y, ct = placed(mesh, place)
+    loss = ft.partial(total, reduction=reduction, block_size=BLOCKS[block])
+    r = cases.Random("float32", seed=4)
+    tangents = r.normal(B, L, D), r.normal(D, K)
+    along = lambda arrays: tuple(t.astype(a.dtype) for t, a in zip(tangents, arrays, strict=True))
+
+    def modes(f):
+        of = lambda x, w: f(x, w, y, ct.astype(x.dtype))
+        gradient = jax.grad(of, (0, 1))
+        steps = lambda x, w: jax.lax.scan(
+            lambda a, _: (a + of(x * a, w) / N, None), jnp.ones((), x.dtype), None, length=2
+        )[0]
+        many = lambda x, w: jax.vmap(of, (0, None))(jnp.stack([x, 2 * x]), w).sum()
+        return {
+            "forward": lambda *a: jax.jvp(of, a, along(a))[1],
+            "Hessian-vector product": lambda *a: jax.jvp(gradient, a, along(a))[1],
+            "remat": jax.grad(jax.checkpoint(of), (0, 1)),
+            "scan": jax.grad(steps, (0, 1)),
+            "vmap": jax.grad(many, (0, 1)),
+        }
+
+    ours, theirs = modes(loss), modes(total_of_optax)
+    x64, w64 = (np.asarray(a, np.float64) for a in (x, w))
+    for name, function in ours.items():
+        got = jax.jit(function)(x, w)
+        with jax.enable_x64(True):
+            want = jax.jit(theirs[name])(jnp.asarray(x64), jnp.asarray(w64))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            a, b = np.asarray(a), np.asarray(b)
+            assert np.abs(a - b).max() <= 2e-5 * np.abs(b).max(), name
