@@ -68,6 +68,11 @@ def main(argv: list[str] | None = None) -> int:
     bench.add_argument("--rounds", type=_positive, default=7, help="runs of each contestant (default: %(default)s)")
     bench.add_argument("--small", action="store_true", help="small sizes, to show that it runs")
     bench.add_argument("--placements", action="store_true", help="compare the default placement with others")
+    bench.add_argument(
+        "--compile-for",
+        choices=("v5e", "v5p", "v6e", "h100"),
+        help="a compiler's estimates for a device that is not there",
+    )
     bench.add_argument("-o", "--output", type=_picture, help="a PNG file to write")
     bench.add_argument("--json", type=_report, help="a JSON file to write")
     audit = commands.add_parser("audit", help="errors of values and derivatives against 50 digits")
@@ -92,6 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     lm.add_argument("--json", type=_report, help="a JSON file to write")
     options = parser.parse_args(argv)
     module = {"lm": "language_model"}.get(options.command, options.command)
+    if options.command == "bench" and options.compile_for:
+        module = "compilers"
     try:
         tool = importlib.import_module(f"softjax.tools.{module}")
     except ModuleNotFoundError as error:
@@ -108,6 +115,8 @@ def main(argv: list[str] | None = None) -> int:
             )  # fmt: skip
         if options.command == "audit":
             return tool.run(options.quick, options.text, options.json)
+        if options.compile_for:
+            return tool.run(options.compile_for, small=options.small)
         if options.placements:
             return tool.run_placements(options.rounds, options.small)
         return tool.run(options.rounds, options.small, options.output, options.json)
