@@ -251,8 +251,11 @@ def prepare() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def run(name: str, folder: Path = RESULTS, small: bool = False) -> int:
-    """Compiles, prints and, but for small sizes, writes `<name>-compiled.json` and `.md`; returns the exit code."""
+def run(name: str, folder: Path | None = None, small: bool = False) -> int:
+    """Compiles and prints; writes `<name>-compiled.json` and `.md`, for small sizes only if a folder is given.
+
+    Returns the exit code.
+    """
     kind = KINDS[name]
     package = missing(kind)
     if package is not None:
@@ -260,6 +263,7 @@ def run(name: str, folder: Path = RESULTS, small: bool = False) -> int:
         print(message, file=sys.stderr)
         return 1
     prepare()
+    folder = folder or (None if small else RESULTS)
     console = Console(width=None if Console().is_terminal else 140)
     versions = _versions(kind)
     console.print(_sentence(name, versions), soft_wrap=True)
@@ -269,7 +273,7 @@ def run(name: str, folder: Path = RESULTS, small: bool = False) -> int:
             results = estimates(kind, comparison.row)
         entries.append(_entry(kind, comparison, results))
         console.print(_as_table(kind, entries[-1]))
-        if not small:  # after each row: all of them take a TPU's compiler up to an hour
+        if folder is not None:  # after each row: all of them take a TPU's compiler up to an hour
             _write(name, folder, versions, entries)
     return 0
 
