@@ -71,7 +71,9 @@ def test_contestants_take_turns_on_new_arguments_until_the_time_is_up(monkeypatc
     assert len(set(numbers)) == 4
     assert found["a"]["runs"] == 3
     assert found["broken"]["failed"].startswith("TypeError: ")
-    assert accelerator.times(row, seconds=0, rounds=3)["a"]["runs"] == 1
+    hurried = accelerator.times(row, seconds=0, rounds=3)
+    assert hurried["a"]["runs"] == 1
+    assert hurried["b"] == {"failed": "left out for want of time"}
     monkeypatch.setattr(accelerator, "_fits", lambda analysis: analysis is None)
     row = row._replace(contestants={"large": lambda x, w, y: x @ w})
     assert "does not fit" in accelerator.times(row, 60)["large"]["failed"]
@@ -103,7 +105,7 @@ def test_the_benchmark_runs_at_small_sizes(tmp_path, monkeypatch, capsys):
 def test_errors_beyond_their_limits_are_printed_and_returned(monkeypatch, capsys):
     check = DEFINITIONS["eol_loss"]
     monkeypatch.setattr(
-        accelerator, "checks", lambda small: [check._replace(call=lambda *a: softjax.eol_loss(*a).sum())]
+        accelerator, "checks", lambda small: 2 * [check._replace(call=lambda *a: softjax.eol_loss(*a).sum())]
     )
     monkeypatch.setattr(accelerator, "comparisons", lambda kind, small: [])
     monkeypatch.setattr(
@@ -112,4 +114,4 @@ def test_errors_beyond_their_limits_are_printed_and_returned(monkeypatch, capsys
     assert accelerator.run(small=True, seconds=-1) == 1
     printed = capsys.readouterr().out
     assert "is beyond its limit" in printed
-    assert "1 functions not audited" in printed
+    assert "left out for want of time: 1 checks and 1 functions of the audit" in printed
