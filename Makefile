@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-all bench audit clean
+.PHONY: help demo test test-all bench audit compilers clean
 
 help:
 	@echo "make demo      trains on real images and draws what it learned"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-all  all tests, the slow ones too, and their coverage"
 	@echo "make bench     time and memory beside what people use"
 	@echo "make audit     errors beside those of what people use"
+	@echo "make compilers estimates of the compilers of TPUs and the H100, without the devices"
 
 demo: .venv/.installed
 	$(BIN)/python -m softjax demo
@@ -31,10 +32,22 @@ bench: .venv/.installed
 audit: .venv/.installed
 	$(BIN)/python -m softjax audit
 
+# Environments of their own: the compilers are large, and JAX would look for their devices in every other command.
+compilers: .venv-tpu/.installed .venv-gpu/.installed
+	for kind in v5e v5p v6e; do .venv-tpu/bin/python -m softjax bench --compile-for $$kind || exit 1; done
+	.venv-gpu/bin/python -m softjax bench --compile-for h100
+
+.venv-tpu/.installed: EXTRA := tpu
+.venv-gpu/.installed: EXTRA := cuda12
+.venv-tpu/.installed .venv-gpu/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . 'jax[$(EXTRA)]' optax rich
+	touch $@
+
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-tpu .venv-gpu

@@ -68,6 +68,15 @@ def main(argv: list[str] | None = None) -> int:
     bench.add_argument("--rounds", type=_positive, default=7, help="runs of each contestant (default: %(default)s)")
     bench.add_argument("--small", action="store_true", help="small sizes, to show that it runs")
     bench.add_argument("--placements", action="store_true", help="compare the default placement with others")
+    bench.add_argument(
+        "--compile-for",
+        choices=("v5e", "v5p", "v6e", "h100"),
+        help="a compiler's estimates for a device that is not there",
+    )
+    bench.add_argument("--accelerator", action="store_true", help="checks and times on a GPU or TPU, in 8 minutes")
+    bench.add_argument(
+        "--folder", type=_folder, help="where --compile-for and --accelerator write (default: benchmarks/results)"
+    )
     bench.add_argument("-o", "--output", type=_picture, help="a PNG file to write")
     bench.add_argument("--json", type=_report, help="a JSON file to write")
     audit = commands.add_parser("audit", help="errors of values and derivatives against 50 digits")
@@ -92,6 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     lm.add_argument("--json", type=_report, help="a JSON file to write")
     options = parser.parse_args(argv)
     module = {"lm": "language_model"}.get(options.command, options.command)
+    if options.command == "bench":
+        module = "compilers" if options.compile_for else "accelerator" if options.accelerator else "bench"
     try:
         tool = importlib.import_module(f"softjax.tools.{module}")
     except ModuleNotFoundError as error:
@@ -108,6 +119,10 @@ def main(argv: list[str] | None = None) -> int:
             )  # fmt: skip
         if options.command == "audit":
             return tool.run(options.quick, options.text, options.json)
+        if module == "compilers":
+            return tool.run(options.compile_for, options.folder, options.small)
+        if module == "accelerator":
+            return tool.run(options.folder, options.small)
         if options.placements:
             return tool.run_placements(options.rounds, options.small)
         return tool.run(options.rounds, options.small, options.output, options.json)

@@ -67,3 +67,45 @@ def _eager(torch: Any, loss: Callable, relayout: Callable = lambda *arguments: a
 
     prepare.eager = True  # type: ignore[attr-defined]
     return prepare
+
+
+def of_accelerator() -> dict[str, Callable]:
+    """Fused linear cross entropies with a mean, as functions of (x, w, labels): those that can be imported."""
+    found: dict[str, Callable] = {}
+    if importlib.util.find_spec("tokamax") is not None:
+        import tokamax
+
+        loss = lambda x, w, y: tokamax.linear_softmax_cross_entropy_loss(x, y, w, reduction="mean")
+        found["tokamax"] = jax.value_and_grad(loss, (0, 1))
+    if importlib.util.find_spec("torch") is None:
+        return found
+    import torch
+    from torch.nn import functional
+
+    if not torch.cuda.is_available() or jax.default_backend() != "gpu":
+        return found
+    losses: dict[str, Callable] = {}
+    if hasattr(functional, "linear_cross_entropy"):
+        losses["torch"] = functional.linear_cross_entropy
+    if importlib.util.find_spec("liger_kernel") is not None:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        losses["Liger"] = lambda x, w, y: LigerFusedLinearCrossEntropyLoss()(w, x, y)
+    if importlib.util.find_spec("cut_cross_entropy") is not None:
+        from cut_cross_entropy import linear_cross_entropy
+
+        losses["CCE"] = linear_cross_entropy
+    return found | {name: _on_gpu(torch, loss) for name, loss in losses.items()}
+
+
+def _on_gpu(torch: Any, loss: Callable) -> Callable:
+    """A step on arguments that JAX has on the GPU: the loss and both gradients, for a kernel of layout [K, D]."""
+
+    def step(arguments):
+        x, w, y = (torch.from_dlpack(a) for a in arguments)
+        x, w = x.detach().requires_grad_(), w.T.contiguous().requires_grad_()
+        loss(x, w, y.long()).backward()
+        torch.cuda.synchronize()
+
+    step.eager = True  # type: ignore[attr-defined]
+    return step
