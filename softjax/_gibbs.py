@@ -209,6 +209,12 @@ def fold(c: Columns, ids: Array) -> Sums:
     return Sums(a, t, t_fixed, tuple(map(vector_payoff, c.v)), e, _cross_entropy(c, ids, a.m), plain)
 
 
+def with_scores_as_payoff(c: Columns) -> Columns:
+    """The columns with the payoff t = h, for E_p[h] and the top class of a loss that needs neither for its gradient."""
+    h = lax.optimization_barrier(lax.stop_gradient(c.h))  # scores computed twice might differ from their maximum
+    return c._replace(t=(h,))
+
+
 def rounded(c: Columns, sums: Sums, dtype: jnp.dtype | None) -> tuple[Columns, Sums]:
     """(the columns to keep for `pull`, rounded to `dtype` where `pull` rounds their cotangents, the sums over them)."""
     if dtype is None or c.t or c.v or c.e or (c.y is not None and c.y.per_class is not None):
