@@ -222,7 +222,10 @@ def _better(left, right, k):
 
 def _ranked(h, ids, k):
     """The k best classes of scores [n, b]; there may be fewer classes."""
-    values, positions = lax.top_k(h, min(k, h.shape[-1]))
+    if k == 1:
+        values, positions = (a[..., None] for a in _gibbs.largest(h))
+    else:
+        values, positions = lax.top_k(h, min(k, h.shape[-1]))
     found = Ranked(values, jnp.where(jnp.isneginf(values), -1, ids[positions]))
     missing = ((0, 0), (0, k - values.shape[-1]))
     fill = lambda a, value: jnp.pad(a, missing, constant_values=value)

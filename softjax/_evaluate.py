@@ -93,12 +93,14 @@ def evaluate(
     *,
     examples: Examples = Examples(),  # noqa: B008 (a tuple)
     engine: Engine | None = None,
+    entropy: bool = False,
     observe: Callable | None = None,
     of_observed: Any = None,
 ) -> Any:
     """The losses of examples with data `example` [N, ...] and classes with data `per_class` [K, ...].
 
-    With `observe`, a pytree, also `observe(Totals with t = h, of_observed [N, ...])` of all examples, without gradient.
+    With `entropy`, the totals have it. With `observe`, a pytree, the result is a pair of the losses and of
+    `observe(totals, of_observed [N, ...])`, a pytree of [..., *] without gradient.
     """
     reduction = checked("reduction", reduction)
     dtype = _dtypes.compute_dtype(_dtypes.common_dtype(scores, *_dtypes.inexact_leaves((example, per_class))))
@@ -116,14 +118,15 @@ def evaluate(
             per_class = _dtypes.zeroed(possible, per_class)
     examples = examples.reduced(reduction, scores.n, dtype, scores.shards.examples)
     observed = None if observe is None else _dtypes.cast((observe, of_observed), dtype)
-    out, aux = _evaluate(loss, scores, example, per_class, examples, observed, reduction, placement, engine)
+    kind = "differentiable" if entropy else None if observe is None else "constant"
+    out, aux = _evaluate(loss, scores, example, per_class, examples, observed, reduction, placement, engine, kind)
     in_batch = ft.partial(jax.tree.map, lambda a: a.reshape(*scores.batch, *a.shape[1:]))
     out = in_batch(out) if reduction == "none" else out
     return out if observe is None else (out, in_batch(aux))
 
 
-@ft.partial(jax.jit, static_argnums=(6, 7, 8), inline=True)
-def _evaluate(loss, scores, example, per_class, examples, observed, reduction, placement, engine):
+@ft.partial(jax.jit, static_argnums=(6, 7, 8, 9), inline=True)
+def _evaluate(loss, scores, example, per_class, examples, observed, reduction, placement, engine, entropy):
     n, k, shards = scores.n, scores.k, scores.shards
     exact = scores.exact if loss.payoff is not None else None
     problem = _rules.Problem(
@@ -137,7 +140,7 @@ def _evaluate(loss, scores, example, per_class, examples, observed, reduction, p
     axes = (*scores.axes, 0, 0, 0)
     tile, block, gradient, kept = placement
     kept = k if kept is None else kept
-    options = shards.unpadded, None, kept, scores.rounding, observed is not None
+    options = shards.unpadded, None, kept, scores.rounding, entropy
     layout = Layout(axes, n, k, tile, min(block, k), shards.classes, *options)
     if engine is not None:
         reason = engine.refuses(scores, loss, example, per_class)

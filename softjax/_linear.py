@@ -18,7 +18,7 @@ from . import _checks, _mesh, losses, scores
 from ._arguments import checked, checked_array, checked_scalar, documented
 from ._dtypes import common_dtype, compute_dtype, widened
 from ._evaluate import evaluate, of
-from ._gibbs import Columns, Totals
+from ._gibbs import Totals
 from ._mesh import AxisName, Shards
 from ._pair import Pair
 from ._placement import BlockSize
@@ -172,12 +172,17 @@ def _metrics(z_loss, q: Totals, of_examples) -> Metrics:
         labels = jnp.take_along_axis(labels, weights.argmax(-1, keepdims=True), -1)[:, 0]
     a = q.A.value
     z_losses = z_loss * jnp.where(jnp.isneginf(a), 0, a) ** 2
-    correct = known & (q.a.top == labels)
+    correct = known & (q.s.top == labels)
     log_prob = jnp.where(known, log_p.sum(-1), jnp.nan)
-    metrics = Metrics(log_prob, a, z_losses, losses.entropy.finish(q, None), q.a.top, correct)
+    metrics = Metrics(log_prob, a, z_losses, _entropy_of(q), q.s.top, correct)
     if kept is None:
         return metrics
     return Metrics(*(jnp.where(kept, x, -1 if x is metrics.predicted else jnp.zeros_like(x)) for x in metrics))
+
+
+def _entropy_of(q: Totals) -> Array:
+    """The entropy [N], as that of dense logits -inf where all classes are left out."""
+    return jnp.where(jnp.isneginf(q.a.m), -jnp.inf, q.s.value)
 
 
 def _log_probabilities(q: Totals) -> Array:
@@ -373,21 +378,17 @@ def linear_log_probs(
     tokens = _checks.integers("tokens", tokens)
     _checks.shape("tokens", tokens, linear.batch, "the leading axes of `features`")
     ids, known, kept = _ids_known_kept(tokens.reshape(-1), ignore_index, linear.count)
-    loss = _LOG_PROB_AND_ENTROPY if checked("entropy", entropy) else _LOG_PROB
+    entropy = checked("entropy", entropy)
+    loss = losses.cross_entropy._replace(finish=_log_prob_and_entropy if entropy else _log_prob)
     loss = of_scaled_logits(loss, softcap, temperature)
     examples = Examples(kept=kept, known=known)
-    out = evaluate(loss, _without_ignored(linear, kept), ids, block_size=block_size, examples=examples)
+    linear = _without_ignored(linear, kept)
+    out = evaluate(loss, linear, ids, block_size=block_size, examples=examples, entropy=entropy)
     return (out[..., 0], out[..., 1]) if entropy else out
 
 
-def _log_prob_and_entropy_columns(z, ids, labels, _):
-    return Columns(z, t=(z,), y=losses.label_weights(labels, z))
-
-
-_LOG_PROB = losses.cross_entropy._replace(finish=lambda q, _: -q.C)
-_LOG_PROB_AND_ENTROPY = Loss(
-    _log_prob_and_entropy_columns, lambda q, _: jnp.stack([-q.C, losses.entropy.finish(q, None)], -1)
-)
+_log_prob = lambda q, _: -q.C
+_log_prob_and_entropy = lambda q, _: jnp.stack([-q.C, _entropy_of(q)], -1)
 
 
 @documented()

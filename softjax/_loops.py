@@ -29,7 +29,7 @@ class Layout(NamedTuple):
     engine: Any = None  # in place of the loop over blocks
     kept: int = 0  # the number of classes whose scores a gradient in the forward pass keeps, instead of computing again
     rounding: Any = None  # the half-precision type to which cotangents of scores are rounded; None for no rounding
-    observed: bool = False  # whether the sums also have E_p[h] and the top class, for `Problem.observe`
+    entropy: str | None = None  # "differentiable" or "constant" where the sums have the entropy and the top class
 
 
 def over_tiles(step: Callable, carry: Any, examples: Any, n: int, tile: int) -> tuple[Any, Any]:

@@ -134,12 +134,17 @@ def fold_blocks(columns: Callable, examples: Any, classes: tuple, layout: Layout
     def step(sums, start, size, _):
         ids = block_ids(layout, start, size)
         made = block_columns(columns, _wide(examples), take_block(classes, layout, start, size), ids, layout)
-        folded = _vary_with_mesh(g.fold(g.with_scores_as_payoff(made) if layout.observed else made, ids), layout)
+        folded = _vary_with_mesh(g.fold(made, ids, with_entropy=layout.entropy is not None), layout)
         made, folded = g.rounded(made, folded, layout.rounding)
         return (folded if sums is None else g.merge(sums, folded)), made
 
     sums, made = over_blocks(step, None, layout)
     return (g.merge_over(sums, layout.mesh) if layout.mesh else sums), made
+
+
+def _pull(made, ids, totals, ct, layout):
+    """`g.pull`, without the cotangent of an entropy that is a constant of differentiation."""
+    return g.pull(made, ids, totals, ct if layout.entropy == "differentiable" else ct._replace(s=None))
 
 
 def pull_block(differentiable: tuple, fixed: tuple, ids: Array, layout: Layout, pull: Callable) -> tuple:
@@ -177,7 +182,7 @@ def _pull_taken(layout, size, start, residuals, ct):
     differentiable = (columns, _wide(examples), take_block(classes, layout, start, size))
     fixed = (*fixed_others, take_block(fixed_classes, layout, start, size))
     ids = block_ids(layout, start, size)
-    return pull_block(differentiable, fixed, ids, layout, lambda made: g.pull(made, ids, out, ct))
+    return pull_block(differentiable, fixed, ids, layout, lambda made: _pull(made, ids, out, ct, layout))
 
 
 def _pull_tile(layout, dclasses, residuals, ct):
@@ -298,7 +303,7 @@ def _sum_of_tile(layout, differentiable, fixed, dclasses):
         # The columns are computed again for their derivative; XLA drops the parts that it does not need.
         moving, still = ((part.columns, _wide(part.examples), take(part.classes)) for part in (differentiable, fixed))
         kept_or = lambda again: again if made is None else made
-        *d, dblock = pull_block(moving, still, ids, layout, lambda again: g.pull(kept_or(again), ids, closed, ct))
+        *d, dblock = pull_block(moving, still, ids, layout, lambda again: _pull(kept_or(again), ids, closed, ct, layout))
         if layout.tile < layout.examples:
             dblock = jax.tree.map(jnp.add, dblock, take(dclasses))
         return (*jax.tree.map(jnp.add, others, d), put_block(dclasses, layout, start, dblock)), None
