@@ -111,7 +111,9 @@ ARGUMENTS = {
         lambda _, x: _checks.reduction(x),
     ),
     "has_aux": Argument(
-        "static", "whether `softjax.Metrics` of every example are returned too, as in `jax.value_and_grad`.", _checks.flag
+        "static",
+        "whether `softjax.Metrics` of every example are returned too, as in `jax.value_and_grad`.",
+        _checks.flag,
     ),
     "entropy": Argument("static", "whether entropies are returned too.", _checks.flag),
     "k": Argument("static", "how many classes, at most K.", lambda name, x: _checks.positive(name, x)),

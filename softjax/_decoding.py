@@ -149,12 +149,12 @@ def linear_sample(
         >>> print((samples == 2).mean() > 0.8)  # p_2 = 0.84
         True
     """
-    key, shape = checked("key", key), checked("shape", shape)
+    key, sizes = checked("key", key), checked("shape", shape)
     linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name, precision, dtype)
-    numbers = jnp.arange(math.prod(shape), dtype=jnp.uint32)
+    numbers = jnp.arange(math.prod(sizes), dtype=jnp.uint32)
     words = jax.vmap(lambda number: jax.random.bits(jax.random.fold_in(key, number), (2,), jnp.uint32))(numbers)
     best, _ = _searched(linear, softcap, temperature, block_size, Search(1), words)
-    return best.ids.reshape(*linear.batch, *shape)
+    return best.ids.reshape(*linear.batch, *sizes)
 
 
 class Search(NamedTuple):

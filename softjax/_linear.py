@@ -18,7 +18,6 @@ from . import _checks, _mesh, losses, scores
 from ._arguments import checked, checked_array, checked_scalar, documented
 from ._dtypes import common_dtype, compute_dtype, widened
 from ._evaluate import evaluate, of
-from ._gibbs import Totals
 from ._mesh import AxisName, Shards
 from ._pair import Pair
 from ._placement import BlockSize
@@ -162,7 +161,7 @@ def _without_ignored(linear, kept):
     return dataclasses.replace(linear, examples=jnp.where(kept[:, None], linear.examples, 0))
 
 
-def _metrics(z_loss, q: Totals, of_examples) -> Metrics:
+def _metrics(z_loss, q, of_examples):
     """The metrics of the totals, for the labels [N], or a pair of class ids and probabilities [N, T]."""
     labels, known, kept = of_examples
     log_p = _log_probabilities(q)
@@ -180,12 +179,12 @@ def _metrics(z_loss, q: Totals, of_examples) -> Metrics:
     return Metrics(*(jnp.where(kept, x, -1 if x is metrics.predicted else jnp.zeros_like(x)) for x in metrics))
 
 
-def _entropy_of(q: Totals) -> Array:
+def _entropy_of(q):
     """The entropy [N], as that of dense logits -inf where all classes are left out."""
     return jnp.where(jnp.isneginf(q.a.m), -jnp.inf, q.s.value)
 
 
-def _log_probabilities(q: Totals) -> Array:
+def _log_probabilities(q):
     """log p_k [N, T] of the labels, with all digits of a row that is sure."""
     h = q.y.of_ids
     below = (Pair(*(x[:, None] for x in (q.A.base, q.A.rest))) - jnp.where(jnp.isneginf(h), 0, h)).value
@@ -353,8 +352,8 @@ def linear_log_probs(
 ) -> Any:
     """Log-probabilities of tokens under the softmax of a linear layer, without the logits [..., K].
 
-    log p_token = z_token - log sum_k exp z_k, with z = softcap tanh((features @ kernel + bias) / softcap) / temperature:
-    of a policy and of its reference in PPO, GRPO and DPO. Both results have gradients, from one pass over the classes
+    log p_token = z_token - log sum_k exp z_k of a policy or its reference in PPO, GRPO and DPO, with
+    z = softcap tanh((features @ kernel + bias) / softcap) / temperature. Both results have gradients, from one pass over the classes
     forward and one backward.
 
     Args:

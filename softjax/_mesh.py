@@ -3,7 +3,6 @@
 An array varies along the mesh axes over which it is sharded, and is replicated along the others; its type says which.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -104,7 +103,8 @@ def example_index(shards: Shards, batch: tuple[int, ...]) -> Array:
     """The index [N] of the examples of this device, with leading axes `batch`, among those of all devices."""
     index = jnp.zeros((), jnp.int32)
     of_axes = (shards.examples,) if shards.batch is None else shards.batch
-    for size, axes in itertools.zip_longest(batch or (1,), of_axes, fillvalue=()):
+    padded = of_axes + ((),) * (len(batch) - len(of_axes))
+    for size, axes in zip(batch or (1,), padded, strict=True):
         here = size * device_index(axes) + jnp.arange(size, dtype=jnp.int32)
         index = index[..., None] * (size * device_count(axes)) + here
     return index.reshape(-1)

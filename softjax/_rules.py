@@ -303,7 +303,9 @@ def _sum_of_tile(layout, differentiable, fixed, dclasses):
         # The columns are computed again for their derivative; XLA drops the parts that it does not need.
         moving, still = ((part.columns, _wide(part.examples), take(part.classes)) for part in (differentiable, fixed))
         kept_or = lambda again: again if made is None else made
-        *d, dblock = pull_block(moving, still, ids, layout, lambda again: _pull(kept_or(again), ids, closed, ct, layout))
+        *d, dblock = pull_block(
+            moving, still, ids, layout, lambda again: _pull(kept_or(again), ids, closed, ct, layout)
+        )
         if layout.tile < layout.examples:
             dblock = jax.tree.map(jnp.add, dblock, take(dclasses))
         return (*jax.tree.map(jnp.add, others, d), put_block(dclasses, layout, start, dblock)), None
