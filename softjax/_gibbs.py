@@ -325,7 +325,7 @@ def pull(c: Columns, ids: Array, totals: Totals, ct: Totals) -> Columns:
     else:
         dh, dy = _pull_cross_entropy(c, w, ids, totals, ct)
     if ct.s is not None and totals.s is not None:
-        dh -= ct.s.value[..., None] * _above_mean(c.h, w, ids, totals)
+        dh += _pull_entropy(c.h, w, ids, totals, ct)
     dl = tuple(jnp.broadcast_to(d[..., None], l.shape) for d, l in zip(ct.l, c.l, strict=True))
     if not (c.t or c.v or c.e):
         return Columns(dh, y=dy, l=dl)
@@ -432,11 +432,16 @@ def _merge_entropies(left, right):
     return Entropy(_shifted(left, m) + _shifted(right, m), top, left.s.value)
 
 
-def _above_mean(h, w, ids, totals):
-    """p_k (h_k - E_p[h]), and 0 for a class that is left out."""
-    above = jnp.where(_as_row(ids, totals.a.m.ndim) == totals.s.top[..., None], 0, h - finite(totals.a.m)[..., None])
-    above += (totals.s.below / totals.a.mass)[..., None]
-    return w * (1 / totals.a.mass)[..., None] * jnp.where(jnp.isneginf(h), 0, above)
+def _pull_entropy(h, w, ids, totals, ct):
+    """dH = -sum_k p_k (h_k - E_p[h]) dh_k, where E_p[h] = m - below / (1 + r).
+
+    The derivative of `below` is that of the scores alone; only second derivatives need it.
+    """
+    is_top = _as_row(ids, totals.a.m.ndim) == totals.s.top[..., None]
+    above = with_value(0, is_top, jnp.where(jnp.isneginf(h), 0, h) - finite(totals.a.m)[..., None])
+    of_value = (ct.s.value / totals.a.mass)[..., None] * (above + (totals.s.below / totals.a.mass)[..., None])
+    dh = -w * (of_value + ct.s.below[..., None] * (1 + above))
+    return jnp.where(jnp.isneginf(h), 0, dh)
 
 
 # The largest weight is exactly 1, and w - floor(w) drops it. If that drops more than one, there are no digits to lose.

@@ -353,8 +353,8 @@ def linear_log_probs(
     """Log-probabilities of tokens under the softmax of a linear layer, without the logits [..., K].
 
     log p_token = z_token - log sum_k exp z_k of a policy or its reference in PPO, GRPO and DPO, with
-    z = softcap tanh((features @ kernel + bias) / softcap) / temperature. Both results have gradients, from one pass over the classes
-    forward and one backward.
+    z = softcap tanh((features @ kernel + bias) / softcap) / temperature. Both results have gradients, from one pass
+    over the classes forward and one backward.
 
     Args:
         ignore_index: a token whose log-probability, entropy and gradient are 0; None for none.

@@ -194,7 +194,8 @@ def token_arguments(d, s):
     return named(*LINEAR, "softcap", "ignore_index")(d, s) | {"tokens": d.labels(s.live, *s.batch)}
 
 
-LINEAR = ("features", "kernel", "bias", "class_axis", "where", "temperature", "block_size")
+LINEAR_SCORES = ("features", "kernel", "bias", "class_axis", "where", "block_size")
+LINEAR = (*LINEAR_SCORES, "temperature")
 DRAWN = {  # (arguments, names of the arguments that decide the type of the result)
     "softmax": (logits_of("x", (-1, None, (0, -1))), ("x",)),
     "log_softmax": (without(logits_of("x", (-1, None)), "where"), ("x",)),
@@ -270,7 +271,7 @@ OF_SCORES = {
 def of_classes(function, *names, wanted, **more):
     """0 in the shape of the classes that a function finds: their ids have tests elsewhere."""
     call = lambda **a: jnp.zeros(jax.tree.leaves(function(**a))[-1].shape)
-    arguments = lambda d, s: named(*LINEAR, *names)(d, s) | {name: make(d) for name, make in more.items()}
+    arguments = lambda d, s: named(*names)(d, s) | {name: make(d) for name, make in more.items()}
     return Function(call, arguments, lambda a: np.zeros((*batch_of("features", a).shape, *wanted(a))))
 
 
@@ -279,11 +280,13 @@ def tuple_of(a):
 
 
 DECODED = {
-    "linear_argmax": of_classes(softjax.linear_argmax, wanted=lambda a: ()),
-    "linear_top_k": of_classes(softjax.linear_top_k, "softcap", wanted=lambda a: (a["k"],), k=lambda d: d.one(1, 3)),
+    "linear_argmax": of_classes(softjax.linear_argmax, *LINEAR_SCORES, wanted=lambda a: ()),
+    "linear_top_k": of_classes(
+        softjax.linear_top_k, *LINEAR, "softcap", wanted=lambda a: (a["k"],), k=lambda d: d.one(1, 3)
+    ),
     "linear_sample": of_classes(
         softjax.linear_sample,
-        "softcap",
+        *(*LINEAR, "softcap"),
         wanted=lambda a: tuple_of(a["shape"]),
         key=lambda d: d.one(jax.random.key(0), jax.random.PRNGKey(1)),
         shape=lambda d: d.one((), 2, (2, 1)),
@@ -374,6 +377,7 @@ def said(a):
 
 
 OPTIONS = ("axis", "keepdims", "symmetric", "reduction", "class_axis", "ignore_index", "block_size", "loss")
+OPTIONS += ("entropy", "has_aux", "k", "key", "shape")
 
 
 def plain(name, a):
