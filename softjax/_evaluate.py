@@ -119,14 +119,14 @@ def evaluate(
     examples = examples.reduced(reduction, scores.n, dtype, scores.shards.examples)
     observed = None if observe is None else _dtypes.cast((observe, of_observed), dtype)
     kind = "differentiable" if entropy else None if observe is None else "constant"
-    out, aux = _evaluate(loss, scores, example, per_class, examples, observed, reduction, placement, engine, kind)
+    out, aux = _evaluate(loss, scores, example, per_class, examples, reduction, placement, engine, kind, observed)
     in_batch = ft.partial(jax.tree.map, lambda a: a.reshape(*scores.batch, *a.shape[1:]))
     out = in_batch(out) if reduction == "none" else out
     return out if observe is None else (out, in_batch(aux))
 
 
-@ft.partial(jax.jit, static_argnums=(6, 7, 8, 9), inline=True)
-def _evaluate(loss, scores, example, per_class, examples, observed, reduction, placement, engine, entropy):
+@ft.partial(jax.jit, static_argnums=(5, 6, 7, 8), inline=True)
+def _evaluate(loss, scores, example, per_class, examples, reduction, placement, engine, entropy, observed):
     n, k, shards = scores.n, scores.k, scores.shards
     exact = scores.exact if loss.payoff is not None else None
     problem = _rules.Problem(

@@ -219,6 +219,36 @@ def test_half_precision_has_results_in_float32():
         np.testing.assert_allclose(got, right, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kept", [0, None])
+def test_metrics_with_scores_that_are_kept_in_half_precision(kept):
+    """The scores that the gradient keeps are rounded; those of the metrics are not."""
+    x, w, _, y = arguments("bfloat16")
+    options = {"reduction": "mean", "block_size": Placement(N, 4, "forward", kept), "precision": "default"}
+    run = lambda **more: jax.value_and_grad(
+        lambda x, w: ce(x, w, y, **options, **more), (0, 1), has_aux="has_aux" in more
+    )(x, w)
+    (loss, metrics), gradients = run(has_aux=True)
+    x_, w_, y_ = in_numpy(x, w, y)
+    want, aux = table.linear_softmax_cross_entropy(x_, w_, y_, reduction="mean", has_aux=True)
+    np.testing.assert_allclose(loss, want, rtol=1e-6)
+    assert_metrics(metrics, aux, rtol=1e-5)
+    cases.assert_close(gradients, run()[1], rtol=1e-6)
+
+
+@pytest.mark.usefixtures("optimised")
+def test_no_array_has_the_size_of_the_scores():
+    """Forward and backward, of 64 x 16384 scores: 4 MB."""
+    x, w, y = jnp.ones((64, 8)), jnp.ones((8, 16384)), jnp.zeros(64, int)
+
+    def both(x, w):
+        log_probs, entropies = softjax.linear_log_probs(x, w, y, entropy=True, block_size=512)
+        loss, metrics = ce(x, w, y, has_aux=True, block_size=512)
+        return (log_probs + entropies + loss).sum(), metrics
+
+    compiled = jax.jit(jax.value_and_grad(both, (0, 1), has_aux=True)).lower(x, w).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 64 * 16384 * 4 / 2
+
+
 # --- one pass, and devices ----------------------------------------------------------------------------
 
 
@@ -294,6 +324,18 @@ def fails(test, *args):
     return False
 
 
+@pytest.mark.usefixtures("optimised")
+def test_a_second_pass_is_found(monkeypatch):
+    """An entropy from logits of its own."""
+
+    def twice(x, w, y, *, has_aux=False, **options):
+        out = softjax.linear_softmax_cross_entropy(x, w, y, **options)
+        return (out, softjax.of_linear(softjax.losses.entropy, x, w, block_size=64)) if has_aux else out
+
+    monkeypatch.setitem(globals(), "ce", twice)
+    assert fails(test_metrics_take_no_matrix_product_more, Placement(64, 64), "none", 5)
+
+
 def test_planted_faults_are_found(monkeypatch):
     def planted(module, name, fault, test, *args):
         with monkeypatch.context() as patch:
@@ -306,13 +348,8 @@ def test_planted_faults_are_found(monkeypatch):
     unshifted = lambda x, m: jnp.exp(x.a.m - m) * x.s.below
     naive = lambda q: q.A.value - (q.A.value - q.s.value)
     last = lambda h: (largest(h)[0], h.shape[-1] - 1 - largest(h[..., ::-1])[1])
-    of_metrics = (
-        test_metrics_loss_and_gradient.__wrapped__
-        if hasattr(test_metrics_loss_and_gradient, "__wrapped__")
-        else test_metrics_loss_and_gradient
-    )
     with jax.enable_x64(True):
-        planted(_gibbs, "_shifted", unshifted, of_metrics, 4, {}, "none")
+        planted(_gibbs, "_shifted", unshifted, test_metrics_loss_and_gradient, 4, {}, "none")
         planted(_gibbs, "_shifted", lambda x, m: 1.001 * shifted(x, m), test_metrics_over_a_mesh, "none")
         wrong = lambda *args: 1.001 * pull(*args)
         planted(_gibbs, "_pull_entropy", wrong, test_log_probabilities_and_entropies_in_every_mode, {}, 4)
