@@ -4,6 +4,7 @@ For scores h_k, payoffs t_k, exponents e_k, label weights y_k and plain terms l_
 
     A = log sum_k exp h_k        p_k = exp(h_k - A)
     E = sum_k p_k t_k
+    H = -sum_k p_k log p_k
     D = log sum_k p_k exp e_k    u_k = p_k exp(e_k - D)
     C = sum_k y_k (A - h_k)      Y = sum_k y_k
     L = sum_k l_k
@@ -12,6 +13,7 @@ have the derivatives
 
     dA = sum_k p_k dh_k
     dE = sum_k p_k (t_k - E) dh_k + sum_k p_k dt_k
+    dH = -sum_k p_k (h_k - sum_j p_j h_j) dh_k
     dD = sum_k (u_k - p_k) dh_k + sum_k u_k de_k
     dC = sum_k (Y p_k - y_k) dh_k + sum_k (A - h_k) dy_k
     dL = sum_k dl_k
@@ -24,6 +26,7 @@ Rows that are sure of their class keep all digits. Let o be the top class, the o
 
     m = h_o        r = sum_{k != o} exp(h_k - m)        A = m + log(1 + r)
     E = t_o + sum_{k != o} exp(h_k - m) (t_k - t_o) / (1 + r)
+    H = log(1 + r) + sum_{k != o} exp(h_k - m) (m - h_k) / (1 + r)
 
 r is summed without the 1 of the top class, next to which it would be rounded away, and payoffs are taken relative
 to the payoff of the top class. A, E and D stay unevaluated pairs, base + rest, until a loss has subtracted the
@@ -438,10 +441,10 @@ def _pull_entropy(h, w, ids, totals, ct):
     The derivative of `below` is that of the scores alone; only second derivatives need it.
     """
     is_top = _as_row(ids, totals.a.m.ndim) == totals.s.top[..., None]
-    above = with_value(0, is_top, jnp.where(jnp.isneginf(h), 0, h) - finite(totals.a.m)[..., None])
-    of_value = (ct.s.value / totals.a.mass)[..., None] * (above + (totals.s.below / totals.a.mass)[..., None])
-    dh = -w * (of_value + ct.s.below[..., None] * (1 + above))
-    return jnp.where(jnp.isneginf(h), 0, dh)
+    above = with_value(0, is_top, jnp.maximum(h - finite(totals.a.m)[..., None], -800))  # where the weight is 0
+    of_value = ct.s.value / totals.a.mass
+    factor, added = of_value + ct.s.below, of_value * (totals.s.below / totals.a.mass) + ct.s.below
+    return -w * (factor[..., None] * above + added[..., None])
 
 
 # The largest weight is exactly 1, and w - floor(w) drops it. If that drops more than one, there are no digits to lose.
