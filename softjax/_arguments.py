@@ -57,6 +57,7 @@ ARGUMENTS = {
     "a": Argument("examples", "logits [...].", _floating),
     "scores": Argument("examples", "s [..., K].", _floating),
     "labels": Argument("examples", "integers [...] in [0, K). Any other label gives NaN, in loss and gradient."),
+    "tokens": Argument("examples", "integers [...] in [0, K). Any other token gives NaN, in value and gradient."),
     "example": Argument("examples", "data of each example for the loss: a pytree of arrays [..., *]."),
     "examples": Argument("examples", "a pytree of arrays [N, ...]."),
     "weights": Argument("examples", "[...], a factor of the loss of each example; None for 1.", _floating),
@@ -96,6 +97,7 @@ ARGUMENTS = {
     "epsilon": Argument("replicated", "the factor of 1 - p_y.", _checks.number),
     "cap": Argument("replicated", "positive, the bound of the logits.", _above_0),
     "rate": Argument("replicated", "in [0, 1], the share of the prior.", _number_in(0.0, 1.0, "in [0, 1]")),
+    "key": Argument("replicated", "a key of `jax.random`.", _checks.key),
     # static
     "class_axis": Argument("static", "the axis of the classes in the kernel, 0 or -1."),
     "ignore_index": Argument(
@@ -108,6 +110,14 @@ ARGUMENTS = {
         '"none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is 0.',
         lambda _, x: _checks.reduction(x),
     ),
+    "has_aux": Argument(
+        "static",
+        "whether `softjax.Metrics` of every example are returned too, as in `jax.value_and_grad`.",
+        _checks.flag,
+    ),
+    "entropy": Argument("static", "whether entropies are returned too.", _checks.flag),
+    "k": Argument("static", "how many classes, at most K.", lambda name, x: _checks.positive(name, x)),
+    "shape": Argument("static", "the shape of the samples of each example: an integer or a tuple.", _checks.sizes),
     "symmetric": Argument("static", "whether each view is also told apart given the other.", _checks.flag),
     "keepdims": Argument("static", "whether the summed axes stay, with size 1.", _checks.flag),
     "axis": Argument("static", "the axis or axes of the classes; None for all."),

@@ -142,6 +142,27 @@ def positive(name: str, n: int, meaning: str = "a positive integer") -> int:
     return n
 
 
+def sizes(name: str, shape: Any) -> tuple[int, ...]:
+    """A shape: a tuple or list of integers, or one integer."""
+    given = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
+    found = tuple(integer(name, n, "an integer or a tuple of integers") for n in given)
+    if any(n < 0 for n in found):
+        raise ValueError(f"`{name}` must hold sizes of at least 0, got {shown(shape)}.")
+    return found
+
+
+def key(name: str, x: Any) -> Array:
+    """A key of `jax.random`; one of the older form, an array of integers, becomes one."""
+    try:
+        found = jnp.asarray(x)
+        found = found if jnp.issubdtype(found.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(found)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"`{name}` must be a key of `jax.random`, got {shown(x)}.") from error
+    if found.ndim:
+        raise ValueError(f"`{name}` must be one key, got an array of shape {found.shape}.")
+    return found
+
+
 def leading(name: str, tree: Any, wanted: tuple[int, ...], meaning: str) -> Any:
     """A tree of arrays [*wanted, ...], with the wanted axes flattened: [N, ...]."""
 

@@ -6,6 +6,7 @@ them is in memory at a time, and which rule or engine takes the gradient.
 
 import functools as ft
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -92,8 +93,15 @@ def evaluate(
     *,
     examples: Examples = Examples(),  # noqa: B008 (a tuple)
     engine: Engine | None = None,
-) -> Array:
-    """The losses of examples with data `example` [N, ...] and classes with data `per_class` [K, ...]."""
+    entropy: bool = False,
+    observe: Callable | None = None,
+    of_observed: Any = None,
+) -> Any:
+    """The losses of examples with data `example` [N, ...] and classes with data `per_class` [K, ...].
+
+    With `entropy`, the totals have it. With `observe`, a pytree, the result is a pair of the losses and of
+    `observe(totals, of_observed [N, ...])`, a pytree of [..., *] without gradient.
+    """
     reduction = checked("reduction", reduction)
     dtype = _dtypes.compute_dtype(_dtypes.common_dtype(scores, *_dtypes.inexact_leaves((example, per_class))))
     scores = scores.computed_in(dtype)
@@ -109,25 +117,31 @@ def evaluate(
             possible = ~(scores.examples < jnp.finfo(scores.examples.dtype).min).all(0)
             per_class = _dtypes.zeroed(possible, per_class)
     examples = examples.reduced(reduction, scores.n, dtype, scores.shards.examples)
-    out = _evaluate(loss, scores, example, per_class, examples, reduction, placement, engine)
-    return out.reshape(*scores.batch, *out.shape[1:]) if reduction == "none" else out
+    observed = None if observe is None else _dtypes.cast((observe, of_observed), dtype)
+    kind = "differentiable" if entropy else None if observe is None else "constant"
+    out, aux = _evaluate(loss, scores, example, per_class, examples, reduction, placement, engine, kind, observed)
+    in_batch = ft.partial(jax.tree.map, lambda a: a.reshape(*scores.batch, *a.shape[1:]))
+    out = in_batch(out) if reduction == "none" else out
+    return out if observe is None else (out, in_batch(aux))
 
 
-@ft.partial(jax.jit, static_argnums=(5, 6, 7), inline=True)
-def _evaluate(loss, scores, example, per_class, examples, reduction, placement, engine):
+@ft.partial(jax.jit, static_argnums=(5, 6, 7, 8), inline=True)
+def _evaluate(loss, scores, example, per_class, examples, reduction, placement, engine, entropy, observed):
     n, k, shards = scores.n, scores.k, scores.shards
     exact = scores.exact if loss.payoff is not None else None
     problem = _rules.Problem(
         BlockColumns(scores.function, loss.columns),
         Partial(_finish, loss.finish, loss.payoff, exact and exact.score),
         (scores.examples, example),
-        (exact and (exact.examples, exact.common), example, examples),
+        (exact and (exact.examples, exact.common), example, examples, observed and observed[1]),
         (*scores.classes, scores.live, per_class, exact and exact.classes),
+        observed and Partial(_observe, observed[0]),
     )
     axes = (*scores.axes, 0, 0, 0)
     tile, block, gradient, kept = placement
     kept = k if kept is None else kept
-    layout = Layout(axes, n, k, tile, min(block, k), shards.classes, shards.unpadded, None, kept, scores.rounding)
+    options = shards.unpadded, None, kept, scores.rounding, entropy
+    layout = Layout(axes, n, k, tile, min(block, k), shards.classes, *options)
     if engine is not None:
         reason = engine.refuses(scores, loss, example, per_class)
         if reason is None:
@@ -137,12 +151,18 @@ def _evaluate(loss, scores, example, per_class, examples, reduction, placement, 
     if reduction == "none":
         return _rules.losses_backward(layout, problem)
     if gradient == "backward" or layout.engine is not None:
-        return _mesh.psum(_rules.losses_backward(layout, problem).sum(), shards.examples)
-    return _mesh.psum(_rules.sum_forward(layout, problem), shards.examples)
+        out, aux = _rules.losses_backward(layout, problem)
+        return _mesh.psum(out.sum(), shards.examples), aux
+    out, aux = _rules.sum_forward(layout, problem)
+    return _mesh.psum(out, shards.examples), aux
+
+
+def _observe(observe, totals, targets):
+    return observe(totals, targets[-1])
 
 
 def _finish(finish, payoff, exact_score, totals, targets, classes, layout):
-    of_exact, example, examples = targets
+    of_exact, example, examples, _ = targets
     if exact_score is not None:
         totals = _with_exact_tops(totals, exact_score, payoff, (of_exact, example), classes, layout)
     finished = finish(totals, example)

@@ -4,6 +4,7 @@ For scores h_k, payoffs t_k, exponents e_k, label weights y_k and plain terms l_
 
     A = log sum_k exp h_k        p_k = exp(h_k - A)
     E = sum_k p_k t_k
+    H = -sum_k p_k log p_k
     D = log sum_k p_k exp e_k    u_k = p_k exp(e_k - D)
     C = sum_k y_k (A - h_k)      Y = sum_k y_k
     L = sum_k l_k
@@ -12,6 +13,7 @@ have the derivatives
 
     dA = sum_k p_k dh_k
     dE = sum_k p_k (t_k - E) dh_k + sum_k p_k dt_k
+    dH = -sum_k p_k (h_k - sum_j p_j h_j) dh_k
     dD = sum_k (u_k - p_k) dh_k + sum_k u_k de_k
     dC = sum_k (Y p_k - y_k) dh_k + sum_k (A - h_k) dy_k
     dL = sum_k dl_k
@@ -24,6 +26,7 @@ Rows that are sure of their class keep all digits. Let o be the top class, the o
 
     m = h_o        r = sum_{k != o} exp(h_k - m)        A = m + log(1 + r)
     E = t_o + sum_{k != o} exp(h_k - m) (t_k - t_o) / (1 + r)
+    H = log(1 + r) + sum_{k != o} exp(h_k - m) (m - h_k) / (1 + r)
 
 r is summed without the 1 of the top class, next to which it would be rounded away, and payoffs are taken relative
 to the payoff of the top class. A, E and D stay unevaluated pairs, base + rest, until a loss has subtracted the
@@ -138,6 +141,17 @@ class CrossEntropy(NamedTuple):
     seen: Array  # [..., T] 1 where the label was one of the classes, else 0
 
 
+class Entropy(NamedTuple):
+    """The entropy of p. Its payoff is the score itself, whose largest is m: it costs less than the mean of another.
+
+    H = log(1 + r) + sum_k exp(h_k - m) (m - h_k) / (1 + r), whose terms are all at least 0.
+    """
+
+    below: Array  # [...] sum_k exp(h_k - m) (m - h_k)
+    top: Array  # [...] the class with the largest score, the first at a tie; -1 when all classes are left out
+    value: Array  # [...] H; 0 until `close`
+
+
 class Sums(NamedTuple):
     """Running sums over classes. `merge` is associative and commutative."""
 
@@ -148,6 +162,7 @@ class Sums(NamedTuple):
     e: tuple[Normaliser, ...]  # of h + e
     y: CrossEntropy | None
     l: tuple[Array, ...]  # each [...] sum_k l_k
+    s: Entropy | None = None  # where it is asked for
 
 
 class Totals(NamedTuple):
@@ -161,6 +176,7 @@ class Totals(NamedTuple):
     n: tuple[Normaliser, ...]  # of h + e
     y: CrossEntropy | None  # of the label weights
     l: tuple[Array, ...]  # sum_k l_k
+    s: Entropy | None = None  # where it is asked for
 
     @property
     def A(self) -> Pair:  # noqa: N802 (the formula's letter)
@@ -175,12 +191,15 @@ class Totals(NamedTuple):
         return self.y.sum
 
 
-def fold(c: Columns, ids: Array) -> Sums:
+def fold(c: Columns, ids: Array, *, with_entropy: bool = False) -> Sums:
     """Sums over one block of classes, with ids [B]."""
     plain = tuple(l.sum(-1) for l in c.l)
     if not (c.t or c.v or c.e):
+        if with_entropy:  # without the barrier, the top score may be computed twice, and not be equal to the maximum
+            c = c._replace(h=lax.optimization_barrier(c.h))
         a = _normaliser(c.h, ids)
-        return Sums(a, (), (), (), (), _cross_entropy(c, ids, a.m), plain)
+        entropy = _entropy(c.h, ids, a) if with_entropy else None
+        return Sums(a, (), (), (), (), _cross_entropy(c, ids, a.m), plain, entropy)
     a, w, first = _normaliser_and_top(c.h, ids)
     is_top = a.is_top(ids)
 
@@ -242,6 +261,7 @@ def merge(left: Sums, right: Sums) -> Sums:
         tuple(map(_merge_normalisers, left.e, right.e)),
         None if left.y is None else _merge_cross_entropies(left, right),
         tuple(map(jnp.add, left.l, right.l)),
+        None if left.s is None else _merge_entropies(left, right),
     )
 
 
@@ -266,8 +286,13 @@ def merge_over(x: Sums, axes: _mesh.Names) -> Sums:
     is_mean = lambda x: isinstance(x, Mean)
     if_top = lambda mean: tuple(jnp.where(_aligned(has_top[..., 0], a), a, 0) for a in (mean.base, mean.top))
     of_tops = jax.tree.map(if_top, means, is_leaf=is_mean)
-    of_devices = (jnp.where(has_top, r, w), w, y, x.l, of_tops)
-    others, mass, y, plain, of_tops = _mesh.psum(of_devices, axes)
+    s = None if x.s is None else _shifted(x, m[..., 0])
+    of_devices = (jnp.where(has_top, r, w), w, y, x.l, of_tops, s)
+    others, mass, y, plain, of_tops, s = _mesh.psum(of_devices, axes)
+    if x.s is not None:
+        none = jnp.iinfo(x.s.top.dtype).max
+        of_largest = _mesh.pmin(jnp.where((x.a.m == m[..., 0]) & (x.s.top >= 0), x.s.top, none), axes)
+        s = Entropy(s, jnp.where(of_largest < none, of_largest, -1), jnp.zeros_like(s))
     # The device of the top class leaves out its 1. If several devices have a top score, there are no digits to lose.
     # If none has, as a score was computed twice and rounded in two ways, the 1 is subtracted from the sum.
     dropped = mass - others
@@ -283,7 +308,7 @@ def merge_over(x: Sums, axes: _mesh.Names) -> Sums:
         return Mean(base, rest, of_top[1])
 
     t, t_fixed, v = jax.tree.map(mean, rests, of_tops)
-    return Sums(a, t, t_fixed, v, tuple(e), y, plain)
+    return Sums(a, t, t_fixed, v, tuple(e), y, plain, s)
 
 
 def close(x: Sums) -> Totals:
@@ -291,7 +316,8 @@ def close(x: Sums) -> Totals:
     a, *n = (a._replace(r=a.r + a.lost) for a in (x.a, *x.e))
     log_mean = lambda n: Pair(jnp.where(jnp.isneginf(n.m), -jnp.inf, n.m - a.m), n.log.rest - a.log.rest)
     y = None if x.y is None else x.y._replace(sum=_nan_unless_seen(x.y, x.y.sum + x.y.weight * a.log.rest))
-    return Totals(a, x.t, x.t_fixed, x.v, tuple(map(log_mean, n)), tuple(n), y, x.l)
+    s = None if x.s is None else x.s._replace(value=a.log.rest + x.s.below / a.mass)
+    return Totals(a, x.t, x.t_fixed, x.v, tuple(map(log_mean, n)), tuple(n), y, x.l, s)
 
 
 def pull(c: Columns, ids: Array, totals: Totals, ct: Totals) -> Columns:
@@ -301,6 +327,8 @@ def pull(c: Columns, ids: Array, totals: Totals, ct: Totals) -> Columns:
         dh, dy = w * ct.a.r[..., None], None  # dr = sum_k exp(h_k - m) dh_k
     else:
         dh, dy = _pull_cross_entropy(c, w, ids, totals, ct)
+    if ct.s is not None and totals.s is not None:
+        dh += _pull_entropy(c.h, w, ids, totals, ct)
     dl = tuple(jnp.broadcast_to(d[..., None], l.shape) for d, l in zip(ct.l, c.l, strict=True))
     if not (c.t or c.v or c.e):
         return Columns(dh, y=dy, l=dl)
@@ -372,6 +400,51 @@ def _normaliser(h, ids):
     a = Normaliser(m, jnp.full(m.shape, -1, ids.dtype), jnp.zeros_like(m), jnp.zeros_like(m))
     r = lax.platform_dependent(h, a, cpu=_others_of_sure_rows, default=_others_in_one_pass)
     return a._replace(r=jnp.where(jnp.isneginf(m), -1, r))
+
+
+def largest(h: Array) -> tuple[Array, Array]:
+    """The largest of scores [..., B] and its position, the first at a tie. NaN counts as the largest."""
+
+    def sorted_first(h):
+        value, position = lax.top_k(h, 1)
+        return value[..., 0], position[..., 0]
+
+    def reduced(h):
+        position = h.argmax(-1)
+        return jnp.take_along_axis(h, position[..., None], -1)[..., 0], position.astype(jnp.int32)
+
+    # CPUs reduce pairs of a value and a position one by one, ten times slower than they sort out the largest.
+    return lax.platform_dependent(h, cpu=sorted_first, default=reduced)
+
+
+def _entropy(h, ids, a):
+    below = jnp.minimum(finite(a.m)[..., None] - h, 800)  # where the weight is 0, also in float64
+    top = ids[largest(lax.stop_gradient(h))[1]]
+    return Entropy((jnp.exp(-below) * below).sum(-1), jnp.where(jnp.isneginf(a.m), -1, top), jnp.zeros_like(a.m))
+
+
+def _shifted(x, m):
+    """The sum `below` of an entropy, relative to the maximum m of more classes."""
+    gap = jnp.where(jnp.isneginf(x.a.m), 0, m - x.a.m)
+    return jnp.exp(-gap) * (x.s.below + gap * (1 + x.a.r + x.a.lost))
+
+
+def _merge_entropies(left, right):
+    m = lax.stop_gradient(jnp.where(_wins(left.a, right.a), left.a.m, right.a.m))
+    top = jnp.where(_wins(left.a, right.a), left.s.top, right.s.top)
+    return Entropy(_shifted(left, m) + _shifted(right, m), top, left.s.value)
+
+
+def _pull_entropy(h, w, ids, totals, ct):
+    """dH = -sum_k p_k (h_k - E_p[h]) dh_k, where E_p[h] = m - below / (1 + r).
+
+    The derivative of `below` is that of the scores alone; only second derivatives need it.
+    """
+    is_top = _as_row(ids, totals.a.m.ndim) == totals.s.top[..., None]
+    above = with_value(0, is_top, jnp.maximum(h - finite(totals.a.m)[..., None], -800))  # where the weight is 0
+    of_value = ct.s.value / totals.a.mass
+    factor, added = of_value + ct.s.below, of_value * (totals.s.below / totals.a.mass) + ct.s.below
+    return -w * (factor[..., None] * above + added[..., None])
 
 
 # The largest weight is exactly 1, and w - floor(w) drops it. If that drops more than one, there are no digits to lose.

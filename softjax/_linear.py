@@ -7,10 +7,11 @@ No array [N, K] is in memory, forward or backward, and the kernel is neither tra
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.tree_util import Partial
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _checks, _mesh, losses, scores
@@ -18,10 +19,31 @@ from ._arguments import checked, checked_array, checked_scalar, documented
 from ._dtypes import common_dtype, compute_dtype, widened
 from ._evaluate import evaluate, of
 from ._mesh import AxisName, Shards
+from ._pair import Pair
 from ._placement import BlockSize
 from ._products import PrecisionLike
 from ._reductions import Examples
 from .losses import Loss
+
+
+class Metrics(NamedTuple):
+    """What a trainer logs of every example [...], from the pass over the classes that computes the loss.
+
+    All are constants of differentiation. An ignored example has 0, False and the class -1.
+    """
+
+    log_prob: Array
+    """log p_y of the label; for a pair of labels, the sum of their log p_k, times their probabilities"""
+    logsumexp: Array
+    """A = log sum_k exp z_k"""
+    z_loss: Array
+    """z_loss A^2, the term of the loss"""
+    entropy: Array
+    """-sum_k p_k log p_k"""
+    predicted: Array
+    """the class with the largest logit, the lowest id at a tie; int32, -1 where all classes are left out"""
+    correct: Array
+    """booleans: whether that is the label; of a pair, the label with the largest probability, the first at a tie"""
 
 
 @documented()
@@ -77,12 +99,13 @@ def linear_softmax_cross_entropy(
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     reduction: str = "none",
+    has_aux: bool = False,
     block_size: BlockSize = None,
     precision: PrecisionLike = None,
     dtype: DTypeLike | None = None,
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
-) -> Array:
+) -> Any:
     """Cross entropy of a linear layer and its softmax, without the logits [..., K].
 
     L = -sum_k y_k log p_k + z_loss A^2, with p = softmax(z), A = log sum_k exp z_k,
@@ -100,28 +123,72 @@ def linear_softmax_cross_entropy(
             label, or 1 with a pair, as in PyTorch.
 
     Returns:
-        L in nats [...], or a scalar, in at least float32.
+        L in nats [...], or a scalar, in at least float32; with `has_aux`, the pair (L, `softjax.Metrics`).
 
     Example:
         >>> import softjax, jax.numpy as jnp
         >>> features, kernel, labels = jnp.eye(2), 2 * jnp.eye(2, 3), jnp.array([0, 1])
         >>> print(softjax.linear_softmax_cross_entropy(features, kernel, labels, reduction="mean"))
         0.2395
+        >>> loss, metrics = softjax.linear_softmax_cross_entropy(features, kernel, labels, has_aux=True)
+        >>> print(metrics.entropy, metrics.correct)
+        [0.6656 0.6656] [ True  True]
 
     Source: Notes on gradients, 1 (softmax loss, a batch and its mean); The softmax function and its derivative (the
     softmax layer).
     """
     linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name, precision, dtype)
+    has_aux = checked("has_aux", has_aux)
     labels, known, kept = _label_arrays(labels, ignore_index, linear.batch, linear.count)
-    if kept is not None:
-        linear = dataclasses.replace(linear, examples=jnp.where(kept[:, None], linear.examples, 0))  # they may be NaN
+    linear = _without_ignored(linear, kept)
+    of_metrics = (labels, known, kept)
     labels, added, shares = _weighted_labels(labels, label_smoothing, class_weights, linear)
     loss = losses.cross_entropy
     if not _is(z_loss, 0):
         loss = losses.z_loss(loss, checked_scalar("z_loss", z_loss))
-    loss = _of_scaled_logits(loss, softcap, temperature)
+    loss = of_scaled_logits(loss, softcap, temperature)
     examples = Examples(kept=kept, known=known, shares=shares if reduction == "mean" else None)
-    return evaluate(loss, linear, labels, added, weights, reduction, block_size, examples=examples)
+    more: dict[str, Any] = {"examples": examples}
+    if has_aux:
+        more |= {"observe": Partial(_metrics, checked_scalar("z_loss", z_loss)), "of_observed": of_metrics}
+    return evaluate(loss, linear, labels, added, weights, reduction, block_size, **more)
+
+
+def _without_ignored(linear, kept):
+    """The scores with features 0 in the examples that are ignored, as they may be NaN."""
+    if kept is None:
+        return linear
+    return dataclasses.replace(linear, examples=jnp.where(kept[:, None], linear.examples, 0))
+
+
+def _metrics(z_loss, q, of_examples):
+    """The metrics of the totals, for the labels [N], or a pair of class ids and probabilities [N, T]."""
+    labels, known, kept = of_examples
+    log_p = _log_probabilities(q)
+    if isinstance(labels, tuple):
+        labels, weights = labels
+        log_p = jnp.where(weights == 0, 0, weights * log_p)
+        labels = jnp.take_along_axis(labels, weights.argmax(-1, keepdims=True), -1)[:, 0]
+    a = q.A.value
+    z_losses = z_loss * jnp.where(jnp.isneginf(a), 0, a) ** 2
+    correct = known & (q.s.top == labels)
+    log_prob = jnp.where(known, log_p.sum(-1), jnp.nan)
+    metrics = Metrics(log_prob, a, z_losses, _entropy_of(q), q.s.top, correct)
+    if kept is None:
+        return metrics
+    return Metrics(*(jnp.where(kept, x, -1 if x is metrics.predicted else jnp.zeros_like(x)) for x in metrics))
+
+
+def _entropy_of(q):
+    """The entropy [N], as that of dense logits -inf where all classes are left out."""
+    return jnp.where(jnp.isneginf(q.a.m), -jnp.inf, q.s.value)
+
+
+def _log_probabilities(q):
+    """log p_k [N, T] of the labels, with all digits of a row that is sure."""
+    h = q.y.of_ids
+    below = (Pair(*(x[:, None] for x in (q.A.base, q.A.rest))) - jnp.where(jnp.isneginf(h), 0, h)).value
+    return jnp.where(jnp.isneginf(h), -jnp.inf, -below)
 
 
 def _label_arrays(labels, ignore_index, batch, count):
@@ -187,7 +254,7 @@ def _is(x, number):
     return isinstance(x, int | float) and not isinstance(x, bool) and x == number
 
 
-def _of_scaled_logits(loss, softcap, temperature):
+def of_scaled_logits(loss: Loss, softcap: ArrayLike | None, temperature: ArrayLike) -> Loss:
     """The loss of the logits after a softcap and a temperature."""
     if not _is(temperature, 1):
         loss = losses.temperature(loss, checked_scalar("temperature", temperature))
@@ -227,7 +294,7 @@ def linear_expectation(
     """
     linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, None, precision, dtype)
     values = _checks.class_values(values, linear.k, "kernel")
-    loss = _of_scaled_logits(losses.expectation, None, temperature)
+    loss = of_scaled_logits(losses.expectation, None, temperature)
     return evaluate(loss, linear, None, values, block_size=block_size).astype(common_dtype(linear, values))
 
 
@@ -261,7 +328,66 @@ def linear_logsumexp(
     Source: CATSMILE-1012 (softargmax), which would reserve the name softmax for it.
     """
     linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, None, precision, dtype)
-    return evaluate(_of_scaled_logits(losses.logsumexp, softcap, temperature), linear, block_size=block_size)
+    return evaluate(of_scaled_logits(losses.logsumexp, softcap, temperature), linear, block_size=block_size)
+
+
+@documented()
+def linear_log_probs(
+    features: ArrayLike,
+    kernel: ArrayLike,
+    tokens: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    class_axis: int = -1,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    softcap: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    entropy: bool = False,
+    block_size: BlockSize = None,
+    precision: PrecisionLike = None,
+    dtype: DTypeLike | None = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
+) -> Any:
+    """Log-probabilities of tokens under the softmax of a linear layer, without the logits [..., K].
+
+    log p_token = z_token - log sum_k exp z_k of a policy or its reference in PPO, GRPO and DPO, with
+    z = softcap tanh((features @ kernel + bias) / softcap) / temperature. Both results have gradients, from one pass
+    over the classes forward and one backward.
+
+    Args:
+        ignore_index: a token whose log-probability, entropy and gradient are 0; None for none.
+        entropy: whether the entropies -sum_k p_k log p_k are returned too.
+
+    Returns:
+        log p_token [...], in at least float32; -inf for a class that is left out. With `entropy`, the pair
+        (log-probabilities, entropies).
+
+    Example:
+        >>> import softjax, jax.numpy as jnp
+        >>> features, kernel, tokens = jnp.eye(2), 2 * jnp.eye(2, 3), jnp.array([0, 2])
+        >>> log_probs, entropies = softjax.linear_log_probs(features, kernel, tokens, entropy=True)
+        >>> print(log_probs.round(2), entropies.round(2))
+        [-0.24 -2.24] [0.67 0.67]
+
+    Source: Notes on gradients, 1 (softmax loss); CATSMILE-1012 (softargmax), expectations under p.
+    """
+    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name, precision, dtype)
+    tokens = _checks.integers("tokens", tokens)
+    _checks.shape("tokens", tokens, linear.batch, "the leading axes of `features`")
+    ids, known, kept = _ids_known_kept(tokens.reshape(-1), ignore_index, linear.count)
+    entropy = checked("entropy", entropy)
+    loss = losses.cross_entropy._replace(finish=_log_prob_and_entropy if entropy else _log_prob)
+    loss = of_scaled_logits(loss, softcap, temperature)
+    examples = Examples(kept=kept, known=known)
+    linear = _without_ignored(linear, kept)
+    out = evaluate(loss, linear, ids, block_size=block_size, examples=examples, entropy=entropy)
+    return (out[..., 0], out[..., 1]) if entropy else out
+
+
+_log_prob = lambda q, _: -q.C
+_log_prob_and_entropy = lambda q, _: jnp.stack([-q.C, _entropy_of(q)], -1)
 
 
 @documented()

@@ -31,6 +31,7 @@ class Layout(NamedTuple):
     engine: Any = None  # in place of the loop over blocks
     kept: int = 0  # the number of classes whose scores a gradient in the forward pass keeps, instead of computing again
     rounding: Any = None  # the half-precision type to which cotangents of scores are rounded; None for no rounding
+    entropy: str | None = None  # "differentiable" or "constant" where the sums have the entropy and the top class
 
 
 def over_tiles(step: Callable, carry: Any, examples: Any, n: int, tile: int) -> tuple[Any, Any]:

@@ -44,6 +44,7 @@ class Shards(NamedTuple):
     classes: Names = ()
     examples: Names = ()
     unpadded: int | None = None  # the number of classes of all devices without padding, if there is padding
+    batch: tuple[Names, ...] | None = None  # the axes of each leading axis of the examples; None for those of the first
 
     @classmethod
     def named(cls, axis_name: "AxisName | Shards", batch_axis_name: AxisName = None) -> "Shards":
@@ -97,6 +98,17 @@ def device_count(axes: Names) -> int:
 def device_index(axes: Names) -> Array | int:
     """The index of this device along the axes."""
     return lax.axis_index(axes) if axes else 0
+
+
+def example_index(shards: Shards, batch: tuple[int, ...]) -> Array:
+    """The index [N] of the examples of this device, with leading axes `batch`, among those of all devices."""
+    index = jnp.zeros((), jnp.int32)
+    of_axes = (shards.examples,) if shards.batch is None else shards.batch
+    padded = of_axes + ((),) * (len(batch) - len(of_axes))
+    for size, axes in zip(batch or (1,), padded, strict=True):
+        here = size * device_index(axes) + jnp.arange(size, dtype=jnp.int32)
+        index = index[..., None] * (size * device_count(axes)) + here
+    return index.reshape(-1)
 
 
 def psum(tree: Any, axes: Names) -> Any:

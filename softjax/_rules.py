@@ -67,6 +67,7 @@ class Problem(NamedTuple):
     examples: Any  # a pytree of [N, ...]: the argument of `columns`
     targets: Any  # a pytree of [N, ...]: the argument of `finish`
     classes: tuple  # of pytrees, each with its classes on one of the layout's axes
+    observe: Any = None  # (Totals, targets) -> a pytree of [N, ...], constants of differentiation; a pytree
 
 
 def totals(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> g.Totals:
@@ -79,16 +80,23 @@ def totals(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> 
     return rule(layout, *split(_vary_with_mesh((columns, examples, classes), layout, before=widened)))
 
 
-def losses_backward(layout: Layout, problem: Problem) -> Array:
-    """The losses [N, ...], with the gradient in the backward pass."""
-    columns, finish, examples, targets, classes = problem
+def losses_backward(layout: Layout, problem: Problem) -> tuple[Array, Any]:
+    """(the losses [N, ...], what is observed), with the gradient in the backward pass."""
+    columns, finish, examples, targets, classes, _ = problem
     of_classes = totals(columns, examples, classes, layout._replace(kept=0))
-    return finish(of_classes, targets, lax.stop_gradient(classes), layout)
+    return finish(of_classes, targets, lax.stop_gradient(classes), layout), _observed(problem, of_classes)
 
 
-def sum_forward(layout: Layout, problem: Problem) -> Array:
-    """The sum of the losses, with the gradient in the forward pass."""
+def sum_forward(layout: Layout, problem: Problem) -> tuple[Array, Any]:
+    """(the sum of the losses, what is observed), with the gradient in the forward pass."""
     return _sum_of_losses(layout, *split(_vary_problem(problem, layout)))
+
+
+def _observed(problem, of_classes):
+    """What is observed of the totals, [N, ...]; None where nothing is."""
+    if problem.observe is None:
+        return None
+    return lax.stop_gradient(problem.observe(of_classes, problem.targets))
 
 
 def _vary_with_mesh(tree, layout, before=lambda a: a):
@@ -126,12 +134,17 @@ def fold_blocks(columns: Callable, examples: Any, classes: tuple, layout: Layout
     def step(sums, start, size, _):
         ids = block_ids(layout, start, size)
         made = block_columns(columns, _wide(examples), take_block(classes, layout, start, size), ids, layout)
-        folded = _vary_with_mesh(g.fold(made, ids), layout)
+        folded = _vary_with_mesh(g.fold(made, ids, with_entropy=layout.entropy is not None), layout)
         made, folded = g.rounded(made, folded, layout.rounding)
         return (folded if sums is None else g.merge(sums, folded)), made
 
     sums, made = over_blocks(step, None, layout)
     return (g.merge_over(sums, layout.mesh) if layout.mesh else sums), made
+
+
+def _pull(made, ids, totals, ct, layout):
+    """`g.pull`, without the cotangent of an entropy that is a constant of differentiation."""
+    return g.pull(made, ids, totals, ct if layout.entropy == "differentiable" else ct._replace(s=None))
 
 
 def pull_block(differentiable: tuple, fixed: tuple, ids: Array, layout: Layout, pull: Callable) -> tuple:
@@ -201,7 +214,7 @@ def _pull_taken(layout, size, start, residuals, ct):
     differentiable = (columns, _wide(examples), take_block(classes, layout, start, size))
     fixed = (*fixed_others, take_block(fixed_classes, layout, start, size))
     ids = block_ids(layout, start, size)
-    return pull_block(differentiable, fixed, ids, layout, lambda made: g.pull(made, ids, out, ct))
+    return pull_block(differentiable, fixed, ids, layout, lambda made: _pull(made, ids, out, ct, layout))
 
 
 def _pull_tile(layout, dclasses, residuals, ct):
@@ -309,20 +322,24 @@ def _vary_problem(problem, layout):
     of_sums = problem.columns, problem.examples, problem.classes
     columns, examples, classes = _vary_with_mesh(of_sums, layout, before=widened)
     of_totals = _mesh.varying(columns, examples, classes) - set(layout.mesh)
-    finish, targets = problem.finish, problem.targets
-    finish, targets = _mesh.vary((finish, targets), of_totals | _mesh.varying(finish, targets), before=widened)
-    return Problem(columns, finish, examples, targets, classes)
+    of_examples = problem.finish, problem.targets, problem.observe
+    finish, targets, observe = _mesh.vary(of_examples, of_totals | _mesh.varying(of_examples), before=widened)
+    return Problem(columns, finish, examples, targets, classes, observe)
 
 
 def _sum_of_tile(layout, differentiable, fixed, dclasses):
-    """((value, gradients of columns and finish), gradients of examples and targets, gradients of classes added)."""
-    columns, _, examples, _, classes = join(differentiable, fixed)
-    sums, made = fold_blocks(columns, examples, classes, layout)
-    inexact, others = split(g.close(sums))
+    """((value, gradients of columns and finish), (gradients of examples and targets, what is observed), ...).
+
+    The last is the gradients of the classes, with those of this tile added.
+    """
+    problem = join(differentiable, fixed)
+    sums, made = fold_blocks(problem.columns, problem.examples, problem.classes, layout)
+    of_classes = g.close(sums)
+    inexact, others = split(of_classes)
 
     def of_totals(totals, finish, targets):
         totals, finish, targets = join((totals, finish, targets), (others, fixed.finish, fixed.targets))
-        return finish(totals, targets, classes, layout).sum()
+        return finish(totals, targets, problem.classes, layout).sum()
 
     value, back = jax.vjp(of_totals, inexact, differentiable.finish, differentiable.targets)
     ct, dfinish, dtargets = back(jnp.ones_like(value))
@@ -335,14 +352,16 @@ def _sum_of_tile(layout, differentiable, fixed, dclasses):
         # The columns are computed again for their derivative; XLA drops the parts that it does not need.
         moving, still = ((part.columns, _wide(part.examples), take(part.classes)) for part in (differentiable, fixed))
         kept_or = lambda again: again if made is None else made
-        *d, dblock = pull_block(moving, still, ids, layout, lambda again: g.pull(kept_or(again), ids, closed, ct))
+        *d, dblock = pull_block(
+            moving, still, ids, layout, lambda again: _pull(kept_or(again), ids, closed, ct, layout)
+        )
         if layout.tile < layout.examples:
             dblock = jax.tree.map(jnp.add, dblock, take(dclasses))
         return (*jax.tree.map(jnp.add, others, d), put_block(dclasses, layout, start, dblock)), None
 
     grads = (*_zeros((differentiable.columns, differentiable.examples)), dclasses)
     (dcolumns, dexamples, dclasses), _ = over_blocks(step, grads, layout, made)
-    return (value, dcolumns, dfinish), (dexamples, dtargets), dclasses
+    return (value, dcolumns, dfinish), (dexamples, dtargets, _observed(problem, of_classes)), dclasses
 
 
 def _zeros(tree):
@@ -398,9 +417,10 @@ def _value_and_gradients_of_tiles(layout, differentiable, fixed):
     tiles = tuple((part.examples, part.targets) for part in (differentiable, fixed))
     unwritten_or_zeros = _unwritten if layout.tile >= layout.examples else _zeros
     carry = zeros, unwritten_or_zeros(_as_added_up(layout, differentiable.classes))
-    carry, (dexamples, dtargets) = over_tiles(step, carry, tiles, layout.examples, layout.tile)
+    carry, (dexamples, dtargets, observed) = over_tiles(step, carry, tiles, layout.examples, layout.tile)
     (value, dcolumns, dfinish), dclasses = carry
-    return value, Problem(dcolumns, dfinish, dexamples, dtargets, dclasses)
+    dobserve = None if differentiable.observe is None else _zeros(differentiable.observe)
+    return (value, observed), Problem(dcolumns, dfinish, dexamples, dtargets, dclasses, dobserve)
 
 
 @_value_and_gradients.defjvp
@@ -409,17 +429,22 @@ def _(layout, primals, tangents):
     differentiable, fixed = primals
 
     def of_blocks(differentiable):
-        total = lambda d: losses_backward(layout, join(d, fixed)).sum()
-        value, gradients = jax.value_and_grad(total)(differentiable)
+        total = lambda d: _sum_and_observed(layout, join(d, fixed))
+        value, gradients = jax.value_and_grad(total, has_aux=True)(differentiable)
         classes = _as_added_up(layout, gradients.classes)
         return value, _wide(gradients)._replace(classes=classes)
 
     return jax.jvp(of_blocks, (differentiable,), (tangents[0],))
 
 
+def _sum_and_observed(layout, problem):
+    losses, observed = losses_backward(layout, problem)
+    return losses.sum(), observed
+
+
 @ft.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum_rule(layout, differentiable, fixed):
-    return losses_backward(layout, join(differentiable, fixed)).sum()
+    return _sum_and_observed(layout, join(differentiable, fixed))
 
 
 def _sum_fwd(layout, differentiable, fixed):
@@ -429,7 +454,7 @@ def _sum_fwd(layout, differentiable, fixed):
 
 def _sum_bwd(layout, residuals, ct):  # noqa: ARG001
     gradients, differentiable = residuals
-    return _as_given(jax.tree.map(lambda d: ct * widened(d), gradients), differentiable), None
+    return _as_given(jax.tree.map(lambda d: ct[0] * widened(d), gradients), differentiable), None
 
 
 _sum_rule.defvjp(_sum_fwd, _sum_bwd)

@@ -34,7 +34,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from . import _checks, _linear, _mesh, _mixture, losses
+from . import _checks, _decoding, _linear, _mesh, _mixture, losses
 from ._arguments import ARGUMENTS, Role
 from ._mesh import Shards
 
@@ -111,7 +111,7 @@ def _over_mesh(function: Callable) -> Callable[..., Array]:
     more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in of_mesh]
     own = inspect.signature(function).parameters
     kept = [parameter for name, parameter in own.items() if name not in ("axis_name", "batch_axis_name")]
-    signature = inspect.Signature(kept + more, return_annotation=Array)
+    signature = inspect.Signature(kept + more, return_annotation=function.__annotations__["return"])
     optional = {name for name, parameter in signature.parameters.items() if parameter.default is None}
 
     @ft.wraps(function)
@@ -197,14 +197,16 @@ def _check_examples(arrays, data, batch, devices):
 def _call(plan, arrays, numbers):
     def local(arrays, numbers):
         contrastive = plan.function is _linear.contrastive_loss
-        shards = plan.examples if contrastive else Shards(plan.classes, plan.examples, plan.unpadded)
+        shards = plan.examples if contrastive else Shards(plan.classes, plan.examples, plan.unpadded, plan.batch)
         return plan.function(**arrays, **numbers, **dict(plan.options), axis_name=shards)
 
     mesh = jax.sharding.get_abstract_mesh() if plan.mesh is None else plan.mesh
     specs = {name: plan.spec(name) for name in arrays}
     arrays = {name: jax.tree.map(ft.partial(_placed, mesh, specs[name]), tree) for name, tree in arrays.items()}
     numbers = jax.tree.map(ft.partial(_placed, mesh, P()), numbers)
-    out = plan.spec("features") if dict(plan.options).get("reduction", "none") == "none" else P()
+    options, of_examples = dict(plan.options), plan.spec("features")
+    out = of_examples if options.get("reduction", "none") == "none" else P()
+    out = (out, of_examples) if options.get("has_aux", False) else out
     axes = {*plan.classes, *plan.examples}
     return jax.shard_map(local, mesh=mesh, in_specs=(specs, P()), out_specs=out, axis_names=axes)(arrays, numbers)
 
@@ -259,7 +261,11 @@ def _of_type(devices, x):
 
 
 contrastive_loss = _over_mesh(_linear.contrastive_loss)
+linear_argmax = _over_mesh(_decoding.linear_argmax)
+linear_sample = _over_mesh(_decoding.linear_sample)
+linear_top_k = _over_mesh(_decoding.linear_top_k)
 linear_expectation = _over_mesh(_linear.linear_expectation)
+linear_log_probs = _over_mesh(_linear.linear_log_probs)
 linear_logsumexp = _over_mesh(_linear.linear_logsumexp)
 linear_softmax_cross_entropy = _over_mesh(_linear.linear_softmax_cross_entropy)
 of_linear = _over_mesh(_linear.of_linear)
@@ -270,6 +276,7 @@ mixture_expectation = _over_mesh(_mixture.mixture_expectation)
 of_mixture = _over_mesh(_mixture.of_mixture)
 
 FUNCTIONS = (
+    *(linear_argmax, linear_sample, linear_top_k, linear_log_probs),
     *(contrastive_loss, linear_expectation, linear_logsumexp, linear_softmax_cross_entropy, of_linear),
     *(eol_loss, leop_loss, mixture_autoencoder_loss, mixture_expectation, of_mixture),
 )

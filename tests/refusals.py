@@ -313,6 +313,36 @@ LINEAR = {
     ),
     "no examples": (lambda: softjax.placement(0, 1, 1), ValueError, r"`examples` must be positive, got 0"),
 }
+key, words = jax.random.key(0), jnp.zeros(3)
+DECODING = {
+    "a flag that is a number": (lambda: ce(x, w, y, has_aux=1), TypeError, "`has_aux` must be True or False, got 1"),
+    "tokens of another N": (
+        lambda: softjax.linear_log_probs(x, w, y[:3]),
+        ValueError,
+        r"`tokens` must have shape \(4,\) \(the leading axes of `features`\), got \(3,\)",
+    ),
+    "more classes than there are": (
+        lambda: softjax.linear_top_k(x, w, 6),
+        ValueError,
+        "`k` must be at most the number of classes, 5, got 6",
+    ),
+    "no classes": (lambda: softjax.linear_top_k(x, w, 0), ValueError, "`k` must be positive, got 0"),
+    "numbers for a key": (
+        lambda: softjax.linear_sample(words, x, w),
+        TypeError,
+        r"`key` must be a key of `jax.random`, got float32\[3\]",
+    ),
+    "two keys": (
+        lambda: softjax.linear_sample(jax.random.split(key), x, w),
+        ValueError,
+        r"`key` must be one key, got an array of shape \(2,\)",
+    ),
+    "fewer than no samples": (
+        lambda: softjax.linear_sample(key, x, w, shape=(2, -1)),
+        ValueError,
+        r"`shape` must hold sizes of at least 0, got \(2, -1\)",
+    ),
+}
 LOSSES = {
     "a cross entropy without labels": (
         lambda: softjax.of_linear(no_weights, x, w),
@@ -508,6 +538,9 @@ NUMBERS = {
         "positive",
         lambda n: ce(x, w, y, temperature=n),
         lambda n: softjax.linear_logsumexp(x, w, temperature=n),
+        lambda n: softjax.linear_log_probs(x, w, y, temperature=n),
+        lambda n: softjax.linear_top_k(x, w, 2, temperature=n),
+        lambda n: softjax.linear_sample(key, x, w, temperature=n),
         lambda n: softjax.linear_expectation(x, w, w.T, temperature=n),
         lambda n: softjax.contrastive_loss(x, x, temperature=n),
         lambda n: mixture(temperature=n),
@@ -541,4 +574,4 @@ DOCUMENTS = {
         r"`Args` must name parameters of of_nothing, got \['nothing'\]",
     ),
 }
-REFUSALS = ARRAYS | LINEAR | LOSSES | SCORES | NUMBERS | DOCUMENTS
+REFUSALS = ARRAYS | LINEAR | DECODING | LOSSES | SCORES | NUMBERS | DOCUMENTS

@@ -149,6 +149,8 @@ def multiclass_hinge_loss(scores, labels, *, margin=1.0):
     return xp.maximum(0, others.max(-1) - at(scores, labels) + margin)
 
 
+_entropy = entropy  # which is also the name of an option
+
 # ---------------------------------------------------------------------------------------------
 # Linear layers
 
@@ -176,6 +178,7 @@ def linear_softmax_cross_entropy(
     softcap=None,
     temperature=1.0,
     reduction="none",
+    has_aux=False,
 ):
     """-sum_k y_k log p_k + z_loss A^2, with y_k = class_weights_k ((1 - smoothing) 1{k = label} + smoothing / K)."""
     z = linear_scores(features, kernel, bias, class_axis, softcap, temperature)
@@ -195,7 +198,39 @@ def linear_softmax_cross_entropy(
         y, shares = hot(labels, k, z.dtype), (hot(labels, k, z.dtype) * of_classes).sum(-1)
     y = of_classes * ((1 - label_smoothing) * y + label_smoothing * live / live.sum())
     loss = -(y * log_p(z, where=where)).sum(-1) + z_loss * log_sum_exp(z, where=where) ** 2
-    return reduced(loss, reduction, kept if weights is None else weights * kept, shares)
+    loss = reduced(loss, reduction, kept if weights is None else weights * kept, shares)
+    return (loss, metrics(z, labels, where, z_loss, kept)) if has_aux else loss
+
+
+def metrics(z, labels, where, z_loss, kept):
+    """log p_y, A, z_loss A^2, the entropy, the class with the largest logit, and whether it is the label."""
+    xp, top = namespace(z), left_out(z, where).argmax(-1)
+    y = dense_labels(labels, z.shape[-1]) if isinstance(labels, tuple) else hot(labels, z.shape[-1], z.dtype)
+    a, log_probs = log_sum_exp(z, where=where), (y * log_p(z, where=where)).sum(-1)
+    correct = top == (y.argmax(-1) if isinstance(labels, tuple) else labels)
+    every = log_probs, a, z_loss * a**2, entropy(z, where=where)
+    top = xp.where(kept == 1, top, -1).astype("int32")
+    return *(kept * x for x in every), top, correct & (kept == 1)
+
+
+def linear_log_probs(
+    features,
+    kernel,
+    tokens,
+    bias=None,
+    *,
+    class_axis=-1,
+    where=None,
+    ignore_index=None,
+    softcap=None,
+    temperature=1.0,
+    entropy=False,
+):
+    """log p_token and, if wanted, -sum_k p_k log p_k."""
+    z = linear_scores(features, kernel, bias, class_axis, softcap, temperature)
+    kept = 1.0 if ignore_index is None else (tokens != ignore_index).astype(z.dtype)
+    log_probs = kept * at(log_p(z, where=where), tokens)
+    return (log_probs, kept * _entropy(z, where=where)) if entropy else log_probs
 
 
 def linear_expectation(features, kernel, values, *, bias=None, class_axis=-1, where=None, temperature=1.0):
@@ -647,6 +682,12 @@ FUNCTIONS = {
             LOSSES["focal"],
         ),
         Row("linear_softmax_cross_entropy", linear_softmax_cross_entropy, LINEAR),
+        Row(
+            "linear_log_probs",
+            linear_log_probs,
+            "features kernel labels bias where softcap temperature",
+            {"labels": "tokens"},
+        ),
         Row("linear_expectation", linear_expectation, "features kernel values bias where temperature"),
         Row("linear_logsumexp", linear_logsumexp, "features kernel bias where softcap temperature"),
         Row(

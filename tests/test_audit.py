@@ -17,7 +17,8 @@ pytestmark = pytest.mark.slow
 PUBLIC = {
     value.__name__  # `softargmax` is `softmax`
     for value in (getattr(softjax, name) for name in softjax.__all__)
-    if inspect.isfunction(value) and value is not softjax.placement
+    if inspect.isfunction(value)
+    and value not in (softjax.placement, softjax.linear_argmax, softjax.linear_sample)  # integers, which have no error
 }
 
 

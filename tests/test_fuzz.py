@@ -190,7 +190,12 @@ def named(*names):
     return lambda d, s: linear_arguments(d, s, *names)
 
 
-LINEAR = ("features", "kernel", "bias", "class_axis", "where", "temperature", "block_size")
+def token_arguments(d, s):
+    return named(*LINEAR, "softcap", "ignore_index")(d, s) | {"tokens": d.labels(s.live, *s.batch)}
+
+
+LINEAR_SCORES = ("features", "kernel", "bias", "class_axis", "where", "block_size")
+LINEAR = (*LINEAR_SCORES, "temperature")
 DRAWN = {  # (arguments, names of the arguments that decide the type of the result)
     "softmax": (logits_of("x", (-1, None, (0, -1))), ("x",)),
     "log_softmax": (without(logits_of("x", (-1, None)), "where"), ("x",)),
@@ -206,6 +211,7 @@ DRAWN = {  # (arguments, names of the arguments that decide the type of the resu
     "multiclass_hinge_loss": (hinge_arguments, ()),
     "linear_softmax_cross_entropy": (without(linear_arguments, "values"), ()),
     "linear_expectation": (named(*LINEAR, "values"), ("features", "kernel", "values", "bias")),
+    "linear_log_probs": (token_arguments, ()),
     "linear_logsumexp": (named(*LINEAR, "softcap"), ()),
     "contrastive_loss": (contrastive_arguments, ()),
     "mixture_autoencoder_loss": (mixture_arguments, ()),
@@ -258,6 +264,32 @@ OF_SCORES = {
         softjax.of_mixture,
         with_a_loss(without(mixture_arguments, "x", "values")),
         lambda a: of_scores("z", a),
+    ),
+}
+
+
+def of_classes(function, *names, wanted, **more):
+    """0 in the shape of the classes that a function finds: their ids have tests elsewhere."""
+    call = lambda **a: jnp.zeros(jax.tree.leaves(function(**a))[-1].shape)
+    arguments = lambda d, s: named(*names)(d, s) | {name: make(d) for name, make in more.items()}
+    return Function(call, arguments, lambda a: np.zeros((*batch_of("features", a).shape, *wanted(a))))
+
+
+def tuple_of(a):
+    return tuple(a) if isinstance(a, tuple | list) else (a,)
+
+
+DECODED = {
+    "linear_argmax": of_classes(softjax.linear_argmax, *LINEAR_SCORES, wanted=lambda a: ()),
+    "linear_top_k": of_classes(
+        softjax.linear_top_k, *LINEAR, "softcap", wanted=lambda a: (a["k"],), k=lambda d: d.one(1, 3)
+    ),
+    "linear_sample": of_classes(
+        softjax.linear_sample,
+        *(*LINEAR, "softcap"),
+        wanted=lambda a: tuple_of(a["shape"]),
+        key=lambda d: d.one(jax.random.key(0), jax.random.PRNGKey(1)),
+        shape=lambda d: d.one((), 2, (2, 1)),
     ),
 }
 
@@ -345,6 +377,7 @@ def said(a):
 
 
 OPTIONS = ("axis", "keepdims", "symmetric", "reduction", "class_axis", "ignore_index", "block_size", "loss")
+OPTIONS += ("entropy", "has_aux", "k", "key", "shape")
 
 
 def plain(name, a):
@@ -354,7 +387,7 @@ def plain(name, a):
     if name == "labels" and isinstance(a, tuple):
         return tuple(plain("", part) for part in a)
     a = np.asarray(a)
-    whole = np.issubdtype(a.dtype, np.integer) and name not in ("", "labels")
+    whole = np.issubdtype(a.dtype, np.integer) and name not in ("", "labels", "tokens")
     return a.astype(np.float64) if whole or jnp.issubdtype(a.dtype, jnp.floating) else a
 
 
@@ -444,10 +477,10 @@ def faults(name, function, names):
 OF_LOSSES = ("loss", "example", "per_class")
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, *OF_SCORES])
+@pytest.mark.parametrize("name", [*FUNCTIONS, *OF_SCORES, *DECODED])
 @pytest.mark.one_case_in(2)
 def test_wrong_arguments_of_functions_end_in_an_answer_or_in_words(name):
-    function = (FUNCTIONS | OF_SCORES)[name]
+    function = (FUNCTIONS | OF_SCORES | DECODED)[name]
     drawn = function.arguments(Drawn(0), Sizes((N,), K, "float32", np.ones(K, bool)))
     found = faults(name, function, [name for name in drawn if name not in OF_LOSSES])
     assert not found, "\n".join(found)

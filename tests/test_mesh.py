@@ -177,6 +177,12 @@ def rows():
             (x, w, payoffs, b),
         ),
         Row(
+            "linear_log_probs",
+            lambda s, x, w, b: s.linear_log_probs(x, w, y, b, softcap=5.0, entropy=True),
+            lambda x, w, b: table.linear_log_probs(x, w, y, b, softcap=5.0, entropy=True),
+            (x, w, b),
+        ),
+        Row(
             "linear_logsumexp",
             lambda s, x, w: s.linear_logsumexp(x.reshape(2, 4, D), w, softcap=5.0).reshape(N),
             lambda x, w: table.linear_logsumexp(x, w, softcap=5.0),
@@ -251,7 +257,8 @@ def test_every_function_with_an_axis_is_there():
     assert fused == {f.__name__ for f in sharded.FUNCTIONS}
     assert fused == {name for name, f in vars(sharded).items() if not name.startswith("_") and f in sharded.FUNCTIONS}
     assert fused - {row.name for row in rows()} - {case.function.__name__ for case in cases.MIXTURES} == {
-        "linear_softmax_cross_entropy"
+        "linear_softmax_cross_entropy",
+        *("linear_argmax", "linear_sample", "linear_top_k"),  # test_decoding has their tests
     }
     for f in sharded.FUNCTIONS:
         assert "mesh" in inspect.signature(f).parameters

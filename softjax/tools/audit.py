@@ -217,6 +217,16 @@ def _linear_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     expectation = work("linear_expectation", truth.linear_expectation, values, scalar=False)
     yield expectation._replace(scenarios=map(_with_smooth_values("kernel", lambda w: w.T), expectation.scenarios))
     nothing: Callable[..., dict] = lambda n, k: {}
+    tokens = lambda n, k: {"tokens": _labels(n, k)}
+    yield work("linear_log_probs", truth.linear_log_probs, tokens, scalar=False)
+    entropies = work(
+        "linear_log_probs", truth.linear_entropies, tokens, {"entropy": True}, None, ", entropy", scalar=False
+    )
+    yield entropies._replace(adapter=lambda f: lambda **a: f(**a)[1])
+    # Values alone: the log-probabilities of the likeliest classes are constants of differentiation.
+    top = work("linear_top_k", truth.linear_top_k, nothing, {"k": 3}, large=False, scalar=False)
+    of_values = (scenario._replace(modes=("value",)) for scenario in top.scenarios)
+    yield top._replace(scenarios=of_values, adapter=lambda f: lambda **a: f(**a).log_probs)
     yield work("linear_logsumexp", truth.linear_logsumexp, nothing, scalar=False)
     example = lambda n, k: {"example": _labels(n, k)}
     for variant, loss, of, more in (

@@ -255,6 +255,21 @@ def linear_logsumexp(features, kernel):
     return logsumexp(features @ kernel)
 
 
+def linear_log_probs(features, kernel, tokens):
+    return softmax_cross_entropy_with_integer_labels(features @ kernel, tokens) * -1
+
+
+def linear_entropies(features, kernel, tokens):  # noqa: ARG001 (no entropy depends on them)
+    return entropy(features @ kernel)
+
+
+def linear_top_k(features, kernel):
+    """The three largest log-probabilities."""
+    log_p = log_softmax(features @ kernel)
+    order = np.argsort(-log_p.value, -1, kind="stable")[:, :3]
+    return log_p[np.arange(len(order))[:, None], order]
+
+
 def contrastive_loss(x, y, temperature, weights, reduction="none"):
     one_way = lambda x, y: softmax_cross_entropy_with_integer_labels(x @ y.T / temperature, np.arange(x.shape[0]))
     return reduced((one_way(x, y) + one_way(y, x)) / 2, weights, 1, reduction)
