@@ -26,7 +26,7 @@ from ._mesh import Shards
 
 # The roles of an array: its first axis is that of the examples, or it is replicated, or an integer, its class axis.
 EXAMPLES, REPLICATED = "examples", "replicated"
-Role = str | int
+ArrayRole = str | int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Program:
 
     jaxpr: core.ClosedJaxpr  # the computation itself, which all transformations use
     local: Callable  # (shards, *leaves) -> leaves, of the arrays of one device
-    roles: tuple[tuple[Role, ...], tuple[Role, ...]]  # of the leaves of the arguments, and of the result
+    roles: tuple[tuple[ArrayRole, ...], tuple[ArrayRole, ...]]  # of the leaves of the arguments, and of the result
     linear: int  # the number of last arguments in which the result is linear
 
 
@@ -152,7 +152,7 @@ def _shards(mesh, args, roles):
     def axes_of(axis, size, sharding):
         spec = sharding.spec[axis] if isinstance(sharding, NamedSharding) and axis < len(sharding.spec) else None
         names = () if spec is None else (spec,) if isinstance(spec, str) else tuple(spec)
-        return names if size % _devices(mesh, names) == 0 else ()
+        return names if size % _device_product(mesh, names) == 0 else ()
 
     def first(wanted):
         for role, a in zip(roles, args, strict=True):
@@ -166,7 +166,7 @@ def _shards(mesh, args, roles):
     return Shards(() if set(examples) & set(classes) else classes, examples)
 
 
-def _devices(mesh, names):
+def _device_product(mesh, names):
     count = 1
     for name in names:
         count *= mesh.shape[name]
@@ -204,7 +204,7 @@ def _rule(program):
     return rule
 
 
-def summed(tree: Any, axes: _mesh.Names) -> Any:
+def sum_over_devices(tree: Any, axes: _mesh.Names) -> Any:
     """The sum over devices, in at least float32, of gradients that are then rounded again."""
     if not axes:
         return tree

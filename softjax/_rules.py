@@ -243,9 +243,9 @@ def _pulled_of_device(layout, shards, differentiable, fixed, out, fixed_ct, ct):
     residuals, ct = (differentiable, fixed, out), join(ct, fixed_ct)
     dcolumns, dexamples, dclasses = _pulled(layout, residuals, ct)
     return (
-        _partition.summed(dcolumns, shards.examples + shards.classes),
-        _partition.summed(dexamples, shards.classes),
-        _partition.summed(dclasses, shards.examples),
+        _partition.sum_over_devices(dcolumns, shards.examples + shards.classes),
+        _partition.sum_over_devices(dexamples, shards.classes),
+        _partition.sum_over_devices(dclasses, shards.examples),
     )
 
 
@@ -385,19 +385,18 @@ def _as_added_up(layout, classes):
 @ft.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _value_and_gradients(layout, differentiable, fixed):
     columns, examples, classes = _roles(layout)
-    roles = Problem(columns, columns, examples, examples, classes)
-    of_result = _partition.REPLICATED, roles
+    roles = Problem(columns, columns, examples, examples, classes, columns)
+    of_result = (_partition.REPLICATED, examples), roles
     return _divided(_value_and_gradients_of_device, layout, (differentiable, fixed), (roles, roles), of_result)
 
 
 def _value_and_gradients_of_device(layout, shards, differentiable, fixed):
-    value, d = _value_and_gradients_of_tiles(layout, differentiable, fixed)
-    of_examples, of_classes = (ft.partial(_partition.summed, axes=axes) for axes in (shards.examples, shards.classes))
-    gradients = Problem(
-        of_examples(of_classes(d.columns)), of_examples(d.finish), of_classes(d.examples), d.targets,
-        of_examples(d.classes),
-    )  # fmt: skip
-    return of_examples(value), gradients
+    (value, observed), d = _value_and_gradients_of_tiles(layout, differentiable, fixed)
+    over = lambda axes, tree: _partition.sum_over_devices(tree, axes)
+    columns = over(shards.examples + shards.classes, d.columns)
+    finish, classes = over(shards.examples, (d.finish, d.classes))
+    gradients = Problem(columns, finish, over(shards.classes, d.examples), d.targets, classes, d.observe)
+    return (over(shards.examples, value), observed), gradients
 
 
 def _value_and_gradients_of_tiles(layout, differentiable, fixed):

@@ -47,6 +47,10 @@ def test_the_library_does_not_import_its_tools():
         assert not any("tools" in module for module in modules), name
 
 
+def _is_bound(node):
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+
+
 def names_of(tree):
     """The names that a module and its classes define."""
     for node in tree.body:
@@ -57,7 +61,7 @@ def names_of(tree):
             yield from (name for name in methods if not name.startswith("__"))
         if isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            yield from (n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
+            yield from (n.id for target in targets for n in ast.walk(target) if _is_bound(n))
 
 
 def test_no_two_objects_share_a_name():
