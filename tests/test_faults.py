@@ -149,10 +149,10 @@ def instead(function):
 def leaking(fold):
     """The ragged block has a column of zeros more."""
 
-    def leaky(c, ids):
+    def leaky(c, ids, **options):
         if ids.size != K % BLOCKS:
-            return fold(c, ids)
-        return fold(c._replace(h=jnp.pad(c.h, ((0, 0), (0, 1)))), jnp.append(ids, K))
+            return fold(c, ids, **options)
+        return fold(c._replace(h=jnp.pad(c.h, ((0, 0), (0, 1)))), jnp.append(ids, K), **options)
 
     return leaky
 
@@ -330,7 +330,7 @@ FAULTS = [
     Fault(
         "the cotangent of a gradient taken in the forward pass is lost",
         (_rules._sum_rule, "bwd"),
-        lambda bwd: lambda layout, residuals, ct: bwd(layout, residuals, jnp.ones_like(ct)),
+        lambda bwd: lambda layout, residuals, ct: bwd(layout, residuals, jax.tree.map(jnp.ones_like, ct)),
         "gradient, forward",
     ),
     Fault("a negative label wraps", (_checks, "class_ids"), wrapping, "a label of -1", "a label of K"),
