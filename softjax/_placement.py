@@ -97,16 +97,20 @@ def _chosen(n, k, d, reduction, dtype, rounding, platform, memory=None):
         return Placement(n, min(k, 2048))  # sums over more lose digits
     if platform == "cpu":
         return _of_cpu(n, k, d, scalar, scores)
-    of_kept = dtype.itemsize if rounding is None else rounding.itemsize
     memory = memory or _memory(platform) // 10
+    of_kept = dtype.itemsize if rounding is None else rounding.itemsize
+    if n * k * (dtype.itemsize + (0 if rounding is None else of_kept)) <= memory:
+        return Placement(n, k, "forward") if scalar else Placement(n, _of_chip(n, k, scores))
     if platform == "tpu":
-        # The compiler of a TPU keeps a block of 64 MB of scores on the chip.
-        whole = n * k * (dtype.itemsize + (0 if rounding is None else of_kept)) <= memory
-        block = k if whole else min(k, max(1024, min(8192, _power_of_2(scores(64) // n))))
-        return Placement(n, block, "forward", k if whole else 0) if scalar else Placement(n, block)
-    block = min(k, max(1024, min(4096, _power_of_2(memory // (4 * n * dtype.itemsize)))))
-    kept = max(memory - n * block * dtype.itemsize, 0) // (n * of_kept)
+        return Placement(n, _of_chip(n, k, scores), *(("forward", 0) if scalar else ()))
+    block = min(k, max(1024, min(8192, _power_of_2(memory // (4 * n * dtype.itemsize)))))
+    kept = max(memory - n * block * dtype.itemsize, 0) // (n * of_kept) if d >= 128 else 0
     return Placement(n, block, "forward", min(k, kept)) if scalar else Placement(n, block)
+
+
+def _of_chip(n, k, scores):
+    """A block of 64 MB of scores, which the compiler of a TPU keeps on the chip."""
+    return min(k, max(1024, min(8192, _power_of_2(scores(64) // n))))
 
 
 def _of_cpu(n, k, d, scalar, scores):
