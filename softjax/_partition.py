@@ -124,8 +124,10 @@ batching.primitive_batchers[_call_p] = _batch
 
 
 def _lower(context, *args, divided, program, **_):
-    on_one_device = getattr(context.module_context.axis_context, "num_devices", 2) == 1
-    function = core.jaxpr_as_fun(program.jaxpr if on_one_device else divided)
+    module = context.module_context
+    on_one_device = getattr(module.axis_context, "num_devices", 2) == 1
+    plain = on_one_device or module.lowering_parameters.for_export  # an exported program cannot call back
+    function = core.jaxpr_as_fun(program.jaxpr if plain else divided)
     return mlir.lower_fun(function, multiple_results=True)(context, *args)
 
 

@@ -3,6 +3,7 @@
 import functools as ft
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -114,6 +115,15 @@ def test_a_loop_that_is_not_divided_is_found(mesh, monkeypatch):
     args = placed(mesh, "data")
     sent = collectives(program(ft.partial(total, block_size=Placement(32, 64)), args))
     assert any(one.operation == "all-gather" for one in sent)
+
+
+def test_a_program_of_many_devices_can_be_exported(mesh):
+    args = placed(mesh, "data")
+    function = jax.jit(ft.partial(total, block_size=BLOCKS["backward"]))
+    exported = jax.export.export(function)(*args)
+    assert "CustomSPMDPartitioning" in function.lower(*args).as_text()
+    assert "CustomSPMDPartitioning" not in exported.mlir_module()
+    np.testing.assert_allclose(exported.call(*args), truth(*arguments())[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("place", ["data", "data and vocabulary"])
