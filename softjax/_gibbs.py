@@ -52,6 +52,7 @@ from jax import Array, lax
 from . import _mesh
 from ._labels import Labels
 from ._pair import Pair, renormalised, sum_and_error, tangent_of, with_value
+from ._unknown import nan_if_moved, nan_unless
 
 
 class Weights(NamedTuple):
@@ -315,7 +316,7 @@ def close(x: Sums) -> Totals:
     """Totals from the sums over all classes."""
     a, *n = (a._replace(r=a.r + a.lost) for a in (x.a, *x.e))
     log_mean = lambda n: Pair(jnp.where(jnp.isneginf(n.m), -jnp.inf, n.m - a.m), n.log.rest - a.log.rest)
-    y = None if x.y is None else x.y._replace(sum=_nan_unless_seen(x.y, x.y.sum + x.y.weight * a.log.rest))
+    y = None if x.y is None else x.y._replace(sum=nan_unless(_all_seen(x.y), x.y.sum + x.y.weight * a.log.rest))
     s = None if x.s is None else x.s._replace(value=a.log.rest + x.s.below / a.mass)
     return Totals(a, x.t, x.t_fixed, x.v, tuple(map(log_mean, n)), tuple(n), y, x.l, s)
 
@@ -512,15 +513,15 @@ def _merge_cross_entropies(left, right):
     return CrossEntropy(total, high.weight + low.weight, high.of_ids + low.of_ids, high.seen + low.seen)
 
 
-def _nan_unless_seen(y, x):
-    """x, or NaN for value and derivative where a label was none of the classes."""
-    return x * jnp.where((y.seen == 1).all(-1), 1, jnp.nan).astype(x.dtype)
+def _all_seen(y):
+    """Whether the labels are classes."""
+    return (y.seen == 1).all(-1)
 
 
 def _pull_cross_entropy(c, w, ids, totals, ct):
     """The cotangents Y p_k - y_k of h, with the cotangent of the normaliser added, and A - h_k of y."""
     labels = Labels(c.y.ids, ids)
-    d = _nan_unless_seen(totals.y, ct.y.sum)[..., None]
+    d = nan_if_moved(_all_seen(totals.y), ct.y.sum)[..., None]
     dh = w * (ct.a.r[..., None] + d * (totals.y.weight / totals.a.mass)[..., None])
     y = labels.summed(c.y.of_ids, ids.size)
     if c.y.per_class is not None:

@@ -117,8 +117,8 @@ def linear_softmax_cross_entropy(
 
     Args:
         labels: integers [...] in [0, K), or a pair (indices [..., T], probabilities [..., T]), whose probabilities
-            need not sum to 1 and are added for a repeated class. A label out of range gives NaN, in loss and gradient;
-            a label on a class that is left out costs +inf.
+            need not sum to 1 and are added for a repeated class. A label out of range gives NaN, in loss and gradient,
+            which is 0 where the cotangent of the loss is 0; a label on a class that is left out costs +inf.
         reduction: "none", "sum", or "mean": sum(w L) / sum(w v), and 0 if sum(w v) is 0; v is the class weight of the
             label, or 1 with a pair, as in PyTorch.
 

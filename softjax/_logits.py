@@ -14,6 +14,7 @@ from ._arguments import checked, checked_array, checked_scalar, documented
 from ._checks import Axis
 from ._dtypes import common_dtype, compute_dtype
 from ._evaluate import evaluate, of
+from ._unknown import nan_unless
 from .losses import Loss
 
 
@@ -260,7 +261,12 @@ def softmax_cross_entropy(
 
 @documented(dense=True)
 def softmax_cross_entropy_with_integer_labels(
-    logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    ignore_index: int | None = None,
 ) -> Array:
     """Cross entropy between integer labels and the softmax of the logits.
 
@@ -270,7 +276,8 @@ def softmax_cross_entropy_with_integer_labels(
 
     Args:
         labels: y, integers in [0, K), of the logits' shape less `axis`; with several axes, indices into these
-            flattened. A label out of range gives NaN, in loss and gradient.
+            flattened. A label out of range gives NaN, in loss and gradient; where the cotangent of the loss is 0, the
+            gradient is 0.
         where: booleans, one per example, or broadcastable to the logits: the examples or classes to include. A label
             that is left out costs +inf; an example without a class costs 0.
 
@@ -290,11 +297,15 @@ def softmax_cross_entropy_with_integer_labels(
     labels = _checks.integers("labels", labels)
     _checks.shape("labels", labels, rows.batch, "that of the logits less `axis`")
     y, known = _checks.class_ids(labels.reshape(-1), z.shape[-1])
+    ignored = None if ignore_index is None else _checks.equals("ignore_index", labels, ignore_index).reshape(-1)
+    if ignored is not None:
+        z, known = jnp.where(ignored[:, None], 0, z), known | ignored  # the logits may be NaN
     loss = _rows.row_label_cross_entropy(z, y)
     included = None if live is None else rows.flatten(live).any(-1)
     known = known if included is None else known | ~included
-    loss *= jnp.where(known, 1, jnp.nan).astype(loss.dtype)  # value and gradient are NaN where a label is out of range
-    return rows.without_axes(loss if included is None else jnp.where(included, loss, 0))
+    loss = nan_unless(known, loss)
+    loss = loss if included is None else jnp.where(included, loss, 0)
+    return rows.without_axes(loss if ignored is None else jnp.where(ignored, 0, loss))
 
 
 @documented(dense=True)

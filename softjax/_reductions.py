@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from . import _mesh
+from ._unknown import nan_unless
 
 
 class Examples(NamedTuple):
@@ -25,12 +26,12 @@ class Examples(NamedTuple):
                 weights = jnp.full(n, 1 / max(n * _mesh.device_count(axes), 1), dtype)
             else:
                 weights = mean_weights(jnp.ones(n, dtype) if weights is None else weights, shares, kept, axes)
-        if known is not None:
-            weights = jnp.where(known, jnp.ones(n, dtype) if weights is None else weights, jnp.nan)
-        return Examples(weights, kept)
+        return Examples(weights, kept, known)
 
     def weighted(self, losses: Array) -> Array:
-        """The losses [N, ...], times their weights and 0 where they are not kept."""
+        """The losses [N, ...], times their weights, NaN where they are not known and 0 where they are not kept."""
+        if self.known is not None:
+            losses = nan_unless(self.known, losses)
         if self.kept is not None:
             losses = jnp.where(jnp.expand_dims(self.kept, range(1, losses.ndim)), losses, 0)
         return losses if self.weights is None else _product(losses, self.weights)

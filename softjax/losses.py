@@ -20,6 +20,7 @@ from ._dtypes import cast, common_dtype, inexact_leaves
 from ._gibbs import Columns, Totals, Weights, dot
 from ._labels import Labels
 from ._pair import Pair
+from ._unknown import nan_unless
 
 
 class Loss(NamedTuple):
@@ -150,7 +151,6 @@ def _floats(*arrays):
 
 
 _is_label = lambda ids, labels: ids[None] == labels[:, None]  # [N, B]
-_or_nan = lambda x, known: jnp.where(known, 1, jnp.nan).astype(x.dtype)  # a factor of x
 
 
 def _nan_for_inf(z):
@@ -167,10 +167,10 @@ def _others_and_label(z, ids, labels):
 
 
 def _label_logit(q):
-    """(the logit of the label; True where all classes are left out; 1, or NaN for a label out of range)."""
+    """(the logit of the label; True where all classes are left out; whether the label is a class)."""
     logit, known = q.l
     nothing = jnp.isneginf(q.a.m) & jnp.isneginf(logit)
-    return jnp.where(nothing, 0, logit), nothing, _or_nan(logit, known == 1)
+    return jnp.where(nothing, 0, logit), nothing, known == 1
 
 
 # Losses of labels: the example is the label [N]; for the cross entropy, also a pair of classes and weights [N, T]
@@ -219,7 +219,7 @@ def _brier(q, _):
     against = q.A - label_logit  # log-odds of every class but the label
     alone = jnp.isneginf(q.a.m)
     squares = jnp.where(alone, 0, jnp.exp(jnp.where(alone, 0, (q.e[0] - q.A).value)))  # of the others' own softmax
-    return jnp.where(nothing, 1, sigmoid(against) ** 2 * (1 + squares)) * known
+    return nan_unless(known, jnp.where(nothing, 1, sigmoid(against) ** 2 * (1 + squares)))
 
 
 # sum_k (p_k - 1{k = y})^2 = (1 - p_y)^2 (1 + sum_{k != y} (p_k / (1 - p_y))^2)
@@ -250,7 +250,7 @@ def _sum_over_the_label(q, example):
     total, known = q.l
     # The loss and its gradient are NaN where a label's logit is NaN, also where all other classes are left out.
     total += jnp.where(jnp.isnan(example[1]), example[1], 0).astype(total.dtype)
-    return total * _or_nan(total, (known == 1) & ~jnp.isnan(total))
+    return nan_unless((known == 1) & ~jnp.isnan(total), total)
 
 
 def crammer_singer(margin: ArrayLike = 1.0) -> Loss:
@@ -270,7 +270,7 @@ def _crammer_singer(margin, q, _):
     label_logit, _, known = _label_logit(q)
     over = jnp.maximum((q.t[0] - label_logit).value + margin, 0)
     loss = jnp.where(jnp.isneginf(q.a.m) & ~jnp.isnan(label_logit), 0, over)
-    return loss * known * _or_nan(loss, ~jnp.isnan(loss))
+    return nan_unless(known & ~jnp.isnan(loss), loss)
 
 
 # A = log sum_k exp z_k

@@ -127,8 +127,13 @@ def softmax_cross_entropy(logits, labels, axis=-1, where=None):
     return -(labels * log_p(logits, axes, of_examples(where, logits, axes))).sum(axes)
 
 
-def softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
-    """log sum_m exp(z_m) - z_y."""
+def softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None, *, ignore_index=None):
+    """log sum_m exp(z_m) - z_y; 0 for an ignored label."""
+    if ignore_index is not None:
+        xp = namespace(labels)
+        ignored = labels == ignore_index
+        of_others = softmax_cross_entropy_with_integer_labels(logits, xp.where(ignored, 0, labels), axis, where)
+        return xp.where(ignored, 0, of_others)
     axes = axes_of(axis, logits.ndim)
     costs = -log_p(logits, axes, of_examples(where, logits, axes))
     costs = namespace(costs).moveaxis(costs, axes, tuple(range(-len(axes), 0)))

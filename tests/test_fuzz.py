@@ -204,7 +204,12 @@ DRAWN = {  # (arguments, names of the arguments that decide the type of the resu
     "expectation": (logits_of("logits", (-1, None), values=like_logits), ("logits", "values")),
     "softmax_cross_entropy": (logits_of("logits", (-1, None), labels=like_logits), ()),
     "softmax_cross_entropy_with_integer_labels": (
-        logits_of("logits", (-1,), labels=lambda d, s: d.labels(s.live, *s.batch)),
+        logits_of(
+            "logits",
+            (-1,),
+            labels=lambda d, s: d.labels(s.live, *s.batch),
+            ignore_index=lambda d, _: d.one(None, -1),
+        ),
         (),
     ),
     "multiclass_svm_loss": (hinge_arguments, ()),
