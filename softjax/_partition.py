@@ -38,6 +38,10 @@ class Program:
     roles: tuple[tuple[ArrayRole, ...], tuple[ArrayRole, ...]]  # of the leaves of the arguments, and of the result
     linear: int  # the number of last arguments in which the result is linear
 
+    def plain(self, *leaves: Any) -> list[Any]:
+        """The computation by one device, traced again."""
+        return self.local(Shards(), *leaves)
+
 
 def call(local: Callable, args: tuple, roles: tuple, of_result: Any, *, linear: int = 0) -> Any:
     """`local(Shards(), *args)`, computed by every device for its shard.
@@ -88,7 +92,7 @@ def _jvp(primals, tangents, *, program, **params):
 
     def function(*moving):
         given = iter(moving)
-        out = core.jaxpr_as_fun(program.jaxpr)(*(next(given) if is_inexact(a) else a for a in primals))
+        out = program.plain(*(next(given) if is_inexact(a) else a for a in primals))
         return split(out)
 
     _, moved, fixed = jax.jvp(function, moving, tangents, has_aux=True)
@@ -97,7 +101,7 @@ def _jvp(primals, tangents, *, program, **params):
 
 
 def _batch(args, axes, *, program, **_):
-    out = jax.vmap(core.jaxpr_as_fun(program.jaxpr), axes)(*args)
+    out = jax.vmap(program.plain, axes)(*args)
     return out, [0] * len(out)
 
 
@@ -109,11 +113,12 @@ def _transpose(cotangents, *args, program, transposed, **_):
         return [None] * len(fixed) + _bind(transposed, [*fixed, *cotangents])
 
     def transpose(*args):
-        function = lambda *moving: core.jaxpr_as_fun(program.jaxpr)(*args[: len(fixed)], *moving)
+        function = lambda *moving: program.plain(*args[: len(fixed)], *moving)
         return jax.linear_transpose(function, *(a.aval for a in linear))(list(args[len(fixed) :]))
 
     jaxpr = jax.make_jaxpr(transpose)(*fixed, *cotangents)
-    pushed = dataclasses.replace(program, jaxpr=jaxpr, linear=len(cotangents))
+    local = lambda _, *args: transpose(*args)
+    pushed = dataclasses.replace(program, jaxpr=jaxpr, local=local, linear=len(cotangents))
     out = _call_p.bind(*fixed, *cotangents, divided=jaxpr, program=pushed, transposed=program)
     return [None] * len(fixed) + out
 

@@ -253,7 +253,9 @@ def _pulled(layout, residuals, ct):
     residuals, ct = _vary_with_mesh((residuals, ct), layout)
     (columns, examples, classes), (fixed_columns, fixed_examples, fixed_classes), out = residuals
     if layout.tile >= layout.examples:
-        (dcolumns, dexamples), dclasses = _pull_tile(layout, _unwritten(classes), residuals, ct)
+        # Not `_unwritten`: under vmap, JAX 0.10 counts `lax.empty` as batched, and refuses jacfwd of jacrev.
+        zeros = jax.tree.map(jnp.zeros_like, classes)
+        (dcolumns, dexamples), dclasses = _pull_tile(layout, zeros, residuals, ct)
         return _as_given((dcolumns, dexamples, dclasses), (columns, examples, classes))
 
     @ft.partial(jax.checkpoint, prevent_cse=False)
