@@ -119,7 +119,7 @@ def over_blocks(step: Callable, carry: Any, layout: Layout, made: Any = None) ->
     out = []
     for part, given in zip(parts, made or [None] * len(parts), strict=True):
         kept = part.start + part.size <= layout.kept
-        if part.blocks == 1 and (part.start == 0 or part.size < layout.block):
+        if part.blocks == 1:
             carry, y = step(carry, part.start, part.size, given)
             out.append(y if kept else None)
         else:

@@ -87,6 +87,16 @@ def vary(tree: Any, axes: frozenset[str], before: Callable = lambda a: a) -> Any
     return jax.tree.map(cast, tree)
 
 
+def devices_along(mesh: Any, axes: Names) -> int:
+    """The number of devices of a mesh along some of its axes."""
+    return math.prod(mesh.shape[name] for name in axes)
+
+
+def axes_of(spec: Any) -> tuple[Names, ...]:
+    """The mesh axes over which each axis of an array is sharded, from its `PartitionSpec`."""
+    return tuple(() if axes is None else (axes,) if isinstance(axes, str) else tuple(axes) for axes in spec)
+
+
 def vary_together(tree: Any) -> Any:
     return vary(tree, varying(tree))
 

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import Array
 from jax.custom_derivatives import zero_from_primal
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend import core
@@ -21,7 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from . import _mesh
-from ._dtypes import is_inexact, join, split
+from ._dtypes import is_inexact, join, split, widened
 from ._mesh import Shards
 
 # The roles of an array: its first axis is that of the examples, or it is replicated, or an integer, its class axis.
@@ -33,14 +31,10 @@ ArrayRole = str | int
 class Program:
     """A computation, and how it is divided."""
 
-    jaxpr: core.ClosedJaxpr  # the computation itself, which all transformations use
+    jaxpr: core.ClosedJaxpr  # the computation itself, which derivatives and vmap use
     local: Callable  # (shards, *leaves) -> leaves, of the arrays of one device
     roles: tuple[tuple[ArrayRole, ...], tuple[ArrayRole, ...]]  # of the leaves of the arguments, and of the result
     linear: int  # the number of last arguments in which the result is linear
-
-    def plain(self, *leaves: Any) -> list[Any]:
-        """The computation by one device, traced again."""
-        return self.local(Shards(), *leaves)
 
 
 def call(local: Callable, args: tuple, roles: tuple, of_result: Any, *, linear: int = 0) -> Any:
@@ -80,8 +74,6 @@ def _has_explicit_axes():
     return jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
 
 
-# XLA calls `partition` in a thread that a coverage tool does not see, and so what it calls; tests/test_partition.py
-# runs all of it.
 _call_p = core.Primitive("softjax_call")
 _call_p.multiple_results = True
 _call_p.def_impl(lambda *args, program, **_: core.jaxpr_as_fun(program.jaxpr)(*args))
@@ -94,7 +86,7 @@ def _jvp(primals, tangents, *, program, **params):
 
     def function(*moving):
         given = iter(moving)
-        out = program.plain(*(next(given) if is_inexact(a) else a for a in primals))
+        out = core.jaxpr_as_fun(program.jaxpr)(*(next(given) if is_inexact(a) else a for a in primals))
         return split(out)
 
     _, moved, fixed = jax.jvp(function, moving, tangents, has_aux=True)
@@ -103,7 +95,7 @@ def _jvp(primals, tangents, *, program, **params):
 
 
 def _batch(args, axes, *, program, **_):
-    out = jax.vmap(program.plain, axes)(*args)
+    out = jax.vmap(core.jaxpr_as_fun(program.jaxpr), axes)(*args)
     return out, [0] * len(out)
 
 
@@ -115,12 +107,11 @@ def _transpose(cotangents, *args, program, transposed, **_):
         return [None] * len(fixed) + _bind(transposed, [*fixed, *cotangents])
 
     def transpose(*args):
-        function = lambda *moving: program.plain(*args[: len(fixed)], *moving)
+        function = lambda *moving: core.jaxpr_as_fun(program.jaxpr)(*args[: len(fixed)], *moving)
         return jax.linear_transpose(function, *(a.aval for a in linear))(list(args[len(fixed) :]))
 
     jaxpr = jax.make_jaxpr(transpose)(*fixed, *cotangents)
-    local = lambda _, *args: transpose(*args)
-    pushed = dataclasses.replace(program, jaxpr=jaxpr, local=local, linear=len(cotangents))
+    pushed = dataclasses.replace(program, jaxpr=jaxpr, linear=len(cotangents))
     out = _call_p.bind(*fixed, *cotangents, divided=jaxpr, program=pushed, transposed=program)
     return [None] * len(fixed) + out
 
@@ -144,7 +135,7 @@ mlir.register_lowering(_call_p, _lower)
 def _partition_of(program):
     """The function that chooses how the arrays are sharded, for `custom_partitioning`."""
 
-    def partition(mesh, args, results):  # pragma: no cover
+    def partition(mesh, args, results):
         shards = _shards(mesh, args, program.roles[0])
         spec = lambda role, a: NamedSharding(mesh, _spec(shards, role, a.ndim))
         of_args, of_results = (
@@ -155,19 +146,16 @@ def _partition_of(program):
     return partition
 
 
-def _shards(mesh, args, roles):  # pragma: no cover
+def _shards(mesh, args, roles):
     """The mesh axes over which the examples and the classes of the arguments are sharded."""
-
-    def axes_of(axis, size, sharding):
-        spec = sharding.spec[axis] if isinstance(sharding, NamedSharding) and axis < len(sharding.spec) else None
-        names = () if spec is None else (spec,) if isinstance(spec, str) else tuple(spec)
-        return names if size % _device_product(mesh, names) == 0 else ()
 
     def first(wanted):
         for role, a in zip(roles, args, strict=True):
-            axis = 0 if role == EXAMPLES else role
-            if wanted(role) and (names := axes_of(axis, a.shape[axis], a.sharding)):
-                return names
+            if wanted(role) and isinstance(a.sharding, NamedSharding):
+                axis = 0 if role == EXAMPLES else role
+                names = (*_mesh.axes_of(a.sharding.spec), *[()] * a.ndim)[axis]
+                if names and a.shape[axis] % _mesh.devices_along(mesh, names) == 0:
+                    return names
         return ()
 
     examples = first(lambda role: role == EXAMPLES)
@@ -175,14 +163,7 @@ def _shards(mesh, args, roles):  # pragma: no cover
     return Shards(() if set(examples) & set(classes) else classes, examples)
 
 
-def _device_product(mesh, names):  # pragma: no cover
-    count = 1
-    for name in names:
-        count *= mesh.shape[name]
-    return count
-
-
-def _spec(shards, role, ndim):  # pragma: no cover
+def _spec(shards, role, ndim):
     if role == EXAMPLES:
         return P(shards.examples or None, *[None] * (ndim - 1))
     if isinstance(role, int):
@@ -218,8 +199,4 @@ def sum_over_devices(tree: Any, axes: _mesh.Names) -> Any:
     if not axes:
         return tree
 
-    def of_array(a: Array) -> Array:  # pragma: no cover
-        wide = a.astype(jnp.promote_types(a.dtype, jnp.float32))
-        return jax.lax.psum(wide, axes).astype(a.dtype)
-
-    return jax.tree.map(of_array, tree)
+    return jax.tree.map(lambda a: jax.lax.psum(widened(a), axes).astype(a.dtype), tree)

@@ -38,10 +38,10 @@ mlir.register_lowering(_nan_p, mlir.lower_fun(_nan, multiple_results=False))
 
 def _jvp_of_nan(primals, tangents, *, always):
     (x, known), (dx, _) = primals, tangents
-    dx = ad.instantiate_zeros(dx) if always else dx
-    return _nan_p.bind(x, known, always=always), dx if isinstance(dx, ad.Zero) else _nan_p.bind(
-        dx, known, always=always
-    )
+    out = _nan_p.bind(x, known, always=always)
+    if isinstance(dx, ad.Zero) and not always:
+        return out, dx
+    return out, _nan_p.bind(ad.instantiate_zeros(dx), known, always=always)
 
 
 def _transpose_of_nan(ct, _, known, *, always):

@@ -23,7 +23,6 @@ avoid the copies, call `pad_classes` once, when the arrays are made.
 
 import functools as ft
 import inspect
-import math
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -71,9 +70,6 @@ def pad_classes(x: ArrayLike, devices: int, *, class_axis: int = 0) -> tuple[Arr
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, -k % devices)
     return jnp.pad(x, widths), jnp.arange(k + -k % devices) < k
-
-
-_size = lambda devices, axes: math.prod(devices.shape[name] for name in axes)
 
 
 def _names_of(*roles: Role) -> tuple[str, ...]:
@@ -150,7 +146,7 @@ def _run(function, given, mesh=None, class_axis_name=None, batch_axis_name=None)
         if arrays[of_classes].ndim != 2:
             raise ValueError(f"`{of_classes}` must have shape [K, D], got {arrays[of_classes].shape}.")
         classes = _of_type(devices, arrays[of_classes])[class_axis] if classes is None else classes
-        arrays, unpadded = _padded(arrays, of_classes, class_axis, _size(devices, classes))
+        arrays, unpadded = _padded(arrays, of_classes, class_axis, _mesh.devices_along(devices, classes))
 
     plan = _Plan(function, tuple(options.items()), mesh, classes or (), batch, class_axis, unpadded)
     if not (plan.classes or plan.examples):
@@ -188,8 +184,8 @@ def _check_examples(arrays, data, batch, devices):
                 wanted = f"{shape[: len(batch)]}, the leading axes of `{data}`"
                 raise ValueError(f"`{name}` must have a shape that begins with {wanted}, got {a.shape}.")
     for n, axes in zip(shape, batch, strict=False):
-        if n % _size(devices, axes):
-            got = f"{n} for {_size(devices, axes)} devices"
+        if n % _mesh.devices_along(devices, axes):
+            got = f"{n} for {_mesh.devices_along(devices, axes)} devices"
             raise ValueError(f"`{data}` must have leading axes that the devices of its mesh axes divide, got {got}.")
 
 
@@ -216,13 +212,8 @@ def _placed(mesh, spec, x):
     explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
     if not explicit:
         return x
-    known = (tuple(name for name in axes if name in explicit) or None for axes in _axes_of(spec))
+    known = (tuple(name for name in axes if name in explicit) or None for axes in _mesh.axes_of(spec))
     return jax.sharding.reshard(x, NamedSharding(mesh, P(*known)))
-
-
-def _axes_of(spec):
-    """The mesh axes over which each axis of an array is sharded."""
-    return tuple(() if axes is None else (axes,) if isinstance(axes, str) else axes for axes in spec)
 
 
 def _padded(arrays, of_classes, class_axis, devices):
@@ -257,7 +248,7 @@ def _names(devices, argument, axes):
 def _of_type(devices, x):
     """The explicit mesh axes over which each axis of an array is sharded."""
     explicit = AxisType.Explicit in devices.axis_types
-    return _axes_of(jax.typeof(x).sharding.spec) if explicit else ((),) * x.ndim
+    return _mesh.axes_of(jax.typeof(x).sharding.spec) if explicit else ((),) * x.ndim
 
 
 contrastive_loss = _over_mesh(_linear.contrastive_loss)

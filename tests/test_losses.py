@@ -129,7 +129,10 @@ def check_at_all_scales(case, reduction, size):
     random = cases.Random(jnp.float64, seed=2)
     of_case = case.example(random), case.per_class(random)
 
-    def check(weights, *args, rtol=1e-10, parts=cases.PARTS):  # gradients for numbers of a loss are sums that cancel
+    # At a saturated softcap, 1 - tanh^2 is 4e-6 here, and has an error of eps / 4e-6 in the definition too.
+    of_softcap = 1e-10 if case.name == "z_loss_of_softcap_of_temperature" else None
+
+    def check(weights, *args, rtol=of_softcap, parts=cases.PARTS):
         moving, fixed = cases.parted(args)
         shapes = jax.eval_shape(definition(case, linear), *args)
         tangent = jax.tree.map(lambda a: cases.Random(a.dtype, 6).normal(*a.shape), moving)

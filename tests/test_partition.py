@@ -108,6 +108,19 @@ def test_no_more_is_sent_than_by_optax_and_nothing_in_a_loop(mesh, place, reduct
         assert gradient.is_equivalent_to(given.sharding, given.ndim) or place == "fully sharded data"
 
 
+@pytest.mark.parametrize(("reduction", "block"), [("sum", "some kept"), ("none", "backward")])
+def test_half_precision(mesh, reduction, block):
+    x, w, y, ct = placed(mesh, "data and vocabulary")
+    x, w = x.astype("bfloat16"), w.astype("bfloat16")
+    loss = ft.partial(total, reduction=reduction, block_size=BLOCKS[block], precision="default")
+    value, gradients = program(loss, (x, w, y, ct))(x, w, y, ct)
+    want, *of_arrays = truth(x, w, y, ct)
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    for a, b in zip(gradients, of_arrays, strict=True):
+        assert a.dtype == jnp.bfloat16
+        assert np.sqrt(((np.asarray(a, np.float64) - b) ** 2).mean() / (b**2).mean()) <= 5e-3
+
+
 @pytest.mark.usefixtures("optimised")
 def test_a_loop_that_is_not_divided_is_found(mesh, monkeypatch):
     """The checks above would find loops that the partitioner cuts by itself."""
@@ -159,3 +172,43 @@ def test_every_mode_and_transformation(mesh, place, reduction, block):
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             a, b = np.asarray(a), np.asarray(b)
             assert np.abs(a - b).max() <= 2e-5 * np.abs(b).max(), name
+
+
+# --- the functions that XLA calls, in a thread of its own ---------------------------------------------
+
+
+def chosen_specs(mesh, x, w, roles=(_partition.EXAMPLES, 1)):
+    """The partitions of (features, kernel) that are chosen, for the partitions that the arrays have."""
+    program = _partition.Program(None, None, (roles, (_partition.REPLICATED,)), 0)
+    array = lambda shape, spec: jax.ShapeDtypeStruct(shape, "float32", sharding=NamedSharding(mesh, spec))
+    args, result = (array((16, 8), x), array((8, 24), w)), (array((), P()),)
+    _, _, (of_result,), of_args = _partition._partition_of(program)(mesh, args, result)
+    assert of_result.spec == P()
+    return tuple(sharding.spec for sharding in of_args)
+
+
+def test_examples_and_classes_stay_and_features_are_gathered(mesh):
+    none = P(None, None)
+    assert chosen_specs(mesh, P("data"), P()) == (P(("data",), None), none)
+    assert chosen_specs(mesh, P(), P(None, "model")) == (none, P(None, ("model",)))
+    assert chosen_specs(mesh, P("data"), P("data")) == (P(("data",), None), none)
+    assert chosen_specs(mesh, P("data"), P("data", "model")) == (P(("data",), None), P(None, ("model",)))
+    both = P(("data", "model"))
+    assert chosen_specs(mesh, both, P(None, "model")) == (P(("data", "model"), None), none)  # no axis for both
+
+
+def test_an_axis_that_the_devices_do_not_divide_is_gathered(mesh):
+    program = _partition.Program(None, None, ((_partition.EXAMPLES,), ()), 0)
+    x = jax.ShapeDtypeStruct((6, 8), "float32", sharding=NamedSharding(mesh, P("model")))
+    assert _partition._shards(mesh, [x], program.roles[0]).examples == ("model",)
+    odd = jax.ShapeDtypeStruct((7, 8), "float32")
+    odd = type("Odd", (), {"shape": odd.shape, "ndim": 2, "sharding": x.sharding})
+    assert _partition._shards(mesh, [odd], program.roles[0]).examples == ()
+
+
+def test_half_precision_is_added_up_over_devices_in_float32(mesh):
+    x = jnp.asarray([256.0] + [1.0] * 7, jnp.bfloat16)  # in bfloat16, 256 + 1 is 256
+    total = lambda x: _partition.sum_over_devices(x, ("data", "model"))
+    got = jax.shard_map(total, mesh=mesh, in_specs=P(("data", "model")), out_specs=P())(x)
+    assert got.dtype == jnp.bfloat16
+    assert got == jnp.asarray(263.0, jnp.bfloat16)
