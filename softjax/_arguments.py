@@ -61,10 +61,14 @@ ARGUMENTS = {
     "example": Argument("examples", "data of each example for the loss: a pytree of arrays [..., *]."),
     "examples": Argument("examples", "a pytree of arrays [N, ...]."),
     "weights": Argument("examples", "[...], a factor of the loss of each example; None for 1.", _floating),
+    "teacher_features": Argument("examples", "features of the teacher [..., D'].", _floating),
+    "teacher_probs": Argument("examples", "probabilities of the teacher [..., K].", _floating),
     # arrays of the classes
     "kernel": Argument(
         "classes", "[D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.", _floating
     ),
+    "teacher_kernel": Argument("classes", "the kernel of the teacher.", _floating),
+    "teacher_bias": Argument("classes", "[K], of the teacher; None for 0.", _floating),
     "centers": Argument("classes", "c [K, D].", _floating),
     "values": Argument("classes", "v [K, E].", _floating, "t, broadcastable against the logits."),
     "per_class": Argument("classes", "data of each class for the loss: a pytree of arrays [K, *]."),
@@ -73,8 +77,10 @@ ARGUMENTS = {
     "log_prior": Argument("classes", "[K], added to the scores; None for 0. A class with -inf is left out.", _floating),
     "where": Argument(
         "classes",
-        "booleans [K], the classes to include; None for all.",
-        _booleans,
+        "the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids (example ids "
+        "[n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by `jax.tree_util.Partial`; None for "
+        "all.",
+        lambda name, x: x if callable(x) else _booleans(name, x),
         "booleans broadcastable to the logits, the classes to include; None for all.",
     ),
     "class_weights": Argument("classes", "[K], a factor of the cross entropy of each class; None for 1.", _floating),
@@ -87,6 +93,7 @@ ARGUMENTS = {
     ),
     "z_loss": Argument("replicated", "the factor of A^2 in the loss.", _checks.number),
     "softcap": Argument("replicated", "a positive scalar, the bound of the logits; None for none.", _above_0),
+    "teacher_softcap": Argument("replicated", "the bound of the teacher's logits; None for none.", _above_0),
     "temperature": Argument(
         "replicated",
         "a positive scalar that divides the logits or squared distances.",
@@ -95,11 +102,13 @@ ARGUMENTS = {
     "margin": Argument("replicated", "a scalar, at least 0; of a hinge.", _at_least_0),
     "gamma": Argument("replicated", "the exponent, at least 0.", _at_least_0),
     "epsilon": Argument("replicated", "the factor of 1 - p_y.", _checks.number),
+    "logit_bias": Argument("replicated", "a scalar that is added to the logits.", _checks.number),
     "cap": Argument("replicated", "positive, the bound of the logits.", _above_0),
     "rate": Argument("replicated", "in [0, 1], the share of the prior.", _number_in(0.0, 1.0, "in [0, 1]")),
     "key": Argument("replicated", "a key of `jax.random`.", _checks.key),
     # static
     "class_axis": Argument("static", "the axis of the classes in the kernel, 0 or -1."),
+    "divergence": Argument("static", '"forward", "reverse" or "jensen_shannon".'),
     "ignore_index": Argument(
         "static",
         "a label whose examples have loss and gradient 0 and are left out of the mean; None for none. In a pair, its "

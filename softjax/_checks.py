@@ -5,7 +5,7 @@ A refusal is one sentence with the argument, the form that it must have, and the
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 Axis = int | Sequence[int] | None
+Where = ArrayLike | Callable[..., Any] | None
 INT32 = jnp.iinfo("int32")
 
 

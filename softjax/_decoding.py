@@ -19,9 +19,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from . import _dtypes, _gibbs, _mesh, _placement, losses, scores
 from ._arguments import checked, documented
+from ._checks import Where
 from ._evaluate import BlockColumns
 from ._linear import of_scaled_logits
-from ._loops import Layout, block_ids, over_blocks, over_tiles, take_block
+from ._loops import Layout, block_ids, over_blocks, over_tiles, take_block, take_examples
 from ._mesh import AxisName
 from ._placement import BlockSize
 from ._products import PrecisionLike
@@ -54,7 +55,7 @@ def linear_top_k(
     bias: ArrayLike | None = None,
     *,
     class_axis: int = -1,
-    where: ArrayLike | None = None,
+    where: Where = None,
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     block_size: BlockSize = None,
@@ -93,7 +94,7 @@ def linear_argmax(
     bias: ArrayLike | None = None,
     *,
     class_axis: int = -1,
-    where: ArrayLike | None = None,
+    where: Where = None,
     block_size: BlockSize = None,
     precision: PrecisionLike = None,
     dtype: DTypeLike | None = None,
@@ -125,7 +126,7 @@ def linear_sample(
     *,
     shape: int | tuple[int, ...] = (),
     class_axis: int = -1,
-    where: ArrayLike | None = None,
+    where: Where = None,
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     block_size: BlockSize = None,
@@ -190,11 +191,12 @@ def _over_classes(linear, loss, words, search, placement):
     layout = Layout((*linear.axes, 0, 0, 0), linear.n, linear.k, tile, block, shards.classes, shards.unpadded)
 
     def of_tile(_, examples):
-        examples, index = jax.tree.map(_dtypes.widened, examples)
+        examples, index = examples
 
         def of_block(best, start, size, _):
             ids = block_ids(layout, start, size)
-            made = block_columns(columns, examples, take_block(classes, layout, start, size), ids, layout)
+            block = take_examples(examples, start, size), take_block(classes, layout, start, size)
+            made = block_columns(columns, *block, ids, layout)
             found = _best_of_block(made, ids, index, words, search)
             return _mesh.vary(found if best is None else _better(best, found, search.k), axes), None
 

@@ -1,10 +1,30 @@
-"""Floating-point types: the common type of arrays, and the type in which sums are computed."""
+"""Floating-point types: the common type of arrays, and the type in which sums are computed. Constants."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+
+class Constant(NamedTuple):
+    """A node of a pytree whose arrays have no gradient, and whose gradient is not computed."""
+
+    tree: Any
+
+
+class PerPair(NamedTuple):
+    """Data of each example and class, in the `example` of a loss: a constant of differentiation.
+
+    A loss sees the part [N, B] of the examples and classes at hand; its finish sees None.
+    """
+
+    array: Array
+    """[..., K], with the leading axes of the examples"""
+
+
+def is_constant(node: Any) -> bool:
+    return isinstance(node, Constant | PerPair)
 
 
 def is_inexact(a: Array) -> bool:
@@ -43,10 +63,11 @@ def widened(a: Array) -> Array:
 
 
 def split(tree: Any) -> tuple[Any, Any]:
-    """(the inexact leaves, the other leaves) of a tree, each with None where the other has a leaf."""
+    """(the inexact leaves, the other leaves and constants) of a tree, each with None where the other has one."""
+    moves = lambda a: not is_constant(a) and is_inexact(a)
     return (
-        jax.tree.map(lambda a: a if is_inexact(a) else None, tree),
-        jax.tree.map(lambda a: None if is_inexact(a) else a, tree),
+        jax.tree.map(lambda a: a if moves(a) else None, tree, is_leaf=is_constant),
+        jax.tree.map(lambda a: None if moves(a) else a, tree, is_leaf=is_constant),
     )
 
 

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from . import _checks, _dtypes, _gibbs, _mesh, _placement, _rules
 from . import losses as _losses
 from ._arguments import checked, documented
+from ._dtypes import PerPair
 from ._loops import Layout
 from ._pair import Pair
 from ._placement import BlockSize, Placement
@@ -78,6 +79,8 @@ def of(
     names = {"linear": ("features", "kernel"), "distances": ("z", "centers"), "dense": ("logits", "logits")}
     batch_of, classes_of = names.get(scores.kind, ("examples", "classes"))
     example = _checks.leading("example", example, scores.batch, f"the leading axes of `{batch_of}`")
+    for x in _per_pair(example):
+        _checks.shape("example", x.array, (scores.n, scores.k), f"`PerPair` of [N, K] for the K of `{classes_of}`")
     per_class = _checks.leading("per_class", per_class, (scores.k,), f"[K] for the K of `{classes_of}`")
     return evaluate(loss, scores, example, per_class, weights, reduction, block_size, engine=engine)
 
@@ -110,7 +113,8 @@ def evaluate(
     loss = _losses.as_tree(loss, dtype)
     if scores.classes:
         sizes = scores.n, scores.k, scores.width
-        placement = _placement.given_or_chosen(block_size, *sizes, reduction, dtype, scores.rounding)
+        whole_columns = "none" if _per_pair((scores.examples, example)) else reduction  # of arrays that are not tiled
+        placement = _placement.given_or_chosen(block_size, *sizes, whole_columns, dtype, scores.rounding)
     else:
         placement = Placement(scores.n, scores.k)
         if jax.tree.leaves(per_class):
@@ -133,7 +137,7 @@ def _evaluate(loss, scores, example, per_class, examples, reduction, placement, 
         BlockColumns(scores.function, loss.columns),
         Partial(_finish, loss.finish, loss.payoff, exact and exact.score),
         (scores.examples, example),
-        (exact and (exact.examples, exact.common), example, examples, observed and observed[1]),
+        (exact and (exact.examples, exact.common), _without_pairs(example), examples, observed and observed[1]),
         (*scores.classes, scores.live, per_class, exact and exact.classes),
         observed and Partial(_observe, observed[0]),
     )
@@ -143,7 +147,8 @@ def _evaluate(loss, scores, example, per_class, examples, reduction, placement, 
     options = shards.unpadded, None, kept, scores.rounding, entropy
     layout = Layout(axes, n, k, tile, min(block, k), shards.classes, *options)
     if engine is not None:
-        reason = engine.refuses(scores, loss, example, per_class)
+        pairs = _per_pair((scores.examples, example))
+        reason = "it has data of each example and class" if pairs else engine.refuses(scores, loss, example, per_class)
         if reason is None:
             layout = layout._replace(tile=n, engine=engine)
         else:
@@ -155,6 +160,18 @@ def _evaluate(loss, scores, example, per_class, examples, reduction, placement, 
         return _mesh.psum(out.sum(), shards.examples), aux
     out, aux = _rules.sum_forward(layout, problem)
     return _mesh.psum(out, shards.examples), aux
+
+
+_is_per_pair = lambda a: isinstance(a, PerPair)
+
+
+def _per_pair(tree):
+    """The data of each example and class in a tree."""
+    return [a for a in jax.tree.leaves(tree, is_leaf=_is_per_pair) if _is_per_pair(a)]
+
+
+def _without_pairs(tree):
+    return jax.tree.map(lambda a: None if _is_per_pair(a) else a, tree, is_leaf=_is_per_pair)
 
 
 def _observe(observe, totals, targets):

@@ -60,7 +60,7 @@ class Weights(NamedTuple):
 
     ids: Array  # [..., T] class ids
     of_ids: Array  # [..., T] their weights; the weights of a repeated id are added
-    per_class: Array | None = None  # [B] an additional weight of each class, the same for every example
+    per_class: Array | None = None  # [B] an additional weight of each class; or [..., B], of each example and class
 
 
 class RoundedScores(NamedTuple):
@@ -187,9 +187,22 @@ class Totals(NamedTuple):
     @property
     def C(self) -> Array:  # noqa: N802
         """sum_k y_k (A - h_k), the cross entropy of the label weights."""
+        return self._weighted("C").sum
+
+    @property
+    def Y(self) -> Array:  # noqa: N802
+        """sum_k y_k, the sum of the label weights."""
+        return self._weighted("Y").weight
+
+    @property
+    def of_labels(self) -> Array:
+        """The scores [..., T] of the labels."""
+        return self._weighted("of_labels").of_ids
+
+    def _weighted(self, name: str) -> CrossEntropy:
         if self.y is None:
-            raise ValueError("`C` needs `Columns` with weights `y`, got none.")
-        return self.y.sum
+            raise ValueError(f"`{name}` needs `Columns` with weights `y`, got none.")
+        return self.y
 
 
 def fold(c: Columns, ids: Array, *, with_entropy: bool = False) -> Sums:
@@ -500,9 +513,9 @@ def _cross_entropy(c, ids, m):
     below = lambda h: finite(m)[..., None] - h
     cost, weight = (weights * jnp.where(weights == 0, 0, below(of_ids))).sum(-1), weights.sum(-1)
     if c.y.per_class is not None:
-        y = _as_row(c.y.per_class, m.ndim)
+        y = _of_rows(c.y.per_class, c.h)
         cost += (y * jnp.where(jnp.isneginf(c.h) & (y == 0), 0, below(c.h))).sum(-1)
-        weight += y.sum()
+        weight += y.sum(-1)
     return CrossEntropy(cost, weight, of_ids, labels.here.astype(cost.dtype))
 
 
@@ -524,9 +537,14 @@ def _pull_cross_entropy(c, w, ids, totals, ct):
     d = nan_if_moved(_all_seen(totals.y), ct.y.sum)[..., None]
     dh = w * (ct.a.r[..., None] + d * (totals.y.weight / totals.a.mass)[..., None])
     y = labels.summed(c.y.of_ids, ids.size)
-    if c.y.per_class is not None:
-        dh -= d * jnp.where(jnp.isneginf(c.h), 0, _as_row(c.y.per_class, d.ndim - 1))
+    if c.y.per_class is not None and c.y.per_class.ndim < c.h.ndim:
+        dh -= d * jnp.where(jnp.isneginf(c.h), 0, _of_rows(c.y.per_class, c.h))
         y += c.y.per_class[labels.clipped]
+    elif c.y.per_class is not None:  # any class may have all of the weight: as at a label below
+        more, mass = c.y.per_class, totals.a.mass[..., None]
+        gap = w / mass * (totals.y.weight[..., None] - more) - more * totals.a.complement(c.h)
+        dh = w * ct.a.r[..., None] + d * jnp.where(jnp.isneginf(c.h), 0, gap)
+        y += labels.take(more)
     # At a label, p_k (Y - y_k) - y_k (1 - p_k), where 1 - p_k is summed from the other classes: its digits are in the
     # score from which the maximum was taken; the score computed again may be rounded in another way.
     possible = ~jnp.isneginf(totals.y.of_ids)
@@ -545,7 +563,8 @@ def _pull_cross_entropy(c, w, ids, totals, ct):
     if c.y.per_class is None:
         return dh, Weights(c.y.ids, of_ids)
     of_all = d * cost(c.h) + ct.y.weight[..., None]
-    return dh, Weights(c.y.ids, of_ids, of_all.sum(tuple(range(c.h.ndim - 1))))
+    of_all = of_all.sum(tuple(range(c.h.ndim - 1))) if c.y.per_class.ndim < c.h.ndim else of_all
+    return dh, Weights(c.y.ids, of_ids, of_all)
 
 
 def _wins(left, right):
@@ -578,6 +597,11 @@ def finite(m: Array) -> Array:
     A selection would have the same value, and end the fusion of a whole softmax into one pass on CPUs.
     """
     return jnp.maximum(m, jnp.finfo(m.dtype).min)
+
+
+def _of_rows(a, h):
+    """a [B] or [..., B] in the rank of the scores."""
+    return a if a.ndim == h.ndim else _as_row(a, h.ndim - 1)
 
 
 def _as_row(a, ndim):

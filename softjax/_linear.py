@@ -9,16 +9,19 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.tree_util import Partial
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _checks, _mesh, losses, scores
 from ._arguments import checked, checked_array, checked_scalar, documented
-from ._dtypes import common_dtype, compute_dtype, widened
+from ._checks import Where
+from ._dtypes import PerPair, common_dtype, compute_dtype, is_inexact
 from ._evaluate import evaluate, of
-from ._mesh import AxisName, Shards
+from ._gibbs import Totals
+from ._mesh import AxisName
 from ._pair import Pair
 from ._placement import BlockSize
 from ._products import PrecisionLike
@@ -56,7 +59,7 @@ def of_linear(
     *,
     bias: ArrayLike | None = None,
     class_axis: int = -1,
-    where: ArrayLike | None = None,
+    where: Where = None,
     weights: ArrayLike | None = None,
     reduction: str = "none",
     block_size: BlockSize = None,
@@ -90,7 +93,7 @@ def linear_softmax_cross_entropy(
     *,
     bias: ArrayLike | None = None,
     class_axis: int = -1,
-    where: ArrayLike | None = None,
+    where: Where = None,
     weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
     ignore_index: int | None = None,
@@ -140,6 +143,8 @@ def linear_softmax_cross_entropy(
     linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name, precision, dtype)
     has_aux = checked("has_aux", has_aux)
     labels, known, kept = _label_arrays(labels, ignore_index, linear.batch, linear.count)
+    if not _is(label_smoothing, 0) and linear.kind != "linear":
+        raise ValueError("`label_smoothing` must be 0 where `where` differs between examples, got another number.")
     linear = _without_ignored(linear, kept)
     of_metrics = (labels, known, kept)
     labels, added, shares = _weighted_labels(labels, label_smoothing, class_weights, linear)
@@ -158,13 +163,14 @@ def _without_ignored(linear, kept):
     """The scores with features 0 in the examples that are ignored, as they may be NaN."""
     if kept is None:
         return linear
-    return dataclasses.replace(linear, examples=jnp.where(kept[:, None], linear.examples, 0))
+    zeroed = lambda features: jnp.where(kept[:, None], features, 0) if is_inexact(features) else features
+    return dataclasses.replace(linear, examples=jax.tree.map(zeroed, linear.examples))
 
 
 def _metrics(z_loss, q, of_examples):
     """The metrics of the totals, for the labels [N], or a pair of class ids and probabilities [N, T]."""
     labels, known, kept = of_examples
-    log_p = _log_probabilities(q)
+    log_p = log_probabilities(q)
     if isinstance(labels, tuple):
         labels, weights = labels
         log_p = jnp.where(weights == 0, 0, weights * log_p)
@@ -184,9 +190,9 @@ def _entropy_of(q):
     return jnp.where(jnp.isneginf(q.a.m), -jnp.inf, q.s.value)
 
 
-def _log_probabilities(q):
+def log_probabilities(q: Totals) -> Array:
     """log p_k [N, T] of the labels, with all digits of a row that is sure."""
-    h = q.y.of_ids
+    h = q.of_labels
     below = (Pair(*(x[:, None] for x in (q.A.base, q.A.rest))) - jnp.where(jnp.isneginf(h), 0, h)).value
     return jnp.where(jnp.isneginf(h), -jnp.inf, -below)
 
@@ -197,18 +203,24 @@ def _label_arrays(labels, ignore_index, batch, count):
         labels = _checks.integers("labels", labels)
         _checks.shape("labels", labels, batch, "the leading axes of `features`")
         return _ids_known_kept(labels.reshape(-1), ignore_index, count)
-    if len(labels) != 2:
-        raise ValueError(f"`labels` must be integers or a pair (indices, probabilities), got {len(labels)} arrays.")
-    labels, weights = _checks.integers("labels", labels[0]), _checks.floating("labels", labels[1])
-    if labels.ndim == 0:
-        raise ValueError("`labels` must be a pair of arrays [..., T], got a single number.")
-    _checks.shape("labels", labels, (*batch, labels.shape[-1]), "[..., T] for the leading axes of `features`")
-    _checks.shape("labels", weights, labels.shape, "probabilities as indices")
-    labels, weights = (a.reshape(math.prod(batch), a.shape[-1]) for a in (labels, weights))
+    labels, weights = label_pair(labels, batch)
     ids, known, kept = _ids_known_kept(labels, ignore_index, count)
     if kept is None:
         return (ids, weights), known.all(-1), None
     return (ids, jnp.where(kept, weights, 0)), known.all(-1), kept.any(-1)
+
+
+def label_pair(labels: tuple, batch: tuple[int, ...], name: str = "labels") -> tuple[Array, Array]:
+    """The pair (class ids, probabilities), checked and reshaped to [N, T]."""
+    if len(labels) != 2:
+        raise ValueError(f"`{name}` must be integers or a pair (indices, probabilities), got {len(labels)} arrays.")
+    ids, weights = _checks.integers(name, labels[0]), _checks.floating(name, labels[1])
+    if ids.ndim == 0:
+        raise ValueError(f"`{name}` must be a pair of arrays [..., T], got a single number.")
+    _checks.shape(name, ids, (*batch, ids.shape[-1]), "[..., T] for the leading axes of `features`")
+    _checks.shape(name, weights, ids.shape, "probabilities as indices")
+    rows = math.prod(batch), ids.shape[-1]
+    return ids.reshape(rows), weights.reshape(rows)
 
 
 def _ids_known_kept(labels, ignore_index, count):
@@ -262,6 +274,71 @@ def of_scaled_logits(loss: Loss, softcap: ArrayLike | None, temperature: ArrayLi
 
 
 @documented()
+def linear_sigmoid_binary_cross_entropy(
+    features: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike | tuple[ArrayLike, ArrayLike],
+    *,
+    bias: ArrayLike | None = None,
+    class_axis: int = -1,
+    where: Where = None,
+    weights: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    softcap: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    reduction: str = "none",
+    block_size: BlockSize = None,
+    precision: PrecisionLike = None,
+    dtype: DTypeLike | None = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
+) -> Array:
+    """Binary cross entropy of every class of a linear layer, for examples with any number of labels.
+
+    L = -sum_k (y_k log sigmoid(z_k) + (1 - y_k) log sigmoid(-z_k)), without the logits [..., K], with
+    z = softcap tanh((features @ kernel + bias) / softcap) / temperature. It is the sum over the classes of
+    `optax.sigmoid_binary_cross_entropy`.
+
+    Args:
+        labels: integers [..., T] in [0, K), the classes of the example, each at most once; any other label gives NaN.
+            Or a pair (indices [..., T], targets [..., T]), with targets y in [0, 1]. Or the targets [..., K] of all
+            classes, which are constants of differentiation.
+        ignore_index: an entry that is no label, as lists may differ in length; None for none.
+
+    Returns:
+        L in nats [...], or a scalar, in at least float32.
+
+    Example:
+        >>> import softjax, jax.numpy as jnp
+        >>> features, kernel, labels = jnp.ones((1, 2)), jnp.zeros((2, 4)), jnp.array([[0, 3, -1]])
+        >>> print(softjax.linear_sigmoid_binary_cross_entropy(features, kernel, labels, ignore_index=-1))  # 4 log 2
+        [2.7726]
+    """
+    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name, precision, dtype)
+    labels, known = _label_sets(labels, ignore_index, linear)
+    loss = of_scaled_logits(losses.binary_cross_entropy, softcap, temperature)
+    return evaluate(loss, linear, labels, None, weights, reduction, block_size, examples=Examples(known=known))
+
+
+def _label_sets(labels, ignore_index, linear):
+    """(data of the examples for `losses.binary_cross_entropy`, True where all labels are in range [N] or None)."""
+    dtype = compute_dtype(linear.dtype)
+    if not isinstance(labels, tuple):
+        labels = _checks.array("labels", labels)
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            targets = _checks.floating("labels", labels.astype(dtype) if labels.dtype == jnp.bool_ else labels)
+            _checks.shape("labels", targets, (*linear.batch, linear.k), "[..., K] for the K of `kernel`")
+            return PerPair(targets.reshape(linear.n, linear.k)), None
+        labels = labels, jnp.ones(labels.shape, dtype)
+    labels, targets = label_pair(labels, linear.batch)
+    ids, known = _checks.class_ids(labels, linear.count, other=-1)
+    if ignore_index is not None:
+        ignored = _checks.equals("ignore_index", labels, ignore_index)
+        ids, known = jnp.where(ignored, -1, ids), known | ignored
+    return (ids, targets), known.all(-1)
+
+
+@documented()
 def linear_expectation(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -269,7 +346,7 @@ def linear_expectation(
     *,
     bias: ArrayLike | None = None,
     class_axis: int = -1,
-    where: ArrayLike | None = None,
+    where: Where = None,
     temperature: ArrayLike = 1.0,
     block_size: BlockSize = None,
     precision: PrecisionLike = None,
@@ -305,7 +382,7 @@ def linear_logsumexp(
     *,
     bias: ArrayLike | None = None,
     class_axis: int = -1,
-    where: ArrayLike | None = None,
+    where: Where = None,
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     block_size: BlockSize = None,
@@ -339,7 +416,7 @@ def linear_log_probs(
     bias: ArrayLike | None = None,
     *,
     class_axis: int = -1,
-    where: ArrayLike | None = None,
+    where: Where = None,
     ignore_index: int | None = None,
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
@@ -388,69 +465,3 @@ def linear_log_probs(
 
 _log_prob = lambda q, _: -q.C
 _log_prob_and_entropy = lambda q, _: jnp.stack([-q.C, _entropy_of(q)], -1)
-
-
-@documented()
-def contrastive_loss(
-    x: ArrayLike,
-    y: ArrayLike,
-    *,
-    temperature: ArrayLike = 1.0,
-    symmetric: bool = True,
-    weights: ArrayLike | None = None,
-    reduction: str = "none",
-    block_size: BlockSize = None,
-    precision: PrecisionLike = None,
-    dtype: DTypeLike | None = None,
-    axis_name: AxisName = None,
-) -> Array:
-    """Contrastive loss of two views of N examples, without the similarities [N, N].
-
-    InfoNCE, with `symmetric=False`:  L_i = -log softmax_j(x_i . y_j / temperature)_i
-    CLIP, with `symmetric=True`:      the mean of L_i and of L_i with x and y exchanged
-
-    It is the cross entropy of a linear layer whose kernel is the other view. For cosine similarities, as in CLIP,
-    normalise the features first.
-
-    Args:
-        x: features of one view [N, D].
-        temperature: a positive scalar that divides the similarities: CLIP's exp(-logit_scale).
-        weights: [N], a factor of the loss of each example; None for 1.
-        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for none.
-            x, y and weights are then this device's shard. Each example is compared with the examples of all devices,
-            and a sum or mean is over all examples.
-
-    Returns:
-        L in nats [N], or a scalar, in at least float32. All arguments have gradients.
-
-    Example:
-        >>> import softjax, jax.numpy as jnp
-        >>> print(softjax.contrastive_loss(jnp.eye(3), jnp.eye(3), temperature=0.5, reduction="mean"))
-        0.2395
-
-    Source: van den Oord et al., 2018 (InfoNCE); Radford et al., 2021 (CLIP); Notes on gradients, 1 (softmax loss).
-    """
-    x, y = checked_array("x", x), checked_array("y", y)
-    if x.ndim != 2 or x.shape[0] == 0:
-        raise ValueError(f"`x` must have shape [N, D] with at least one example, got {x.shape}.")
-    _checks.shape("y", y, x.shape, "that of `x`")
-    symmetric, reduction = checked("symmetric", symmetric), checked("reduction", reduction)
-    shards, n = Shards.named(axis_name), x.shape[0]
-    shards.check("x", x)
-    shards.check("y", y)
-    if symmetric or shards.classes:  # gradients of both directions and of all devices are added up, then rounded
-        x, y = widened(x), widened(y)
-    weights = _checks.example_weights(weights, (n,), compute_dtype(x.dtype))
-    weights = None if weights is None else _mesh.all_gather(weights, shards.classes)
-    labels = jnp.arange(n * _mesh.device_count(shards.classes), dtype=jnp.int32)
-    options: dict[str, Any] = {"reduction": reduction, "block_size": block_size, "axis_name": axis_name}
-    options |= {"class_axis": 0, "weights": weights, "temperature": temperature, "precision": precision, "dtype": dtype}
-
-    def one_way(x, y):
-        x = _mesh.all_gather(x, shards.classes, varying=True)
-        return linear_softmax_cross_entropy(x, y, labels, **options)
-
-    loss = (one_way(x, y) + one_way(y, x)) / 2 if symmetric else one_way(x, y)
-    if reduction != "none" or not shards.classes:
-        return loss
-    return lax.dynamic_slice_in_dim(loss, n * _mesh.device_index(shards.classes), n)

@@ -15,7 +15,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 
 from . import _checks, _mesh
-from ._dtypes import widened
+from ._dtypes import Constant, PerPair, is_constant, widened
 
 
 class Layout(NamedTuple):
@@ -52,9 +52,25 @@ def take_block(classes: tuple, layout: Layout, start: ArrayLike, size: int) -> t
     """A block of the class arrays, in at least float32."""
 
     def of_axis(axis, tree):
-        return jax.tree.map(lambda a: widened(lax.dynamic_slice_in_dim(a, start, size, axis)), tree)
+        return jax.tree.map(lambda a: widened(lax.dynamic_slice_in_dim(a, start, size, axis)), _unmarked(tree))
 
     return tuple(map(of_axis, layout.axes, classes))
+
+
+def take_examples(examples: Any, start: ArrayLike, size: int) -> Any:
+    """The arrays of examples for a block of classes, in at least float32."""
+
+    def of_block(a):
+        per_pair = isinstance(a, PerPair)
+        return widened(lax.dynamic_slice_in_dim(a.array, start, size, 1) if per_pair else a)
+
+    is_pair = lambda a: isinstance(a, PerPair)
+    return jax.tree.map(of_block, _unmarked(examples), is_leaf=is_pair)
+
+
+def _unmarked(tree):
+    """The tree with the contents of `Constant` nodes in their place."""
+    return jax.tree.map(lambda a: a.tree if isinstance(a, Constant) else a, tree, is_leaf=is_constant)
 
 
 def put_block(classes: tuple, layout: Layout, start: ArrayLike, block: tuple) -> tuple:

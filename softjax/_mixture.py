@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from . import _checks, losses, scores
 from ._arguments import checked_array, documented
+from ._checks import Where
 from ._dtypes import cast, common_dtype, compute_dtype, inexact_leaves
 from ._evaluate import evaluate
 from ._mesh import AxisName
@@ -31,7 +32,7 @@ def of_mixture(
     *,
     log_prior: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
-    where: ArrayLike | None = None,
+    where: Where = None,
     weights: ArrayLike | None = None,
     reduction: str = "none",
     block_size: BlockSize = None,
@@ -90,7 +91,7 @@ def mixture_autoencoder_loss(
     *,
     log_prior: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
-    where: ArrayLike | None = None,
+    where: Where = None,
     weights: ArrayLike | None = None,
     reduction: str = "none",
     block_size: BlockSize = None,
@@ -126,7 +127,7 @@ def eol_loss(
     *,
     log_prior: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
-    where: ArrayLike | None = None,
+    where: Where = None,
     weights: ArrayLike | None = None,
     reduction: str = "none",
     block_size: BlockSize = None,
@@ -163,7 +164,7 @@ def leop_loss(
     *,
     log_prior: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
-    where: ArrayLike | None = None,
+    where: Where = None,
     weights: ArrayLike | None = None,
     reduction: str = "none",
     block_size: BlockSize = None,
@@ -198,7 +199,7 @@ def mixture_expectation(
     *,
     log_prior: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
-    where: ArrayLike | None = None,
+    where: Where = None,
     block_size: BlockSize = None,
     axis_name: AxisName = None,
 ) -> Array:

@@ -19,11 +19,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from . import _mesh
-from ._dtypes import is_inexact, join, split, widened
+from ._dtypes import PerPair, is_inexact, join, split, widened
 from ._mesh import Shards
 
-# The roles of an array: its first axis is that of the examples, or it is replicated, or an integer, its class axis.
-EXAMPLES, REPLICATED = "examples", "replicated"
+# The roles of an array: its first axis is that of the examples, and in pairs the second that of the classes; or it is
+# replicated; or an integer, its class axis.
+EXAMPLES, PAIRS, REPLICATED = "examples", "pairs", "replicated"
 ArrayRole = str | int
 
 
@@ -66,8 +67,9 @@ def _bind(program, leaves, transposed=None):
 
 def _flat_roles(roles, tree):
     """A role for each leaf of the tree."""
-    filled = jax.tree.map(lambda role, part: jax.tree.map(lambda _: role, part), roles, tree)
-    return tuple(jax.tree.leaves(filled))
+    is_pair = lambda a: isinstance(a, PerPair)
+    of_leaves = lambda role, part: jax.tree.map(lambda a: PAIRS if is_pair(a) else role, part, is_leaf=is_pair)
+    return tuple(jax.tree.leaves(jax.tree.map(of_leaves, roles, tree)))
 
 
 def _has_explicit_axes():
@@ -152,7 +154,7 @@ def _shards(mesh, args, roles):
     def first(wanted):
         for role, a in zip(roles, args, strict=True):
             if wanted(role) and isinstance(a.sharding, NamedSharding):
-                axis = 0 if role == EXAMPLES else role
+                axis = role if isinstance(role, int) else 0
                 names = (*_mesh.axes_of(a.sharding.spec), *[()] * a.ndim)[axis]
                 if names and a.shape[axis] % _mesh.devices_along(mesh, names) == 0:
                     return names
@@ -166,6 +168,8 @@ def _shards(mesh, args, roles):
 def _spec(shards, role, ndim):
     if role == EXAMPLES:
         return P(shards.examples or None, *[None] * (ndim - 1))
+    if role == PAIRS:
+        return P(shards.examples or None, shards.classes or None)
     if isinstance(role, int):
         return P(*[None] * role, shards.classes or None, *[None] * (ndim - role - 1))
     return P(*[None] * ndim)
@@ -181,7 +185,8 @@ def _rule(program):
             nonlocal count
             names = []
             for axis in range(len(a.shape)):
-                shared = "n" if role == EXAMPLES and axis == 0 else "k" if role == axis else None
+                shared = "nk"[axis] if role == PAIRS else "n" if (role, axis) == (EXAMPLES, 0) else None
+                shared = "k" if role == axis else shared
                 names.append(shared or f"a{count}")
                 count += shared is None
             return " ".join(names)

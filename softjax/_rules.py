@@ -22,7 +22,7 @@ from jax.custom_derivatives import zero_from_primal
 from . import _gibbs as g
 from . import _mesh, _partition
 from ._dtypes import common_dtype, compute_dtype, join, split, widened
-from ._loops import Layout, block_ids, over_blocks, over_tiles, put_block, take_block
+from ._loops import Layout, block_ids, over_blocks, over_tiles, put_block, take_block, take_examples
 
 
 def both_modes(rule: jax.custom_vjp, *, options: int = 0) -> Callable:
@@ -124,7 +124,7 @@ def without_padding(c: g.Columns, is_class: Array) -> g.Columns:
     h, v = jnp.where(is_class[None], c.h, -jnp.inf), tuple(jnp.where(is_class[:, None], v, 0) for v in c.v)
     y, l = c.y, tuple(l if l.shape[-1] != is_class.size else zero(l) for l in c.l)
     if y is not None and y.per_class is not None:
-        y = y._replace(per_class=jnp.where(is_class, y.per_class, 0))
+        y = y._replace(per_class=jnp.where(is_class, y.per_class, 0))  # [B] or [N, B]
     return g.Columns(h, tuple(map(zero, c.t)), v, tuple(map(zero, c.e)), y, l)
 
 
@@ -133,7 +133,8 @@ def fold_blocks(columns: Callable, examples: Any, classes: tuple, layout: Layout
 
     def step(sums, start, size, _):
         ids = block_ids(layout, start, size)
-        made = block_columns(columns, _wide(examples), take_block(classes, layout, start, size), ids, layout)
+        block = take_examples(examples, start, size), take_block(classes, layout, start, size)
+        made = block_columns(columns, *block, ids, layout)
         folded = _vary_with_mesh(g.fold(made, ids, with_entropy=layout.entropy is not None), layout)
         made, folded = g.rounded(made, folded, layout.rounding)
         return (folded if sums is None else g.merge(sums, folded)), made
@@ -210,9 +211,11 @@ def _totals_fwd(layout, differentiable, fixed):
 # Without `checkpoint`, a derivative of the loops below would keep the intermediate arrays of every block.
 @ft.partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1))
 def _pull_taken(layout, size, start, residuals, ct):
-    (columns, examples, classes), (*fixed_others, fixed_classes), out = residuals
-    differentiable = (columns, _wide(examples), take_block(classes, layout, start, size))
-    fixed = (*fixed_others, take_block(fixed_classes, layout, start, size))
+    *both, out = residuals
+    differentiable, fixed = (
+        (columns, take_examples(examples, start, size), take_block(classes, layout, start, size))
+        for columns, examples, classes in both
+    )
     ids = block_ids(layout, start, size)
     return pull_block(differentiable, fixed, ids, layout, lambda made: _pull(made, ids, out, ct, layout))
 
@@ -350,9 +353,10 @@ def _sum_of_tile(layout, differentiable, fixed, dclasses):
     def step(grads, start, size, made):
         *others, dclasses = grads
         take = lambda classes: take_block(classes, layout, start, size)
+        of = lambda part: (part.columns, take_examples(part.examples, start, size), take(part.classes))
         ids = block_ids(layout, start, size)
         # The columns are computed again for their derivative; XLA drops the parts that it does not need.
-        moving, still = ((part.columns, _wide(part.examples), take(part.classes)) for part in (differentiable, fixed))
+        moving, still = of(differentiable), of(fixed)
         kept_or = lambda again: again if made is None else made
         *d, dblock = pull_block(
             moving, still, ids, layout, lambda again: _pull(kept_or(again), ids, closed, ct, layout)

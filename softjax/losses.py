@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from . import _checks
 from ._arguments import checked
-from ._dtypes import cast, common_dtype, inexact_leaves
+from ._dtypes import cast, common_dtype, inexact_leaves, is_inexact
 from ._gibbs import Columns, Totals, Weights, dot
 from ._labels import Labels
 from ._pair import Pair
@@ -83,7 +83,8 @@ def check_columns(c: Any, ids: Array) -> None:
         if not jnp.issubdtype(c.y.ids.dtype, jnp.integer):
             raise TypeError(f"`y.ids` of `Columns` must be integers, got dtype {c.y.ids.dtype}.")
         if c.y.per_class is not None:
-            _check_array("y.per_class", c.y.per_class, (b,), f"[{b}] {of_ids}")
+            pairs = getattr(c.y.per_class, "ndim", 1) == 2
+            _check_array("y.per_class", c.y.per_class, c.h.shape[-2 if pairs else -1 :], f"[{b}] {of_ids}, or [N, {b}]")
 
 
 def check_losses(loss: Any, n: int) -> None:
@@ -288,6 +289,57 @@ weighted_logsumexp = Loss(lambda z, ids, _, b: Columns(z, v=_floats(b)), _weight
 # H(p) = A - E_p[z], with dH = -sum_k p_k (z_k - E_p[z]) dz_k: dA and sum_k p_k dz_k cancel, and neither is computed
 entropy = Loss(lambda z, ids, _, __: Columns(z, t=(z,)), lambda q, _: (lax.stop_gradient(q.A) - q.t_fixed[0]).value)
 
+
+def _binary_columns(z, ids, example, _):
+    # There is no softmax. Without the barrier, the compiler would take the maximum of these zeros by itself, for long.
+    nothing = jnp.broadcast_to(lax.optimization_barrier(jnp.zeros((), z.dtype)), z.shape)
+    if isinstance(example, Array) and is_inexact(example):
+        _check_array("example", example, z.shape, "[N, K] of targets for this loss")
+        return Columns(nothing, l=(_binary_costs(z, example), nothing[:, :1]))
+    labels = _lists_of_labels(example, z)
+    found = Labels(labels.ids, ids)
+    costs = found.put(_binary_costs(found.take(z), labels.of_ids), jax.nn.softplus(z))
+    return Columns(nothing, l=(costs, found.here.sum(-1, keepdims=True).astype(z.dtype)))
+
+
+def _lists_of_labels(example, z):
+    """Labels [N] or [N, T], or a pair of class ids and targets [N, T], as weights."""
+    several = isinstance(example, Array) and example.ndim == 2
+    return label_weights((example, jnp.ones(example.shape, z.dtype)) if several else example, z)
+
+
+def _binary_costs(z, y):
+    """-y log sigmoid(z) - (1 - y) log sigmoid(-z)."""
+    cost = lambda share, z: jnp.where(share == 0, 0, share * jax.nn.softplus(z))
+    return cost(y.astype(z.dtype), -z) + cost(1 - y.astype(z.dtype), z)
+
+
+def _binary_total(q, example):
+    cost, found = q.l
+    if example is None:
+        return cost
+    wanted = (_lists_of_labels(example, cost[:, None]).ids >= 0).sum(-1)
+    return nan_unless(found == wanted, cost)
+
+
+# sum_k -y_k log sigmoid(z_k) - (1 - y_k) log sigmoid(-z_k), for examples of any number of classes. The example is its
+# labels [N] or [N, T], where a negative one is none; or a pair of class ids and their targets y in [0, 1], both [N, T];
+# or the targets [N, K] of all classes, as `PerPair`.
+binary_cross_entropy = Loss(_binary_columns, _binary_total)
+
+
+def _supervised_contrastive_columns(z, ids, example, labels):
+    of_examples, own = example
+    positive = (of_examples[:, None] == labels[None]) & (ids[None] != own[:, None]) & ~jnp.isneginf(z)
+    none = jnp.zeros((z.shape[0], 0), ids.dtype)
+    return Columns(z, y=Weights(none, none.astype(z.dtype), positive.astype(z.dtype)))
+
+
+# -1 / |P| sum_{k in P} log p_k, for the classes k in P that have the example's label and are not the example itself
+# (Khosla et al., 2020); 0 where there are none. The example is its label [N] and its own id as a class [N]; `per_class`
+# are the labels [K] of the classes. Leave the example itself out of the classes.
+supervised_contrastive = Loss(_supervised_contrastive_columns, lambda q, _: q.C / jnp.maximum(q.Y, 1))
+
 # E_p[v] for the payoffs v [K, E] of the classes
 expectation = Loss(lambda z, ids, _, v: Columns(z, v=_floats(v)), lambda q, _: q.v[0].value)
 
@@ -359,7 +411,7 @@ def softcap(loss: Loss, cap: ArrayLike) -> Loss:
     return _before(loss, _softcap, checked("cap", cap))
 
 
-_softcap = lambda columns, cap, z, *data: columns(_unless_left_out(lambda z: cap * jnp.tanh(z / cap), z), *data)
+_softcap = lambda columns, cap, z, *data: columns(unless_left_out(lambda z: cap * jnp.tanh(z / cap), z), *data)
 
 
 def temperature(loss: Loss, temperature: ArrayLike) -> Loss:
@@ -367,10 +419,10 @@ def temperature(loss: Loss, temperature: ArrayLike) -> Loss:
     return _before(loss, _temperature, checked("temperature", temperature))
 
 
-_temperature = lambda columns, t, z, *data: columns(_unless_left_out(lambda z: z / t, z), *data)
+_temperature = lambda columns, t, z, *data: columns(unless_left_out(lambda z: z / t, z), *data)
 
 
-def _unless_left_out(function, z):
+def unless_left_out(function: Callable, z: Array) -> Array:
     """function(z), with -inf and no gradient for a class that is left out."""
     left_out = jnp.isneginf(z)
     return jnp.where(left_out, -jnp.inf, function(jnp.where(left_out, 0, z)))

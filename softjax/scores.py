@@ -18,7 +18,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from . import _checks, _mesh, _products
 from ._arguments import checked_array, checked_scalar, documented
+from ._checks import Where
 from ._dtypes import (
+    PerPair,
     cast,
     cast_unless_half,
     common_dtype,
@@ -96,7 +98,7 @@ def linear(
     kernel: ArrayLike,
     bias: ArrayLike | None = None,
     class_axis: int = -1,
-    where: ArrayLike | None = None,
+    where: Where = None,
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
     precision: PrecisionLike = None,
@@ -113,12 +115,14 @@ def linear(
     shards.check("kernel", kernel, "features", features)
     d, k = kernel.shape[1 - axis], kernel.shape[axis]
     _checks.shape("features", features, (*features.shape[:-1], d), "[..., D] for the D of `kernel`")
-    live, bias = _checks.live_classes(where, "bias", bias, k, "[K] for the K of `kernel`")
     batch = features.shape[:-1]
+    of_classes, pairs = _by_pair(where, batch, k)
+    live, bias = _checks.live_classes(of_classes, "bias", bias, k, "[K] for the K of `kernel`")
     arrays = features.reshape(math.prod(batch), d), (kernel, bias)
     product = _products.chosen(precision, dtype, features, kernel)
     function = _linear_function(axis, product)
-    return Scores("linear", function, *arrays, (axis, 0), live, None, k, d, batch, shards, product.rounding)
+    made = Scores("linear", function, *arrays, (axis, 0), live, None, k, d, batch, shards, product.rounding)
+    return _masked(made, pairs)
 
 
 @ft.cache  # JAX compares functions by identity: one of each, for all calls
@@ -135,13 +139,64 @@ def _linear_scores(axis, product, features, block, live):
     return z if bias is None else z + bias[None]
 
 
+def _by_pair(where: Where, batch: tuple[int, ...], k: int) -> tuple[Any, Any]:
+    """(the argument `where` if it is of classes, else None; if it is of examples and classes, else None)."""
+    if where is None or callable(where):
+        return None, where
+    live = _checks.booleans("where", where)
+    if live.ndim <= 1:
+        return live, None
+    _checks.shape("where", live, (*batch, k), "[K], or [..., K] with the leading axes of the examples")
+    return None, live.reshape(math.prod(batch), k)
+
+
+def _masked(scores, where):
+    """The scores with -inf where `where`, booleans [N, K] or a function of ids, leaves out a class."""
+    if where is None:
+        return scores
+    function, of_examples, more = _by_ids(scores, where) if callable(where) else (None, PerPair(where), ())
+    count, exact = len(scores.classes), scores.exact
+    if exact is not None:
+        exact = exact._replace(score=Partial(ft.partial(_unmasked_score, count), exact.score))
+    return dataclasses.replace(
+        scores,
+        kind=f"masked {scores.kind}",
+        function=Partial(ft.partial(_masked_scores, count), scores.function, function),
+        examples=(scores.examples, of_examples),
+        classes=scores.classes + more,
+        axes=(*scores.axes, *(0 for _ in more)),
+        exact=exact,
+    )
+
+
+def _by_ids(scores, function):
+    """(the function with its arrays, the ids of the examples, the ids of the classes)."""
+    ids = scores.k * _mesh.device_index(scores.shards.classes) + jnp.arange(scores.k, dtype=jnp.int32)
+    function = jax.tree.map(jnp.asarray, function if isinstance(function, Partial) else Partial(function))
+    return function, _mesh.example_index(scores.shards, scores.batch), (ids,)
+
+
+def _masked_scores(count, function, mask, examples, block, live):
+    of_scores, where = examples
+    h = function(of_scores, block[:count], live)
+    if mask is not None:  # the data of the examples are their ids
+        where = _checks.booleans("where", mask(where[:, None], block[count][None]))
+        where = _checks.broadcast("where", where, h.shape, "of a tile of examples and a block of classes")
+    return jnp.where(where, h, -jnp.inf)
+
+
+def _unmasked_score(count, score, examples, classes):
+    of_scores, more = classes
+    return score(examples, (of_scores[:count], more))
+
+
 @documented()
 def distances(
     z: ArrayLike,
     centers: ArrayLike,
     log_prior: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
-    where: ArrayLike | None = None,
+    where: Where = None,
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Scores:
@@ -156,13 +211,15 @@ def distances(
     shards = Shards.named(axis_name, batch_axis_name)
     shards.check("centers", centers, "z", z)
     (k, d), batch = centers.shape, z.shape[:-1]
-    live, prior = _checks.live_classes(where, "log_prior", log_prior, k, "[K] for the K of `centers`")
+    of_classes, pairs = _by_pair(where, batch, k)
+    live, prior = _checks.live_classes(of_classes, "log_prior", log_prior, k, "[K] for the K of `centers`")
     temperature = checked_scalar("temperature", temperature)
     dtype = compute_dtype(common_dtype(*inexact_leaves((z, centers, prior))))
     prior = jnp.zeros(k, dtype) if prior is None else prior
     arrays = cast((z.reshape(math.prod(batch), d), centers, prior, temperature), dtype)
     examples, classes, exact = _distance_arrays(*arrays, live, shards)
-    return Scores("distances", _DISTANCES, examples, classes, (0, 0), live, exact, k, d, batch, shards)
+    made = Scores("distances", _DISTANCES, examples, classes, (0, 0), live, exact, k, d, batch, shards)
+    return _masked(made, pairs)
 
 
 def centered(a: Array, live: Array | None, shards: Shards) -> tuple[Array, Array]:
@@ -267,7 +324,7 @@ def of(
     examples: Any,
     classes: Any,
     *,
-    where: ArrayLike | None = None,
+    where: Where = None,
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Scores:
@@ -277,7 +334,8 @@ def of(
         function: (tile of examples [n, ...], block of classes [b, ...]) -> scores [n, b]. It closes over no arrays:
             those come by `jax.tree_util.Partial`, and have gradients. Make it once, as JAX compares functions by
             identity.
-        where: booleans [K], the classes to include; None for all. The function sees zeros in place of the others.
+        where: the classes to include: booleans [K]; booleans [N, K] for each example; a function of ids, as for
+            `linear`; None for all. The function sees zeros in place of classes that booleans [K] leave out.
 
     Returns:
         Scores of N examples and K classes.
@@ -305,10 +363,11 @@ def of(
     examples = _checks.leading("examples", examples, (n,), "[N]")
     classes = _checks.leading("classes", classes, (k,), "[K]")
     shards.check("classes", classes, "examples", examples)
-    live, _ = _checks.live_classes(where, "", None, k, "[K] for the K of `classes`")
+    of_classes, pairs = _by_pair(where, (n,), k)
+    live, _ = _checks.live_classes(of_classes, "", None, k, "[K] for the K of `classes`")
     own = function if isinstance(function, Partial) else Partial(function)
     function = Partial(_own_scores, jax.tree.map(jnp.asarray, own))
-    return Scores("of", function, examples, (classes,), (0,), live, shards=shards, k=k, batch=(n,))
+    return _masked(Scores("of", function, examples, (classes,), (0,), live, shards=shards, k=k, batch=(n,)), pairs)
 
 
 def _own_scores(function, examples, block, live):

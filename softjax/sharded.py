@@ -31,10 +31,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from . import _checks, _decoding, _linear, _mesh, _mixture, losses
+from . import _checks, _contrastive, _decoding, _distillation, _linear, _mesh, _mixture, losses
 from ._arguments import ARGUMENTS, Role
+from ._dtypes import PerPair
 from ._mesh import Shards
 
 
@@ -77,6 +79,15 @@ def _names_of(*roles: Role) -> tuple[str, ...]:
     return tuple(name for name, argument in ARGUMENTS.items() if argument.role in roles)
 
 
+_KERNELS = "kernel", "teacher_kernel"  # the arrays whose class axis is `class_axis`
+_VIEWS = (  # the functions in which the examples are the classes
+    _contrastive.contrastive_loss,
+    _contrastive.nt_xent_loss,
+    _contrastive.siglip_loss,
+    _contrastive.supervised_contrastive_loss,
+)
+
+
 class _Plan(NamedTuple):
     """A call, apart from its arrays."""
 
@@ -92,18 +103,21 @@ class _Plan(NamedTuple):
     def examples(self):
         return sum(self.batch, ())
 
-    def spec(self, name):
+    def spec(self, name, x=None):
         """The partition of the arrays of an argument."""
+        of_batch = [axes or None for axes in self.batch]
+        if isinstance(x, PerPair):
+            return P(*of_batch, *[None] * (x.array.ndim - 1 - len(of_batch)), self.classes or None)
         if ARGUMENTS[name].role == "examples":
-            return P(*(axes or None for axes in self.batch))
-        return P(*[None] * (self.class_axis if name == "kernel" else 0), self.classes or None)
+            return P(*of_batch)
+        return P(*[None] * (self.class_axis if name in _KERNELS else 0), self.classes or None)
 
 
 def _over_mesh(function: Callable) -> Callable[..., Array]:
     """The function for global arrays, over a mesh."""
     of_mesh = ["mesh", "class_axis_name", "batch_axis_name"]
-    if function is _linear.contrastive_loss:
-        of_mesh.remove("class_axis_name")  # the examples are the classes
+    if function in _VIEWS:
+        of_mesh.remove("class_axis_name")
     more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in of_mesh]
     own = inspect.signature(function).parameters
     kept = [parameter for name, parameter in own.items() if name not in ("axis_name", "batch_axis_name")]
@@ -146,7 +160,8 @@ def _run(function, given, mesh=None, class_axis_name=None, batch_axis_name=None)
         if arrays[of_classes].ndim != 2:
             raise ValueError(f"`{of_classes}` must have shape [K, D], got {arrays[of_classes].shape}.")
         classes = _of_type(devices, arrays[of_classes])[class_axis] if classes is None else classes
-        arrays, unpadded = _padded(arrays, of_classes, class_axis, _mesh.devices_along(devices, classes))
+        count, has_mask = _mesh.devices_along(devices, classes), "where" in arrays or "where" in numbers
+        arrays, unpadded = _padded(arrays, of_classes, class_axis, count, has_mask)
 
     plan = _Plan(function, tuple(options.items()), mesh, classes or (), batch, class_axis, unpadded)
     if not (plan.classes or plan.examples):
@@ -161,12 +176,24 @@ def _sorted(given):
     """(arrays of examples and classes, numbers that may have a gradient, static options), by their names."""
 
     def as_arrays(name, x):
-        is_tree = name in ("example", "per_class") or (name == "labels" and isinstance(x, tuple))
-        return jax.tree.map(ft.partial(_checks.array, name), x) if is_tree else _checks.array(name, x)
+        is_tree = name in ("example", "per_class") or isinstance(x, tuple)
+        x = jax.tree.map(ft.partial(_checks.array, name), x) if is_tree else _checks.array(name, x)
+        per_pair = (
+            (name == "where" and x.ndim > 1)
+            or (name == "teacher_probs" and not is_tree)
+            or (name == "labels" and not (is_tree or jnp.issubdtype(x.dtype, jnp.integer)))
+        )
+        return PerPair(x) if per_pair else x
 
+    def as_numbers(name, x):
+        if name == "where":  # a function of ids
+            return jax.tree.map(ft.partial(_checks.array, name), x if isinstance(x, Partial) else Partial(x))
+        return losses.as_partials(x) if name == "loss" else _checks.array(name, x)
+
+    replicated = {x: given.pop(x) for x in _names_of("replicated") if not isinstance(given.get(x, 0), int | float)}
+    replicated |= {"where": given.pop("where")} if callable(given.get("where")) else {}
     arrays = {name: as_arrays(name, given.pop(name)) for name in _names_of("examples", "classes") if name in given}
-    numbers = {x: given.pop(x) for x in _names_of("replicated") if not isinstance(given.get(x, 0), int | float)}
-    numbers = {name: losses.as_partials(x) if name == "loss" else _checks.array(name, x) for name, x in numbers.items()}
+    numbers = {name: as_numbers(name, x) for name, x in replicated.items()}
     for name, x in given.items():
         if not isinstance(x, Hashable):
             raise TypeError(f"`{name}` must be a Python number, string or tuple, got {_checks.shown(x)}.")
@@ -192,12 +219,13 @@ def _check_examples(arrays, data, batch, devices):
 @ft.partial(jax.jit, static_argnums=0, inline=True)
 def _call(plan, arrays, numbers):
     def local(arrays, numbers):
-        contrastive = plan.function is _linear.contrastive_loss
-        shards = plan.examples if contrastive else Shards(plan.classes, plan.examples, plan.unpadded, plan.batch)
-        return plan.function(**arrays, **numbers, **dict(plan.options), axis_name=shards)
+        shards = Shards(plan.classes, plan.examples, plan.unpadded, plan.batch)
+        axis_name = plan.examples if plan.function in _VIEWS else shards
+        arrays = {name: x.array if isinstance(x, PerPair) else x for name, x in arrays.items()}
+        return plan.function(**arrays, **numbers, **dict(plan.options), axis_name=axis_name)
 
     mesh = jax.sharding.get_abstract_mesh() if plan.mesh is None else plan.mesh
-    specs = {name: plan.spec(name) for name in arrays}
+    specs = {name: plan.spec(name, x) for name, x in arrays.items()}
     arrays = {name: jax.tree.map(ft.partial(_placed, mesh, specs[name]), tree) for name, tree in arrays.items()}
     numbers = jax.tree.map(ft.partial(_placed, mesh, P()), numbers)
     options, of_examples = dict(plan.options), plan.spec("features")
@@ -216,20 +244,23 @@ def _placed(mesh, spec, x):
     return jax.sharding.reshard(x, NamedSharding(mesh, P(*known)))
 
 
-def _padded(arrays, of_classes, class_axis, devices):
+def _padded(arrays, of_classes, class_axis, devices, has_mask):
     """(the arrays with padded classes, the number of classes without padding or None)."""
     k = arrays[of_classes].shape[class_axis]
-    of_class = {name: tree for name, tree in arrays.items() if name in _names_of("classes")}
-    for name, tree in of_class.items():
-        axis = class_axis if name == of_classes else 0
+    of_pairs = {name: tree for name, tree in arrays.items() if isinstance(tree, PerPair)}
+    of_class = {name: tree for name, tree in arrays.items() if name in _names_of("classes") and name not in of_pairs}
+    axis_of = lambda name: -1 if name in of_pairs else class_axis if name in _KERNELS else 0
+    for name, tree in (of_class | of_pairs).items():
+        axis = axis_of(name)
         for a in jax.tree.leaves(tree):
-            if a.shape[axis : axis + 1] != (k,):
+            if a.ndim <= axis or a.shape[axis] != k:
                 raise ValueError(f"`{name}` must have the {k} classes of `{of_classes}`, got shape {a.shape}.")
     if k % devices == 0:
         return arrays, None
-    of_class.setdefault("where", jnp.ones(k, bool))
-    pad = lambda name, a: pad_classes(a, devices, class_axis=class_axis if name == of_classes else 0)[0]
-    return arrays | {name: jax.tree.map(ft.partial(pad, name), tree) for name, tree in of_class.items()}, k
+    if not has_mask:
+        of_class["where"] = jnp.ones(k, bool)
+    pad = lambda name, a: pad_classes(a, devices, class_axis=axis_of(name))[0]
+    return arrays | {name: jax.tree.map(ft.partial(pad, name), tree) for name, tree in (of_class | of_pairs).items()}, k
 
 
 def _names(devices, argument, axes):
@@ -251,13 +282,18 @@ def _of_type(devices, x):
     return _mesh.axes_of(jax.typeof(x).sharding.spec) if explicit else ((),) * x.ndim
 
 
-contrastive_loss = _over_mesh(_linear.contrastive_loss)
+contrastive_loss = _over_mesh(_contrastive.contrastive_loss)
+nt_xent_loss = _over_mesh(_contrastive.nt_xent_loss)
+siglip_loss = _over_mesh(_contrastive.siglip_loss)
+supervised_contrastive_loss = _over_mesh(_contrastive.supervised_contrastive_loss)
 linear_argmax = _over_mesh(_decoding.linear_argmax)
 linear_sample = _over_mesh(_decoding.linear_sample)
 linear_top_k = _over_mesh(_decoding.linear_top_k)
+linear_distillation_loss = _over_mesh(_distillation.linear_distillation_loss)
 linear_expectation = _over_mesh(_linear.linear_expectation)
 linear_log_probs = _over_mesh(_linear.linear_log_probs)
 linear_logsumexp = _over_mesh(_linear.linear_logsumexp)
+linear_sigmoid_binary_cross_entropy = _over_mesh(_linear.linear_sigmoid_binary_cross_entropy)
 linear_softmax_cross_entropy = _over_mesh(_linear.linear_softmax_cross_entropy)
 of_linear = _over_mesh(_linear.of_linear)
 eol_loss = _over_mesh(_mixture.eol_loss)
@@ -268,6 +304,8 @@ of_mixture = _over_mesh(_mixture.of_mixture)
 
 FUNCTIONS = (
     *(linear_argmax, linear_sample, linear_top_k, linear_log_probs),
-    *(contrastive_loss, linear_expectation, linear_logsumexp, linear_softmax_cross_entropy, of_linear),
+    *(contrastive_loss, nt_xent_loss, siglip_loss, supervised_contrastive_loss),
+    *(linear_distillation_loss, linear_sigmoid_binary_cross_entropy),
+    *(linear_expectation, linear_logsumexp, linear_softmax_cross_entropy, of_linear),
     *(eol_loss, leop_loss, mixture_autoencoder_loss, mixture_expectation, of_mixture),
 )

@@ -1,0 +1,302 @@
+"""Contrastive losses: every example is compared with all others, whose features are the classes of a linear layer.
+
+The similarities [N, N] are not in memory. On a mesh, each device has some of the classes, and all examples: their
+features are gathered.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.tree_util import Partial
+from jax.typing import ArrayLike, DTypeLike
+
+from . import _checks, _mesh, losses, scores
+from ._arguments import checked, checked_array, checked_scalar, documented
+from ._checks import Where
+from ._dtypes import common_dtype, compute_dtype, widened
+from ._evaluate import evaluate
+from ._linear import linear_softmax_cross_entropy
+from ._mesh import AxisName, Shards
+from ._placement import BlockSize
+from ._products import PrecisionLike
+
+
+@documented()
+def contrastive_loss(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    symmetric: bool = True,
+    where: Where = None,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
+    precision: PrecisionLike = None,
+    dtype: DTypeLike | None = None,
+    axis_name: AxisName = None,
+) -> Array:
+    """Contrastive loss of two views of N examples, without the similarities [N, N].
+
+    InfoNCE, with `symmetric=False`:  L_i = -log softmax_j(x_i . y_j / temperature)_i
+    CLIP, with `symmetric=True`:      the mean of L_i and of L_i with x and y exchanged
+
+    It is the cross entropy of a linear layer whose kernel is the other view. For cosine similarities, as in CLIP,
+    normalise the features first.
+
+    Args:
+        x: features of one view [N, D].
+        temperature: a positive scalar that divides the similarities: CLIP's exp(-logit_scale).
+        where: the pairs to include: booleans [N, N] (not on a mesh), or a function of ids as in
+            `softjax.linear_logsumexp`; None for all. Leave out known false negatives.
+        weights: [N], a factor of the loss of each example; None for 1.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for none.
+            x, y and weights are then this device's shard. Each example is compared with the examples of all devices,
+            and a sum or mean is over all examples.
+
+    Returns:
+        L in nats [N], or a scalar, in at least float32. All arguments have gradients.
+
+    Example:
+        >>> import softjax, jax.numpy as jnp
+        >>> print(softjax.contrastive_loss(jnp.eye(3), jnp.eye(3), temperature=0.5, reduction="mean"))
+        0.2395
+
+    Source: van den Oord et al., 2018 (InfoNCE); Radford et al., 2021 (CLIP); Notes on gradients, 1 (softmax loss).
+    """
+    views = _Views(x, y, weights, reduction, axis_name, dtype)
+    symmetric, labels = checked("symmetric", symmetric), views.ids
+    options: dict[str, Any] = {"temperature": temperature, "precision": precision, "dtype": views.dtype}
+    options |= {"reduction": reduction, "block_size": block_size, "axis_name": axis_name, "class_axis": 0}
+
+    def one_way(x, y, where):
+        return linear_softmax_cross_entropy(views.gathered(x), y, labels, where=where, weights=views.weights, **options)
+
+    where = _mask("where", where, views)
+    loss = one_way(views.x, views.y, where)
+    if symmetric:
+        loss = (loss + one_way(views.y, views.x, _transposed(where))) / 2
+    return views.of_device(loss)
+
+
+@documented()
+def nt_xent_loss(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
+    precision: PrecisionLike = None,
+    dtype: DTypeLike | None = None,
+    axis_name: AxisName = None,
+) -> Array:
+    """NT-Xent, the contrastive loss of SimCLR, of two views of N examples, without the similarities [2N, 2N].
+
+    With the 2N views v = (x, y) and the other view j of the same example,
+    l_i = -log(exp(v_i . v_j / temperature) / sum_{k != i} exp(v_i . v_k / temperature)),
+    and L is the mean of the l of both views. For cosine similarities, as in SimCLR, normalise the features first.
+
+    Args:
+        x: features of one view [N, D].
+        temperature: a positive scalar that divides the similarities.
+        weights: [N], a factor of the loss of each example; None for 1.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for none.
+            Each view is compared with the views of all devices, and a sum or mean is over all examples.
+
+    Returns:
+        L in nats [N], or a scalar, in at least float32. All arguments have gradients.
+
+    Example:
+        >>> import softjax, jax.numpy as jnp
+        >>> print(softjax.nt_xent_loss(jnp.eye(3), jnp.eye(3), temperature=0.5, reduction="mean"))
+        0.4328
+
+    Source: Chen et al., 2020 (SimCLR), equation 1; Notes on gradients, 1 (softmax loss).
+    """
+    views = _Views(x, y, weights, reduction, axis_name, dtype)
+    n, reduction = views.n, checked("reduction", reduction)
+    both = jnp.concatenate([views.x, views.y])  # the classes of this device
+    ids = jnp.arange(2 * n * views.devices, dtype=jnp.int32)
+    other_view = jnp.where(ids % (2 * n) < n, ids + n, ids - n)
+    weights = None if views.weights is None else jnp.tile(views.weights.reshape(-1, 1, n), (1, 2, 1)).reshape(-1)
+    loss = linear_softmax_cross_entropy(
+        views.gathered(both),
+        both,
+        other_view,
+        class_axis=0,
+        where=_OTHERS,
+        weights=weights,
+        temperature=temperature,
+        reduction=reduction,
+        block_size=block_size,
+        precision=precision,
+        dtype=views.dtype,
+        axis_name=axis_name,
+    )
+    if reduction != "none":
+        return loss / 2 if reduction == "sum" else loss
+    return views.of_device(loss.reshape(-1, 2, n).mean(1).reshape(-1))
+
+
+@documented()
+def supervised_contrastive_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
+    precision: PrecisionLike = None,
+    dtype: DTypeLike | None = None,
+    axis_name: AxisName = None,
+) -> Array:
+    """Supervised contrastive loss (SupCon) of N examples, without the similarities [N, N].
+
+    L_i = -1 / |P_i| sum_{p in P_i} log(exp(x_i . x_p / temperature) / sum_{k != i} exp(x_i . x_k / temperature)),
+    where P_i are the other examples with the label of example i; 0 where there are none. Several views of an example
+    are several examples. For cosine similarities, as in the paper, normalise the features first.
+
+    Args:
+        x: features [N, D].
+        labels: integers [N]; any integer is a label.
+        temperature: a positive scalar that divides the similarities.
+        weights: [N], a factor of the loss of each example; None for 1.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for none.
+            Each example is compared with the examples of all devices, and a sum or mean is over all examples.
+
+    Returns:
+        L in nats [N], or a scalar, in at least float32.
+
+    Example:
+        >>> import softjax, jax.numpy as jnp
+        >>> x, labels = jnp.repeat(jnp.eye(2), 2, axis=0), jnp.array([0, 0, 1, 1])
+        >>> print(softjax.supervised_contrastive_loss(x, labels, temperature=0.5, reduction="mean"))
+        0.2395
+
+    Source: Khosla et al., 2020 (supervised contrastive learning), equation 2.
+    """
+    views = _Views(x, None, weights, reduction, axis_name, dtype)
+    labels = _checks.integers("labels", labels)
+    _checks.shape("labels", labels, (views.n,), "[N] for the N of `x`")
+    example = _mesh.all_gather(labels, views.shards.classes), views.ids
+    loss = losses.temperature(losses.supervised_contrastive, checked_scalar("temperature", temperature))
+    return views.loss_of_all(loss, views.x, example, labels, _OTHERS, reduction, block_size, precision)
+
+
+@documented()
+def siglip_loss(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    logit_bias: ArrayLike = 0.0,
+    where: Where = None,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
+    precision: PrecisionLike = None,
+    dtype: DTypeLike | None = None,
+    axis_name: AxisName = None,
+) -> Array:
+    """Sigmoid loss of two views of N examples (SigLIP), without the similarities [N, N].
+
+    L_i = -sum_j log sigmoid(s_ij (x_i . y_j / temperature + logit_bias)), with s_ij = 1 for i = j and -1 otherwise. The mean
+    over i is the loss of the paper, which normalises the features.
+
+    Args:
+        x: features of one view [N, D].
+        temperature: a positive scalar that divides the similarities: 1 / t of the paper, which starts at 1/10.
+        logit_bias: a scalar that is added to them; the paper starts at -10.
+        where: the pairs to include: booleans [N, N] (not on a mesh), or a function of ids as in
+            `softjax.linear_logsumexp`; None for all.
+        weights: [N], a factor of the loss of each example; None for 1.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for none.
+            Each example is compared with the examples of all devices, and a sum or mean is over all examples.
+
+    Returns:
+        L in nats [N], or a scalar, in at least float32. All arguments have gradients.
+
+    Example:
+        >>> import softjax, jax.numpy as jnp
+        >>> print(softjax.siglip_loss(jnp.eye(3), jnp.eye(3), temperature=0.1, logit_bias=-5.0, reduction="mean"))
+        0.02015
+
+    Source: Zhai et al., 2023 (sigmoid loss for language image pre-training), section 3.2.
+    """
+    views = _Views(x, y, weights, reduction, axis_name, dtype)
+    numbers = checked_scalar("temperature", temperature), checked_scalar("logit_bias", logit_bias)
+    columns = Partial(_siglip_columns, *numbers, Partial(losses.binary_cross_entropy.columns))
+    loss = losses.binary_cross_entropy._replace(columns=columns)
+    where = _mask("where", where, views)
+    return views.loss_of_all(loss, views.y, views.ids, None, where, reduction, block_size, precision)
+
+
+def _siglip_columns(temperature, bias, columns, z, *data):
+    return columns(jnp.where(jnp.isneginf(z), -jnp.inf, z / temperature + bias), *data)
+
+
+_OTHERS = Partial(lambda i, k: i != k)  # all classes but the example itself
+
+
+class _Views:
+    """The checked arguments of a contrastive loss: features x of N examples, and y of their other views or None."""
+
+    def __init__(self, x, y, weights, reduction, axis_name, dtype):
+        x = checked_array("x", x)
+        if x.ndim != 2 or x.shape[0] == 0:
+            raise ValueError(f"`x` must have shape [N, D] with at least one example, got {x.shape}.")
+        y = x if y is None else checked_array("y", y)
+        _checks.shape("y", y, x.shape, "that of `x`")
+        self.axis_name, self.shards = axis_name, Shards.named(axis_name)
+        self.shards.check("x", x)
+        self.shards.check("y", y)
+        self.n, self.devices = x.shape[0], _mesh.device_count(self.shards.classes)
+        self.ids = jnp.arange(self.n * self.devices, dtype=jnp.int32)
+        self.reduction = checked("reduction", reduction)
+        # Features are examples and classes, on several devices: their gradients are added up, then rounded.
+        half = common_dtype(x, y).itemsize < 4
+        self.dtype = common_dtype(x, y) if half and dtype is None else dtype
+        self.x, self.y = widened(x), widened(y)
+        weights = _checks.example_weights(weights, (self.n,), compute_dtype(x.dtype))
+        self.weights = None if weights is None else _mesh.all_gather(weights, self.shards.classes)
+
+    def gathered(self, a):
+        """The arrays of all devices."""
+        return _mesh.all_gather(a, self.shards.classes, varying=True)
+
+    def of_device(self, loss):
+        """The losses of this device's examples, of those of all examples."""
+        if self.reduction != "none" or not self.shards.classes:
+            return loss
+        return lax.dynamic_slice_in_dim(loss, self.n * _mesh.device_index(self.shards.classes), self.n)
+
+    def loss_of_all(self, loss, classes, example, per_class, where, reduction, block_size, precision):
+        """A loss of all examples x against this device's classes."""
+        features = self.gathered(self.x)
+        linear = scores.linear(features, classes, None, 0, where, self.axis_name, None, precision, self.dtype)
+        return self.of_device(evaluate(loss, linear, example, per_class, self.weights, reduction, block_size))
+
+
+def _mask(name, where, views):
+    """The argument `where` of two views."""
+    if where is None or callable(where):
+        return where
+    if views.shards.classes:
+        raise ValueError(f"`{name}` must be a function of ids where the examples are sharded, got an array.")
+    where = _checks.booleans(name, where)
+    _checks.shape(name, where, (views.n, views.n), "[N, N] for the N of `x`")
+    return where
+
+
+def _transposed(where):
+    if callable(where):
+        return Partial(_swapped, where if isinstance(where, Partial) else Partial(where))
+    return None if where is None else where.T
+
+
+def _swapped(where, i, k):
+    return where(k, i)
