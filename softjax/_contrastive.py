@@ -16,10 +16,12 @@ from ._arguments import checked, checked_array, checked_scalar, documented
 from ._checks import Where
 from ._dtypes import common_dtype, compute_dtype, widened
 from ._evaluate import evaluate
+from ._gibbs import Columns, Weights
 from ._linear import linear_softmax_cross_entropy
 from ._mesh import AxisName, Shards
 from ._placement import BlockSize
 from ._products import PrecisionLike
+from .losses import Loss
 
 
 @documented()
@@ -183,8 +185,19 @@ def supervised_contrastive_loss(
     labels = _checks.integers("labels", labels)
     _checks.shape("labels", labels, (views.n,), "[N] for the N of `x`")
     example = _mesh.all_gather(labels, views.shards.classes), views.ids
-    loss = losses.temperature(losses.supervised_contrastive, checked_scalar("temperature", temperature))
+    loss = losses.temperature(_SUPERVISED, checked_scalar("temperature", temperature))
     return views.loss_of_all(loss, views.x, example, labels, _OTHERS, reduction, block_size, precision)
+
+
+def _supervised_columns(z, ids, example, labels):
+    """Those of a cross entropy, with weight 1 for the other examples that have the label."""
+    of_examples, own = example
+    positive = (of_examples[:, None] == labels[None]) & (ids[None] != own[:, None])
+    none = jnp.zeros((z.shape[0], 0), ids.dtype)
+    return Columns(z, y=Weights(none, none.astype(z.dtype), positive.astype(z.dtype)))
+
+
+_SUPERVISED = Loss(_supervised_columns, lambda q, _: q.C / jnp.maximum(q.Y, 1))
 
 
 @documented()
@@ -204,8 +217,8 @@ def siglip_loss(
 ) -> Array:
     """Sigmoid loss of two views of N examples (SigLIP), without the similarities [N, N].
 
-    L_i = -sum_j log sigmoid(s_ij (x_i . y_j / temperature + logit_bias)), with s_ij = 1 for i = j and -1 otherwise. The mean
-    over i is the loss of the paper, which normalises the features.
+    L_i = -sum_j log sigmoid(s_ij (x_i . y_j / temperature + logit_bias)), with s_ij = 1 for i = j, and -1 otherwise.
+    The mean over i is the loss of the paper, which normalises the features.
 
     Args:
         x: features of one view [N, D].

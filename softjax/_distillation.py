@@ -102,7 +102,7 @@ def linear_distillation_loss(
             wanted = f"the leading axes {student.batch} and the {student.k} classes of the student"
             raise ValueError(f"`teacher_features` and `teacher_kernel` must have {wanted}, got {got}.")
         teacher = _scaled(teacher, "teacher_softcap", teacher_softcap, temperature)
-    both = _side_by_side(student, teacher)
+    both = _student_and_teacher(student, teacher)
     if divergence != "jensen_shannon":
         return evaluate(_FORWARD if divergence == "forward" else _REVERSE, both, **how)
     return evaluate(_JENSEN_SHANNON, both, evaluate(_GAP, both, block_size=block_size), **how)
@@ -132,7 +132,7 @@ def _of_probabilities(probs, student):
 _LOGARITHMS = Partial(lambda probs, *_: jnp.where(probs > 0, jnp.log(jnp.where(probs > 0, probs, 1)), -jnp.inf))
 
 
-def _side_by_side(student, teacher):
+def _student_and_teacher(student, teacher):
     """Scores in pairs (student's, teacher's), of which the teacher's are constants of differentiation."""
     lives = [a.live for a in (student, teacher) if a.live is not None]
     return dataclasses.replace(

@@ -328,18 +328,6 @@ def _binary_total(q, example):
 binary_cross_entropy = Loss(_binary_columns, _binary_total)
 
 
-def _supervised_contrastive_columns(z, ids, example, labels):
-    of_examples, own = example
-    positive = (of_examples[:, None] == labels[None]) & (ids[None] != own[:, None]) & ~jnp.isneginf(z)
-    none = jnp.zeros((z.shape[0], 0), ids.dtype)
-    return Columns(z, y=Weights(none, none.astype(z.dtype), positive.astype(z.dtype)))
-
-
-# -1 / |P| sum_{k in P} log p_k, for the classes k in P that have the example's label and are not the example itself
-# (Khosla et al., 2020); 0 where there are none. The example is its label [N] and its own id as a class [N]; `per_class`
-# are the labels [K] of the classes. Leave the example itself out of the classes.
-supervised_contrastive = Loss(_supervised_contrastive_columns, lambda q, _: q.C / jnp.maximum(q.Y, 1))
-
 # E_p[v] for the payoffs v [K, E] of the classes
 expectation = Loss(lambda z, ids, _, v: Columns(z, v=_floats(v)), lambda q, _: q.v[0].value)
 

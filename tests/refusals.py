@@ -163,9 +163,9 @@ ARRAYS = {
         r"`log_prior` must have shape \(3,\) \(\[K\] for the K of `centers`\), got \(4,\)",
     ),
     "where of another K": (
-        lambda: mixture(where=jnp.ones((4, 3), bool)),
+        lambda: mixture(where=jnp.ones(4, bool)),
         ValueError,
-        r"`where` must have shape \(3,\) \(\[K\] for the K of `centers`\), got \(4, 3\)",
+        r"`where` must have shape \(3,\) \(\[K\] for the K of `centers`\), got \(4,\)",
     ),
     "where of integers": (
         lambda: mixture(where=jnp.ones(3, int)),

@@ -238,6 +238,74 @@ def linear_log_probs(
     return (log_probs, kept * _entropy(z, where=where)) if entropy else log_probs
 
 
+def linear_sigmoid_binary_cross_entropy(
+    features,
+    kernel,
+    labels,
+    *,
+    bias=None,
+    class_axis=-1,
+    where=None,
+    weights=None,
+    ignore_index=None,
+    softcap=None,
+    temperature=1.0,
+    reduction="none",
+):
+    """-sum_k (y_k log sigmoid(z_k) + (1 - y_k) log sigmoid(-z_k))."""
+    z = linear_scores(features, kernel, bias, class_axis, softcap, temperature)
+    if isinstance(labels, tuple) or namespace(labels).issubdtype(labels.dtype, np.integer):
+        ids, targets = labels if isinstance(labels, tuple) else (labels, 1.0)
+        y = (hot(ids, z.shape[-1], z.dtype) * namespace(ids).expand_dims(targets * (ids != ignore_index), -1)).sum(-2)
+    else:
+        y = labels
+    costs = binary_costs(z, y)
+    return reduced((costs if where is None else namespace(z).where(where, costs, 0)).sum(-1), reduction, weights)
+
+
+def binary_costs(z, y):
+    softplus = lambda z: namespace(z).logaddexp(z, 0)
+    return y * softplus(-z) + (1 - y) * softplus(z)
+
+
+def linear_distillation_loss(
+    features,
+    kernel,
+    *,
+    teacher_features=None,
+    teacher_kernel=None,
+    teacher_bias=None,
+    teacher_probs=None,
+    divergence="forward",
+    bias=None,
+    class_axis=-1,
+    where=None,
+    weights=None,
+    softcap=None,
+    teacher_softcap=None,
+    temperature=1.0,
+    reduction="none",
+):
+    """KL(q || p), KL(p || q), or the mean of both for m = (p + q) / 2; the teacher q is a constant."""
+    log_student = log_p(linear_scores(features, kernel, bias, class_axis, softcap, temperature), where=where)
+    xp = namespace(log_student)
+    p = xp.exp(left_out(log_student, where))
+    if teacher_probs is None:
+        arrays = teacher_features, teacher_kernel, teacher_bias, class_axis, teacher_softcap, temperature
+        q = softmax(linear_scores(*arrays), where=where)
+    else:
+        q = dense_labels(teacher_probs, p.shape[-1]) if isinstance(teacher_probs, tuple) else teacher_probs
+    q = jax.lax.stop_gradient(q) if xp is jnp else q
+    x_log_x = lambda x, of: xp.where(x > 0, x * xp.log(xp.where(x > 0, of, 1)), 0)
+    m = (p + q) / 2
+    out = {
+        "forward": lambda: (x_log_x(q, q) - q * log_student).sum(-1),
+        "reverse": lambda: (p * log_student - x_log_x(p, q)).sum(-1),
+        "jensen_shannon": lambda: (p * log_student + x_log_x(q, q) - 2 * x_log_x(m, m)).sum(-1) / 2,
+    }
+    return reduced(out[divergence](), reduction, weights)
+
+
 def linear_expectation(features, kernel, values, *, bias=None, class_axis=-1, where=None, temperature=1.0):
     return softmax(linear_scores(features, kernel, bias, class_axis, None, temperature), where=where) @ values
 
@@ -246,11 +314,39 @@ def linear_logsumexp(features, kernel, *, bias=None, class_axis=-1, where=None, 
     return log_sum_exp(linear_scores(features, kernel, bias, class_axis, softcap, temperature), where=where)
 
 
-def contrastive_loss(x, y, *, temperature=1.0, symmetric=True, weights=None, reduction="none"):
+def contrastive_loss(x, y, *, temperature=1.0, symmetric=True, where=None, weights=None, reduction="none"):
     """The mean over both directions of -log softmax(x_i . y_j / temperature)_i."""
-    one_way = lambda z: reduced(-namespace(z).diagonal(log_p(z)), reduction, weights)
-    z = x @ y.T / temperature
-    return (one_way(z) + one_way(z.T)) / 2 if symmetric else one_way(z)
+    one_way = lambda z, where: reduced(-namespace(z).diagonal(log_p(z, where=where)), reduction, weights)
+    z, other_way = x @ y.T / temperature, None if where is None else where.T
+    return (one_way(z, where) + one_way(z.T, other_way)) / 2 if symmetric else one_way(z, where)
+
+
+def nt_xent_loss(x, y, *, temperature=1.0, weights=None, reduction="none"):
+    """The mean over both views of an example of -log(exp(s_ij) / sum_{k != i} exp(s_ik)): Chen et al., equation 1."""
+    xp, n = namespace(x), x.shape[0]
+    v = xp.concatenate([x, y])
+    s = v @ v.T / temperature
+    e = xp.exp(s - largest(s, -1)) * (1 - xp.eye(2 * n, dtype=s.dtype))
+    i = xp.arange(2 * n)
+    losses_of_views = -xp.log(e[i, (i + n) % (2 * n)] / e.sum(-1))
+    return reduced(losses_of_views.reshape(2, n).mean(0), reduction, weights)
+
+
+def supervised_contrastive_loss(x, labels, *, temperature=1.0, weights=None, reduction="none"):
+    """-1/|P| sum_{p in P} log(exp(s_ip) / sum_{a != i} exp(s_ia)): Khosla et al., equation 2."""
+    xp, others = namespace(x), 1 - namespace(x).eye(x.shape[0], dtype=x.dtype)
+    s = x @ x.T / temperature
+    log_sums = xp.log((xp.exp(s - largest(s, -1)) * others).sum(-1, keepdims=True)) + largest(s, -1)
+    positive = (labels[:, None] == labels) * others
+    return reduced(-(positive * (s - log_sums)).sum(-1) / xp.maximum(positive.sum(-1), 1), reduction, weights)
+
+
+def siglip_loss(x, y, *, temperature=1.0, logit_bias=0.0, where=None, weights=None, reduction="none"):
+    """sum_j log(1 + exp(s_ij (-t x_i . y_j - b))): Zhai et al., section 3.2, whose mean over i is their loss."""
+    xp = namespace(x)
+    signs = 2 * xp.eye(x.shape[0], dtype=x.dtype) - 1
+    costs = xp.logaddexp(0, -signs * (x @ y.T / temperature + logit_bias))
+    return reduced((costs if where is None else xp.where(where, costs, 0)).sum(-1), reduction, weights)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -406,6 +502,12 @@ LABELLED = [
     LossRow("focal", losses.focal(1.5), lambda z, y: (-namespace(z).expm1(-cost(z, y))) ** 1.5 * cost(z, y), labels),
     LossRow("poly_1", losses.poly_1(0.7), lambda z, y: cost(z, y) - 0.7 * namespace(z).expm1(-cost(z, y)), labels),
     LossRow("brier", losses.brier, lambda z, y: ((softmax(z) - weights_of(z, y)) ** 2).sum(-1), labels),
+    LossRow(
+        "binary_cross_entropy",
+        losses.binary_cross_entropy,
+        lambda z, y: binary_costs(z, weights_of(z, y)).sum(-1),
+        labels,
+    ),
     LossRow(
         "weston_watkins",
         losses.weston_watkins(0.7),
@@ -693,6 +795,17 @@ FUNCTIONS = {
             "features kernel labels bias where softcap temperature",
             {"labels": "tokens"},
         ),
+        Row(
+            "linear_sigmoid_binary_cross_entropy",
+            linear_sigmoid_binary_cross_entropy,
+            "features kernel label_sets bias where weights softcap temperature",
+            {"label_sets": "labels"},
+        ),
+        Row(
+            "linear_distillation_loss",
+            linear_distillation_loss,
+            "features kernel teacher_features teacher_kernel bias where weights softcap temperature",
+        ),
         Row("linear_expectation", linear_expectation, "features kernel values bias where temperature"),
         Row("linear_logsumexp", linear_logsumexp, "features kernel bias where softcap temperature"),
         Row(
@@ -706,6 +819,27 @@ FUNCTIONS = {
             "contrastive_loss",
             contrastive_loss,
             "features others temperature weights",
+            {"features": "x", "others": "y"},
+            apart=False,
+        ),
+        Row(
+            "nt_xent_loss",
+            nt_xent_loss,
+            "features others temperature weights",
+            {"features": "x", "others": "y"},
+            apart=False,
+        ),
+        Row(
+            "supervised_contrastive_loss",
+            supervised_contrastive_loss,
+            "features labels temperature weights",
+            {"features": "x"},
+            apart=False,
+        ),
+        Row(
+            "siglip_loss",
+            siglip_loss,
+            "features others temperature logit_bias weights",
             {"features": "x", "others": "y"},
             apart=False,
         ),

@@ -35,9 +35,12 @@ MADE = {
     "soft_labels": lambda r: r.normal(N, K),
     "payoffs": lambda r: r.normal(N, K),
     "labels": lambda r: jnp.asarray([0, 3, 4, 7], jnp.int32)[r.integers(4, N)],  # on no class that a mask leaves out
+    "label_sets": lambda r: jnp.asarray([[0, 3], [7, 0], [4, 7]], jnp.int32)[r.integers(3, N)],
     "features": lambda r: r.normal(N, D),
     "others": lambda r: r.normal(N, D),
+    "teacher_features": lambda r: r.normal(N, E),
     "kernel": lambda r: r.normal(D, K),
+    "teacher_kernel": lambda r: r.normal(E, K),
     "bias": lambda r: r.normal(K),
     "z": lambda r: r.normal(N, D),
     "x": lambda r: r.normal(N, E),
@@ -50,16 +53,20 @@ MADE = {
     "temperature": lambda r: jnp.exp(r.normal(scale=0.3)),
     "softcap": lambda r: 2 + jnp.exp(r.normal()),
     "margin": lambda r: r.normal(),
+    "logit_bias": lambda r: r.normal(),
     "label_smoothing": lambda r: jax.nn.sigmoid(r.normal()),
     "z_loss": lambda r: jnp.exp(r.normal()),
 }
-OF_EXAMPLES = ("logits", "soft_labels", "payoffs", "labels", "features", "z", "x", "weights")
-NUMBERS = ("temperature", "softcap", "margin", "label_smoothing", "z_loss")
+OF_EXAMPLES = ("logits", "soft_labels", "payoffs", "labels", "label_sets", "features", "z", "x", "weights")
+OF_EXAMPLES += ("teacher_features",)
+NUMBERS = ("temperature", "softcap", "margin", "label_smoothing", "z_loss", "logit_bias")
 
 
 # --- the rows of the table, in blocks or in tiles ---------------------------------------------------
 
-IN_BLOCKS = {"contrastive_loss": 2} | dict.fromkeys(
+IN_BLOCKS = dict.fromkeys(
+    ("contrastive_loss", "nt_xent_loss", "supervised_contrastive_loss", "siglip_loss"), 2
+) | dict.fromkeys(
     (
         name
         for name in table.FUNCTIONS
