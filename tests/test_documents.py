@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import importlib
-import io
 import json
 import re
 import signal
@@ -14,36 +13,20 @@ from pathlib import Path
 import jax
 import nbclient
 import nbformat
-import numpy as np
 import pytest
 
 from softjax import __main__
 from softjax.tools import bench
 
+from . import snippets
+
 ROOT = Path(__file__).parent.parent
-NUMBER = re.compile(r"-?\d+\.\d*(?:e[+-]\d+)?")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-
-
 def test_the_code_of_the_readme_runs_and_prints_its_comments():
-    """The comment after a print shows its output."""
-    printed, names = io.StringIO(), {}
-    shown = []
-    for block in blocks("python"):
-        shown += re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
-        with contextlib.redirect_stdout(printed), jax.numpy_dtype_promotion("standard"):
-            exec(compile(block, "README.md", "exec"), names)
-    lines = printed.getvalue().splitlines()
-    words = lambda lines: [NUMBER.sub("#", line).split() for line in lines]
-    assert words(lines) == words(shown)
-    for line, wanted in zip(lines, shown, strict=True):
-        numbers = ([float(n) for n in NUMBER.findall(text)] for text in (line, wanted))
-        np.testing.assert_allclose(*numbers, rtol=1e-4)
-    assert shown
+    readme, names = ROOT / "README.md", {}
+    assert sum(snippets.run(block, readme, names) for block in snippets.blocks(readme))
 
 
 def test_the_readme_names_every_public_function():
