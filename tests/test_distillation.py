@@ -1,0 +1,142 @@
+"""Distillation: every form of teacher and divergence against the definition in the table."""
+
+import functools as ft
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import softjax
+
+from . import cases, table
+
+N, K, D, E, T = 4, 13, 3, 5, 3
+WHERE = jnp.arange(K) % 3 != 1
+TEACHERS = ("layer", "probabilities", "zeros", "pair")
+DIVERGENCES = ("forward", "reverse", "jensen_shannon")
+PLACEMENTS = {
+    "whole": (None, "none"),
+    "ragged": (5, "none"),
+    "tiles": (softjax.Placement(3, 5, "backward"), "sum"),
+    "forward": (softjax.Placement(3, 5, "forward", 5), "mean"),
+}
+
+
+def teacher(kind, r):
+    """Arguments that give a teacher."""
+    if kind == "layer":
+        arrays = {"teacher_features": r.normal(N, E), "teacher_kernel": r.normal(E, K), "teacher_bias": r.normal(K)}
+        return arrays | {"teacher_softcap": 4.0}
+    probs = jax.nn.softmax(2 * r.normal(N, K))
+    if kind == "pair":
+        ids = jnp.asarray([[0, 12, 5], [7, 3, 4], [1, 2, 3], [9, 6, 0]], jnp.int32)
+        chosen = jnp.take_along_axis(probs, ids, -1).at[0, 1].set(0)
+        return {"teacher_probs": (ids, chosen / chosen.sum(-1, keepdims=True))}
+    probs = probs * (jnp.arange(K) % 4 != 2) if kind == "zeros" else probs
+    return {"teacher_probs": probs / probs.sum(-1, keepdims=True)}
+
+
+def student(r, scale=1.0):
+    return r.normal(N, D, scale=scale), r.normal(D, K), r.normal(K)
+
+
+def cells():
+    for divergence in DIVERGENCES:
+        for kind in TEACHERS:
+            if not (divergence == "reverse" and kind in ("zeros", "pair")):
+                for placement in PLACEMENTS:
+                    yield divergence, kind, placement
+
+
+FAST = {("forward", "layer", "forward"), ("reverse", "probabilities", "ragged"), ("jensen_shannon", "pair", "tiles")}
+FAST |= {("jensen_shannon", "layer", "ragged"), ("forward", "zeros", "forward"), ("forward", "pair", "ragged")}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("divergence", "kind", "placement"),
+    cases.in_tiers({"-".join(cell): cell for cell in cells()}, {"-".join(cell) for cell in FAST}),
+)
+def test_all_modes(divergence, kind, placement):
+    r = cases.Random(jnp.float64)
+    size, reduction = PLACEMENTS[placement]
+    options = {"divergence": divergence, "reduction": reduction, "softcap": 5.0, **teacher(kind, r)}
+    options |= {"temperature": 1.7} | ({"where": WHERE} if kind == "layer" else {})
+
+    def named(function, **more):
+        return lambda x, w, b: function(x, w, bias=b, **options, **more)
+
+    ours = named(softjax.linear_distillation_loss, block_size=size)
+    check = cases.agreement(ours, named(table.linear_distillation_loss))
+    check(*student(r))
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_student_near_its_teacher_has_all_digits(divergence):
+    """The divergence is then about 1e-7, and each of the entropies in its definition about 2."""
+    r = cases.Random(jnp.float64)
+    x, w = (np.asarray(a, np.float32) for a in (r.normal(N, D), r.normal(D, K)))
+    near = w + np.float32(1e-3) * np.asarray(r.normal(D, K), np.float32)
+    of = {"teacher_features": x, "teacher_kernel": near, "divergence": divergence}
+    got = softjax.linear_distillation_loss(x, w, **of, block_size=5)
+    exact = {name: a.astype(np.float64) if name != "divergence" else a for name, a in of.items()}
+    want = table.linear_distillation_loss(x.astype(np.float64), w.astype(np.float64), **exact)
+    assert want.max() < 1e-6
+    np.testing.assert_allclose(got, want, rtol=2e-3)  # of logits with an error of eps |z|
+    naive = jax.nn.softmax(x @ near) * (jax.nn.log_softmax(x @ near) - jax.nn.log_softmax(x @ w))
+    assert divergence != "forward" or np.abs(naive.sum(-1) - want).max() > 10 * np.abs(got - want).max()
+
+
+def test_a_class_that_the_teacher_excludes():
+    """KL(p || q) is infinite where q_k is 0 and p_k is not; a pair is refused for it."""
+    r = cases.Random(jnp.float32)
+    x, w, _ = student(r)
+    loss = ft.partial(softjax.linear_distillation_loss, x, w, divergence="reverse")
+    assert jnp.isposinf(loss(**teacher("zeros", r), block_size=5)).all()
+    assert jnp.isfinite(loss(**teacher("zeros", r), where=jnp.arange(K) % 4 != 2)).all()
+
+
+def test_a_label_of_a_pair_out_of_range_gives_nan():
+    x, w, _ = student(cases.Random(jnp.float32))
+    ids, probs = jnp.asarray([[0, 1], [2, K], [-1, 3], [4, 5]]), jnp.full((N, 2), 0.5)
+    loss = softjax.linear_distillation_loss(x, w, teacher_probs=(ids, probs))
+    assert jnp.isnan(loss).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("kind", ["layer", "probabilities"])
+def test_a_teacher_has_no_gradient_and_no_product_for_one(kind):
+    """Nothing of the size of the teacher's arrays is computed for it, and no array has the size of the logits."""
+    n, k, d = 256, 8192, 64
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    names = ("teacher_features", "teacher_kernel") if kind == "layer" else ("teacher_probs",)
+    given = (shape(n, d), shape(d, k)) if kind == "layer" else (shape(n, k),)
+
+    def loss(x, w, *of_teacher):
+        teacher = dict(zip(names, of_teacher, strict=True))
+        return softjax.linear_distillation_loss(x, w, **teacher, reduction="mean", block_size=512)
+
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(shape(n, d), shape(d, k), *given).compile()
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    assert temporaries < 0.75 * 4 * n * k
+    moving = jax.jit(jax.grad(loss, tuple(range(2 + len(given))))).lower(shape(n, d), shape(d, k), *given).compile()
+    assert moving.memory_analysis().temp_size_in_bytes <= temporaries * 1.01
+    zeros = jax.jit(jax.grad(loss, 2))(*(jnp.ones(s.shape) for s in (shape(n, d), shape(d, k), *given)))
+    assert not zeros.any()
+
+
+MESHES = {"classes": {"class_axis_name": "classes"}, "both": {"class_axis_name": "classes", "batch_axis_name": "data"}}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("kind", TEACHERS)
+@pytest.mark.one_case_in(3)
+def test_over_a_mesh_that_does_not_divide_the_classes(kind, divergence):
+    if divergence == "reverse" and kind in ("zeros", "pair"):
+        pytest.skip("it is infinite")
+    r = cases.Random(jnp.float64)
+    options = {"divergence": divergence, "reduction": "mean", **teacher(kind, r)}
+    both = MESHES["both"] | {"mesh": cases.mesh(2, 4), "block_size": 3}
+    ours = lambda *args: softjax.sharded.linear_distillation_loss(*args, **options, **both)
+    cases.agreement(ours, lambda *args: table.linear_distillation_loss(*args, **options))(*student(r)[:2])
