@@ -30,7 +30,7 @@ from ._dtypes import (
 )
 from ._gibbs import dot
 from ._mesh import AxisName, Shards
-from ._products import PrecisionLike
+from ._products import PrecisionLike, Product
 
 
 class Exact(NamedTuple):
@@ -117,22 +117,24 @@ def linear(
     batch = features.shape[:-1]
     arrays = features.reshape(math.prod(batch), d), (kernel, bias)
     product = _products.chosen(precision, dtype, features, kernel)
-    function = _linear_function(axis, product)
+    function = Partial(_LinearScores(axis, product))
     return Scores("linear", function, *arrays, (axis, 0), live, None, k, d, batch, shards, product.rounding)
 
 
-@ft.cache  # JAX compares functions by identity: one of each, for all calls
-def _linear_function(axis, product):
-    return Partial(ft.partial(_linear_scores, axis, product))
+@dataclasses.dataclass(frozen=True)
+class _LinearScores:
+    """A function of the tile of features and the block of classes. Two are equal if their fields are."""
 
+    axis: int
+    product: Product
 
-def _linear_scores(axis, product, features, block, live):
-    kernel, bias = block
-    if live is not None:
-        kernel = jnp.where(jnp.expand_dims(live, 1 - axis), kernel, 0)
-        bias = jnp.where(live, 0 if bias is None else bias, -jnp.inf).astype(kernel.dtype)
-    z = product(features, kernel if axis else kernel.T)
-    return z if bias is None else z + bias[None]
+    def __call__(self, features, block, live):
+        kernel, bias = block
+        if live is not None:
+            kernel = jnp.where(jnp.expand_dims(live, 1 - self.axis), kernel, 0)
+            bias = jnp.where(live, 0 if bias is None else bias, -jnp.inf).astype(kernel.dtype)
+        z = self.product(features, kernel if self.axis else kernel.T)
+        return z if bias is None else z + bias[None]
 
 
 @documented()
@@ -258,7 +260,11 @@ def masked_logits(logits: Array, where: ArrayLike | None) -> Array:
     return jnp.where(live, logits, -jnp.inf)
 
 
-_DENSE = Partial(lambda logits, _, __: widened(logits))
+def _dense_scores(logits, block, live):  # noqa: ARG001 (-inf for a class left out is among the logits)
+    return widened(logits)
+
+
+_DENSE = Partial(_dense_scores)
 
 
 @documented()

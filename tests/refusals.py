@@ -448,6 +448,20 @@ LOSSES = {
         ValueError,
         r"`example` must have shape \[N, E\] with the E of the classes for this loss, got \(4, 3\)",
     ),
+    **{
+        f"a {reduction} of several numbers per example, {place}": (
+            lambda reduction=reduction, size=size: softjax.of_linear(
+                losses.expectation, x, w, None, w.T, reduction=reduction, block_size=size
+            ),
+            ValueError,
+            r"`reduction` must be 'none' for a loss of several numbers per example, got losses \(\d, 3\)",
+        )
+        for reduction, place, size in (
+            ("sum", "whole", None),
+            ("mean", "in blocks", 2),
+            ("mean", "forward", softjax.Placement(2, 2, "forward")),
+        )
+    },
     "a prior of rank 2": (
         lambda: losses.label_smoothing(losses.cross_entropy, 0.1, z),
         ValueError,
