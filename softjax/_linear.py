@@ -433,6 +433,7 @@ def contrastive_loss(
     x, y = checked_array("x", x), checked_array("y", y)
     if x.ndim != 2 or x.shape[0] == 0:
         raise ValueError(f"`x` must have shape [N, D] with at least one example, got {x.shape}.")
+    _checks.known_count("x", x.shape, x.shape[0])  # each example is a class of the others
     _checks.shape("y", y, x.shape, "that of `x`")
     symmetric, reduction = checked("symmetric", symmetric), checked("reduction", reduction)
     shards, n = Shards.named(axis_name), x.shape[0]

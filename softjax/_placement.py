@@ -79,6 +79,8 @@ def given_or_chosen(
     if not isinstance(block_size, Placement):
         return Placement(n, _checks.positive("block_size", block_size, "a positive integer or None"))
     tile, block, gradient, kept = block_size
+    if not isinstance(n, int):
+        raise ValueError(f"`block_size` must be an integer or None for a symbolic number of examples, got tile {tile}.")
     if not isinstance(gradient, str) or gradient not in ("forward", "backward"):
         raise ValueError(f"`block_size` must take the gradient 'forward' or 'backward', got {_checks.shown(gradient)}.")
     if kept is not None and not (type(kept) is int and kept >= 0):

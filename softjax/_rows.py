@@ -156,7 +156,8 @@ def _soft_cost(a, z, y):
     def careful():  # some rows at a time, so that no selection is as large as the logits
         n = math.prod(z.shape[:-1])
         rows = jax.tree.map(lambda x: x.reshape(n, *x.shape[z.ndim - 1 :]), (a, z, y))
-        return over_tiles(of_rows, None, rows, n, max(1, n // 16))[1].reshape(z.shape[:-1])
+        tile = max(1, n // 16) if isinstance(n, int) else n  # it may be symbolic
+        return over_tiles(of_rows, None, rows, n, tile)[1].reshape(z.shape[:-1])
 
     return _if_left_out(z, careful, lambda: (y * costs(a, z)).sum(-1))
 

@@ -308,6 +308,7 @@ def of(
     n, k = sizes["examples"], sizes["classes"]
     if k == 0:
         raise ValueError(f"`classes` must hold at least one class, got {k}.")
+    _checks.known_count("classes", (k,), k)
     examples = _checks.leading("examples", examples, (n,), "[N]")
     classes = _checks.leading("classes", classes, (k,), "[K]")
     shards.check("classes", classes, "examples", examples)

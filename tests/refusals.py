@@ -8,6 +8,7 @@ from softjax import Columns, Loss, losses, scores
 from softjax._arguments import documented
 
 N, K, D = 4, 5, 3
+(MANY,) = jax.export.symbolic_shape("n")
 LOGITS = jnp.zeros((2, 3))
 LABELS = jnp.array([0, 1])
 MIX = {"z": jnp.zeros((4, 2)), "x": jnp.zeros((4, 5)), "centers": jnp.zeros((3, 2)), "values": jnp.zeros((3, 5))}
@@ -462,6 +463,29 @@ LOSSES = {
             ("mean", "forward", softjax.Placement(2, 2, "forward")),
         )
     },
+    **{
+        f"{argument} of any number": (
+            lambda function=function, of=of: jax.eval_shape(
+                function, *(jax.ShapeDtypeStruct(a, "float32") for a in of)
+            ),
+            ValueError,
+            rf"`{argument}` must hold a known number of classes, got the symbolic shape \(",
+        )
+        for argument, function, of in (
+            ("kernel", softjax.linear_logsumexp, [(N, D), (D, MANY)]),
+            ("centers", softjax.mixture_expectation, [(N, D), (MANY, D), (MANY, 2)]),
+            ("classes", lambda x, w: of_own(lambda a, b: a @ b.T, x, w), [(N, D), (MANY, D)]),
+            ("x", softjax.contrastive_loss, [(MANY, D), (MANY, D)]),
+        )
+    },
+    "tiles of any number of examples": (
+        lambda: jax.eval_shape(
+            lambda x: softjax.linear_logsumexp(x, w, block_size=softjax.Placement(2, 2)),
+            jax.ShapeDtypeStruct((MANY, D), "float32"),
+        ),
+        ValueError,
+        "`block_size` must be an integer or None for a symbolic number of examples, got tile 2",
+    ),
     "a prior of rank 2": (
         lambda: losses.label_smoothing(losses.cross_entropy, 0.1, z),
         ValueError,
