@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, export
 from jax.typing import ArrayLike
 
 Axis = int | Sequence[int] | None
@@ -202,12 +202,12 @@ def reduction(x: str) -> str:
 
 def class_ids(labels: Array, count: int, other: int = 0) -> tuple[Array, Array]:
     """(class ids, True where a label is one of the `count` classes); any other label gets the `other` id."""
-    if isinstance(count, int):
-        fits = count > jnp.iinfo(labels.dtype).max
-        known = (labels >= 0) if fits else (labels >= 0) & (labels < count)
-    else:  # a symbolic size
+    if export.is_symbolic_dim(count):
         wide = labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
         known = (labels >= 0) & (wide < jnp.asarray(count, wide.dtype))
+    else:
+        fits = count > jnp.iinfo(labels.dtype).max
+        known = (labels >= 0) if fits else (labels >= 0) & (labels < count)
     return jnp.where(known, jnp.where(known, labels, jnp.zeros_like(labels)).astype(jnp.int32), other), known
 
 
@@ -227,7 +227,7 @@ def live_classes(where: ArrayLike | None, name: str, bias: ArrayLike | None, k: 
 
 def known_count(name: str, shape: tuple, k: Any) -> None:
     """Refuses a symbolic number of classes, which cannot be divided into blocks."""
-    if not isinstance(k, int):
+    if export.is_symbolic_dim(k):
         raise ValueError(f"`{name}` must hold a known number of classes, got the symbolic shape {shape}.")
 
 

@@ -7,10 +7,11 @@ The leading axes are not flattened to one: XLA would not write a gradient [B, L,
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, export, lax
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 from jax.tree_util import Partial
@@ -156,7 +157,7 @@ def _soft_cost(a, z, y):
     def careful():  # some rows at a time, so that no selection is as large as the logits
         n = math.prod(z.shape[:-1])
         rows = jax.tree.map(lambda x: x.reshape(n, *x.shape[z.ndim - 1 :]), (a, z, y))
-        tile = max(1, n // 16) if isinstance(n, int) else n  # it may be symbolic
+        tile: Any = n if export.is_symbolic_dim(n) else max(1, n // 16)
         return over_tiles(of_rows, None, rows, n, tile)[1].reshape(z.shape[:-1])
 
     return _if_left_out(z, careful, lambda: (y * costs(a, z)).sum(-1))

@@ -465,13 +465,13 @@ LOSSES = {
     },
     **{
         f"{argument} of any number": (
-            lambda function=function, of=of: jax.eval_shape(
-                function, *(jax.ShapeDtypeStruct(a, "float32") for a in of)
+            lambda function=function, shapes=shapes: jax.eval_shape(
+                function, *(jax.ShapeDtypeStruct(shape, "float32") for shape in shapes)
             ),
             ValueError,
             rf"`{argument}` must hold a known number of classes, got the symbolic shape \(",
         )
-        for argument, function, of in (
+        for argument, function, shapes in (
             ("kernel", softjax.linear_logsumexp, [(N, D), (D, MANY)]),
             ("centers", softjax.mixture_expectation, [(N, D), (MANY, D), (MANY, 2)]),
             ("classes", lambda x, w: of_own(lambda a, b: a @ b.T, x, w), [(N, D), (MANY, D)]),
