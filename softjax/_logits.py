@@ -375,13 +375,13 @@ def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, margin: Array
 def _hinge_arguments(scores, labels, margin):
     """(scores, class ids, whether they are classes, margin)."""
     s = checked_array("scores", scores)
-    if s.ndim == 0:
-        raise ValueError(f"`scores` must have shape [..., K], got {s.shape}.")
+    if s.ndim == 0 or s.shape[-1] == 0:
+        raise ValueError(f"`scores` must have shape [..., K] with at least one class, got {s.shape}.")
     labels = _checks.integers("labels", labels)
     _checks.shape("labels", labels, s.shape[:-1], "that of `scores` less its last axis")
-    s, rows = _as_rows("scores", s.astype(compute_dtype(s.dtype)), -1, None)
+    s = s.astype(compute_dtype(s.dtype))
     margin = checked_scalar("margin", margin).astype(s.dtype)
-    return s, *_checks.class_ids(labels, rows.classes), margin
+    return s, *_checks.class_ids(labels, s.shape[-1]), margin
 
 
 @ft.partial(jax.jit, inline=True)

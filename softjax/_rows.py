@@ -5,6 +5,7 @@ They compute in at least float32, whatever the type of the logits. A class with 
 The leading axes are not flattened to one: XLA would not write a gradient [B, L, K] in the place of an array [N, K].
 """
 
+import functools as ft
 import math
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ def _row_normaliser(logits):
     return _rules.totals(_SCORES_ALONE, logits, (), Layout((), n, k, n, k)).a
 
 
+@ft.partial(jax.jit, inline=True)
 def row_logsumexp(logits: Array) -> Array:
     """log sum_k exp z_k [...] of the logits [..., K], in at least float32."""
     return _row_normaliser(logits).log.value

@@ -114,7 +114,7 @@ ARRAYS = {
     "scores without classes": (
         lambda: softjax.multiclass_svm_loss(jnp.zeros(()), jnp.array(0)),
         ValueError,
-        r"`scores` must have shape \[..., K\], got \(\)",
+        r"`scores` must have shape \[..., K\] with at least one class, got \(\)",
     ),
     "labels of scores": (
         lambda: softjax.multiclass_hinge_loss(LOGITS, jnp.array(0)),
