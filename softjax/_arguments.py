@@ -85,7 +85,11 @@ ARGUMENTS = {
     ),
     "class_weights": Argument("classes", "[K], a factor of the cross entropy of each class; None for 1.", _floating),
     # numbers, and losses, which are pytrees of numbers and arrays
-    "loss": Argument("replicated", "a `softjax.Loss`, from `softjax.losses` or your own."),
+    "loss": Argument(
+        "replicated",
+        "a `softjax.Loss`, from `softjax.losses` or your own. One of several numbers per example, such as "
+        '`losses.expectation`, is not reduced: take `reduction="none"`, and the mean of the result over its axes.',
+    ),
     "label_smoothing": Argument(
         "replicated",
         "in [0, 1]: the share of the label that is spread over all classes that are not left out.",

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, export
 from jax.typing import ArrayLike
 
 Axis = int | Sequence[int] | None
@@ -203,8 +203,12 @@ def reduction(x: str) -> str:
 
 def class_ids(labels: Array, count: int, other: int = 0) -> tuple[Array, Array]:
     """(class ids, True where a label is one of the `count` classes); any other label gets the `other` id."""
-    fits = count > jnp.iinfo(labels.dtype).max
-    known = (labels >= 0) if fits else (labels >= 0) & (labels < count)
+    if export.is_symbolic_dim(count):
+        wide = labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
+        known = (labels >= 0) & (wide < jnp.asarray(count, wide.dtype))
+    else:
+        fits = count > jnp.iinfo(labels.dtype).max
+        known = (labels >= 0) if fits else (labels >= 0) & (labels < count)
     return jnp.where(known, jnp.where(known, labels, jnp.zeros_like(labels)).astype(jnp.int32), other), known
 
 
@@ -220,6 +224,12 @@ def live_classes(where: ArrayLike | None, name: str, bias: ArrayLike | None, k: 
     shape(name, bias, (k,), meaning)
     possible = ~(bias < jnp.finfo(bias.dtype).min)
     return possible if live is None else live & possible, bias
+
+
+def known_count(name: str, shape: tuple, k: Any) -> None:
+    """Refuses a symbolic number of classes, which cannot be divided into blocks."""
+    if export.is_symbolic_dim(k):
+        raise ValueError(f"`{name}` must hold a known number of classes, got the symbolic shape {shape}.")
 
 
 def class_values(x: ArrayLike, k: int, classes: str) -> Array:
@@ -239,6 +249,7 @@ def class_kernel(kernel: ArrayLike, class_axis: int) -> tuple[Array, int]:
     if kernel.ndim != 2 or kernel.shape[axis] == 0:
         wanted = ("[K, D]", "[D, K]")[axis]
         raise ValueError(f"`kernel` must have shape {wanted} with at least one class, got {kernel.shape}.")
+    known_count("kernel", kernel.shape, kernel.shape[axis])
     return kernel, axis
 
 
@@ -248,5 +259,6 @@ def latents_and_centers(z: ArrayLike, centers: ArrayLike) -> tuple[Array, Array]
         raise ValueError(f"`centers` must have shape [K, D], got {centers.shape}.")
     if centers.shape[0] == 0:
         raise ValueError(f"`centers` must hold at least one class, got shape {centers.shape}.")
+    known_count("centers", centers.shape, centers.shape[0])
     shape("z", z, (*z.shape[:-1], centers.shape[1]), "[..., D] for the D of `centers`")
     return z, centers

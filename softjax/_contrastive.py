@@ -262,6 +262,7 @@ class _Views:
         x = checked_array("x", x)
         if x.ndim != 2 or x.shape[0] == 0:
             raise ValueError(f"`x` must have shape [N, D] with at least one example, got {x.shape}.")
+        _checks.known_count("x", x.shape, x.shape[0])  # each example is a class of the others
         y = x if y is None else checked_array("y", y)
         _checks.shape("y", y, x.shape, "that of `x`")
         self.axis_name, self.shards = axis_name, Shards.named(axis_name)

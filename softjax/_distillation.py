@@ -138,7 +138,7 @@ def _student_and_teacher(student, teacher):
     return dataclasses.replace(
         student,
         kind="student and teacher",
-        function=Partial(ft.partial(_both, len(student.classes)), student.function, Constant(teacher.function)),
+        function=Partial(_Both(len(student.classes)), student.function, Constant(teacher.function)),
         examples=(student.examples, Constant(teacher.examples)),
         classes=(*student.classes, *map(Constant, teacher.classes)),
         axes=student.axes + teacher.axes,
@@ -147,9 +147,15 @@ def _student_and_teacher(student, teacher):
     )
 
 
-def _both(count, student, teacher, examples, block, live):
-    of_student, of_teacher = examples
-    return student(of_student, block[:count], live), teacher.tree(of_teacher, block[count:], live)
+@dataclasses.dataclass(frozen=True)
+class _Both:
+    """The scores of a student, whose arrays are the first `count` of the classes, and of a teacher."""
+
+    count: int
+
+    def __call__(self, student, teacher, examples, block, live):
+        of_student, of_teacher = examples
+        return student(of_student, block[: self.count], live), teacher.tree(of_teacher, block[self.count :], live)
 
 
 def _forward_columns(z, ids, *_):
@@ -205,8 +211,7 @@ def _divergence_of_pair(student, pair, divergence, how):
     ids, probs = label_pair(pair, student.batch, "teacher_probs")
     ids, known = _checks.class_ids(ids, student.count)
     examples = Examples(known=known.all(-1))
-    loss = Loss(_columns_of_pair, Partial(ft.partial(_finish_of_pair, divergence)))
-    return evaluate(loss, student, (ids, Constant(probs)), examples=examples, **how)
+    return evaluate(_OF_PAIRS[divergence], student, (ids, Constant(probs)), examples=examples, **how)
 
 
 def _columns_of_pair(z, ids, pair, _):
@@ -217,13 +222,26 @@ def _columns_of_pair(z, ids, pair, _):
     return Columns(z, e=(others,), y=Weights(pair[0], none))
 
 
-def _finish_of_pair(divergence, totals, pair):
-    """Sums of terms that are not negative. That of KL(q || p) is q log(q / p) - q + p, and p for the other classes."""
-    q, log_p = pair[1].tree, log_probabilities(totals)
-    p, of_others = jnp.exp(log_p), jnp.exp(totals.e[0].value)
-    log_ratio = jnp.log(jnp.where(q > 0, q, 1)) - log_p
-    if divergence == "jensen_shannon":
-        log_ratio = jnp.where(q > 0, log_ratio, jnp.inf)
-        return ((p + q) * _information(log_ratio)).sum(-1) / 2 + of_others * jnp.log(2.0) / 2
+def _forward_of_pair(totals, pair):
+    """The sum of q log(q / p) - q + p, and of p for the other classes: terms that are not negative."""
+    q, p, log_ratio, of_others = _compared(totals, pair)
     terms = jnp.where(q > 0, q * (log_ratio + jnp.expm1(-log_ratio)), p)
     return terms.sum(-1) + of_others + (q.sum(-1) - 1)
+
+
+def _jensen_shannon_of_pair(totals, pair):
+    q, p, log_ratio, of_others = _compared(totals, pair)
+    log_ratio = jnp.where(q > 0, log_ratio, jnp.inf)
+    return ((p + q) * _information(log_ratio)).sum(-1) / 2 + of_others * jnp.log(2.0) / 2
+
+
+def _compared(totals, pair):
+    """(q, p, log(q / p) where q > 0) of the teacher's classes, and the sum of p over all others."""
+    q, log_p = pair[1].tree, log_probabilities(totals)
+    return q, jnp.exp(log_p), jnp.log(jnp.where(q > 0, q, 1)) - log_p, jnp.exp(totals.e[0].value)
+
+
+_OF_PAIRS = {
+    "forward": Loss(_columns_of_pair, _forward_of_pair),
+    "jensen_shannon": Loss(_columns_of_pair, _jensen_shannon_of_pair),
+}

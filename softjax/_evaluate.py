@@ -135,7 +135,7 @@ def _evaluate(loss, scores, example, per_class, examples, reduction, placement, 
     exact = scores.exact if loss.payoff is not None else None
     problem = _rules.Problem(
         BlockColumns(scores.function, loss.columns),
-        Partial(_finish, loss.finish, loss.payoff, exact and exact.score),
+        Partial(_finish if reduction == "none" else _finish_one, loss.finish, loss.payoff, exact and exact.score),
         (scores.examples, example),
         (exact and (exact.examples, exact.common), _without_pairs(example), examples, observed and observed[1]),
         (*scores.classes, scores.live, per_class, exact and exact.classes),
@@ -185,6 +185,15 @@ def _finish(finish, payoff, exact_score, totals, targets, classes, layout):
     finished = finish(totals, example)
     _losses.check_losses(finished, totals.a.m.shape[0])
     return examples.weighted(finished)
+
+
+def _finish_one(*args):
+    """The same, of a loss that is reduced: one number per example."""
+    finished = _finish(*args)
+    if finished.ndim > 1:
+        got = finished.shape
+        raise ValueError(f"`reduction` must be 'none' for a loss of several numbers per example, got losses {got}.")
+    return finished
 
 
 def _with_exact_tops(totals, score, payoff, targets, classes, layout):

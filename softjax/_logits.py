@@ -2,7 +2,7 @@
 
 import functools as ft
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,48 +19,59 @@ from .losses import Loss
 
 
 class _Rows:
-    """The reshaping of an array [...] with its classes on some axes to rows [N, K], and back."""
+    """The reshaping of an array [...] with its classes on some axes to rows [..., K], and back.
+
+    Rows without a class become rows of one class, which is left out.
+    """
 
     def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...]):
         self.axes = axes
         self.order = tuple(a for a in range(len(shape)) if a not in axes) + axes
         self.moved = tuple(shape[a] for a in self.order)
         self.batch = self.moved[: len(shape) - len(axes)]
-        self.size = (math.prod(self.batch), math.prod(self.moved[len(self.batch) :]))
-        if self.size[1] == 0:
-            raise ValueError(f"`axis` must hold at least one class, got shape {shape} and axis {axes}.")
+        self.classes = math.prod(self.moved[len(self.batch) :])
 
-    def flatten(self, x: Array) -> Array:
-        return x.transpose(self.order).reshape(self.size)
+    def flatten(self, x: Array, left_out: float = 0) -> Array:
+        rows = x.transpose(self.order).reshape(*self.batch, self.classes)
+        one_more = [(0, 0)] * len(self.batch) + [(0, 1)]
+        return rows if self.classes != 0 else jnp.pad(rows, one_more, constant_values=left_out)
 
     def restore(self, rows: Array) -> Array:
+        rows = rows if self.classes != 0 else rows[..., :0]
         return rows.reshape(self.moved).transpose([self.order.index(a) for a in range(len(self.order))])
-
-    def without_axes(self, rows: Array, keepdims: bool = False) -> Array:
-        x = rows.reshape(self.batch)
-        return jnp.expand_dims(x, self.axes) if keepdims else x
 
 
 def _as_rows(name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None) -> tuple[Array, _Rows]:
-    """(logits [N, K], -inf where a class is left out, their reshaping)."""
+    """(logits [..., K], -inf where a class is left out, their reshaping)."""
     logits = _checks.floating(name, x)
     rows = _Rows(logits.shape, _checks.axes(axis, logits.ndim))
-    return rows.flatten(scores.masked_logits(logits, where)), rows
+    return rows.flatten(scores.masked_logits(logits, where), -jnp.inf), rows
 
 
-def _cross_entropy_logits(x: ArrayLike, axis: Axis, where: ArrayLike | None) -> tuple:
-    """(logits, axes of the classes, mask of the logits' shape or None).
+class _Masked(NamedTuple):
+    """The logits of a cross entropy, and its mask: of examples, or of classes."""
 
-    `where` may have one value per example, as in optax, or be broadcastable to the logits.
-    """
+    logits: Array
+    axes: tuple[int, ...]  # of the classes
+    kept: Array | None = None  # of the logits' shape less the axes; None for all examples
+    live: Array | None = None  # of the logits' shape; None for all classes
+
+
+def _cross_entropy_logits(x: ArrayLike, axis: Axis, where: ArrayLike | None) -> _Masked:
+    """`where` may have one value per example, as in optax, or be broadcastable to the logits."""
     logits = checked_array("logits", x)
     axes = _checks.axes(axis, logits.ndim)
     if where is None:
-        return logits, axes, None
+        return _Masked(logits, axes)
     where = checked_array("where", where)
-    if where.shape == tuple(n for a, n in enumerate(logits.shape) if a not in axes):
-        where = jnp.expand_dims(where, axes)
-    return logits, axes, _checks.broadcast("where", where, logits.shape, "that of the logits, or one value per example")
+    batch = tuple(n for a, n in enumerate(logits.shape) if a not in axes)
+    if where.shape == batch:
+        return _Masked(logits, axes, where)
+    live = _checks.broadcast("where", where, logits.shape, "that of the logits, or one value per example")
+    where = where.reshape((1,) * (logits.ndim - where.ndim) + where.shape)
+    if all(where.shape[a] == 1 for a in axes):
+        return _Masked(logits, axes, jnp.broadcast_to(where.squeeze(axes), batch))
+    return _Masked(logits, axes, None, live)
 
 
 @documented()
@@ -100,7 +111,7 @@ def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Ar
     p_k = exp(x_k) / sum_j exp(x_j), with the derivative dp_k = p_k (dx_k - sum_j p_j dx_j).
     Takes the arguments of `jax.nn.softmax`. The gradient keeps all digits in a row that is sure of its class. A class
     that is left out, by logit -inf or `where`, has probability and gradient 0, even if its whole row is left out. A
-    logit of +inf or NaN makes its row NaN.
+    logit of +inf or NaN makes its row NaN. The softmax over no class is empty.
 
     Args:
         x: logits [...], of any floating-point type; integers are promoted.
@@ -149,7 +160,7 @@ def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None
 
     A = log sum_k exp(a_k), with the derivative dA = sum_k p_k da_k where p = softmax(a).
     Takes the arguments of `jax.nn.logsumexp`, except for signs and scales. A is -inf with gradient 0 where all classes
-    are left out, and NaN where a class has +inf.
+    are left out or there are none, and NaN where a class has +inf.
 
     Args:
         axis: the axis or axes to sum over; None for all.
@@ -165,8 +176,8 @@ def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None
     Source: CATSMILE-1012 (softargmax), which would reserve the name softmax for it.
     """
     logits, rows = _as_rows("a", a, axis, where)
-    total = evaluate(losses.logsumexp, scores.dense(logits)).astype(logits.dtype)
-    return rows.without_axes(total, checked("keepdims", keepdims))
+    total = _rows.row_logsumexp(logits).astype(logits.dtype)
+    return jnp.expand_dims(total, rows.axes) if checked("keepdims", keepdims) else total
 
 
 @documented(dense=True)
@@ -185,8 +196,8 @@ def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
 
     Source: CATSMILE-1012 (softargmax), E_p[t] with t = log p.
     """
-    logits, rows = _as_rows("logits", logits, axis, where)
-    return rows.without_axes(evaluate(losses.entropy, scores.dense(logits)))
+    logits, _ = _as_rows("logits", logits, axis, where)
+    return evaluate(losses.entropy, scores.dense(logits))
 
 
 @documented(dense=True)
@@ -222,7 +233,7 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
         raise ValueError(f"`values` must be broadcastable against `logits`, got {got}.") from error
     z, rows = _as_rows("logits", z, axis, where)
     t = rows.flatten(t).astype(dtype)
-    return rows.without_axes(_rows.row_expectation(z.astype(dtype), t).astype(dtype))
+    return _rows.row_expectation(z.astype(dtype), t).astype(dtype)
 
 
 @documented(dense=True)
@@ -250,13 +261,13 @@ def softmax_cross_entropy(
 
     Source: CATSMILE-1012 (softargmax), cross entropy, there without its minus sign.
     """
-    z, axes, live = _cross_entropy_logits(logits, axis, where)
+    z, axes, kept, live = _cross_entropy_logits(logits, axis, where)
     y = _checks.floating_like("labels", labels, z)
     y = _checks.broadcast("labels", y, z.shape, "that of the logits")
     dtype = common_dtype(z, y)
     z, rows = _as_rows("logits", z, axes, live)
     y = rows.flatten(y if live is None else jnp.where(live, y, 0)).astype(dtype)
-    return rows.without_axes(_rows.row_cross_entropy(z.astype(dtype), y))
+    return _of_kept(_rows.row_cross_entropy, kept, z.astype(dtype), y)
 
 
 @documented(dense=True)
@@ -292,20 +303,25 @@ def softmax_cross_entropy_with_integer_labels(
     Source: Notes on gradients, 1 (softmax loss), with the logarithm that its listing lacks;
     The softmax function and its derivative (cross entropy).
     """
-    z, axes, live = _cross_entropy_logits(logits, axis, where)
+    z, axes, kept, live = _cross_entropy_logits(logits, axis, where)
     z, rows = _as_rows("logits", z, axes, live)
     labels = _checks.integers("labels", labels)
     _checks.shape("labels", labels, rows.batch, "that of the logits less `axis`")
-    y, known = _checks.class_ids(labels.reshape(-1), z.shape[-1])
-    ignored = None if ignore_index is None else _checks.equals("ignore_index", labels, ignore_index).reshape(-1)
-    if ignored is not None:
-        z, known = jnp.where(ignored[:, None], 0, z), known | ignored  # the logits may be NaN
-    loss = _rows.row_label_cross_entropy(z, y)
-    included = None if live is None else rows.flatten(live).any(-1)
-    known = known if included is None else known | ~included
-    loss = nan_unless(known, loss)
-    loss = loss if included is None else jnp.where(included, loss, 0)
-    return rows.without_axes(loss if ignored is None else jnp.where(ignored, 0, loss))
+    if ignore_index is not None:
+        others = ~_checks.equals("ignore_index", labels, ignore_index)
+        kept = others if kept is None else others & kept
+    if live is not None:
+        possible = rows.flatten(live).any(-1)
+        kept = possible if kept is None else possible & kept
+    y, known = _checks.class_ids(labels, rows.classes)
+    return _of_kept(lambda z: nan_unless(known, _rows.row_label_cross_entropy(z, y)), kept, z)
+
+
+def _of_kept(function, kept, *rows):
+    """The losses of the rows, with loss and gradient 0 where `kept` is False, even if a row has NaN."""
+    if kept is None:
+        return function(*rows)
+    return jnp.where(kept, function(*(_rows.still_unless(kept, x) for x in rows)), 0)
 
 
 @documented(dense=True)

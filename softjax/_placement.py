@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jax.typing import DTypeLike
 
 from . import _checks
@@ -79,6 +80,8 @@ def given_or_chosen(
     if not isinstance(block_size, Placement):
         return Placement(n, _checks.positive("block_size", block_size, "a positive integer or None"))
     tile, block, gradient, kept = block_size
+    if export.is_symbolic_dim(n):
+        raise ValueError(f"`block_size` must be an integer or None for a symbolic number of examples, got tile {tile}.")
     if not isinstance(gradient, str) or gradient not in ("forward", "backward"):
         raise ValueError(f"`block_size` must take the gradient 'forward' or 'backward', got {_checks.shown(gradient)}.")
     if kept is not None and not (type(kept) is int and kept >= 0):

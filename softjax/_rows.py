@@ -1,13 +1,20 @@
-"""Rules over the rows of dense logits [N, K], which keep their class axis or use it more than once.
+"""Rules over the rows of dense logits [..., K], which keep their class axis or use it more than once.
 
 They compute in at least float32, whatever the type of the logits. A class with logit -inf is left out.
+
+The leading axes are not flattened to one: XLA would not write a gradient [B, L, K] in the place of an array [N, K].
 """
 
+import functools as ft
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, export, lax
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
 from jax.tree_util import Partial
 
 from . import _gibbs as g
@@ -19,8 +26,15 @@ _SCORES_ALONE = Partial(lambda logits, _, ids: g.Columns(widened(logits)))
 
 
 def _row_normaliser(logits):
-    n, k = logits.shape
+    *batch, k = logits.shape
+    n = math.prod(batch)
     return _rules.totals(_SCORES_ALONE, logits, (), Layout((), n, k, n, k)).a
+
+
+@ft.partial(jax.jit, inline=True)
+def row_logsumexp(logits: Array) -> Array:
+    """log sum_k exp z_k [...] of the logits [..., K], in at least float32."""
+    return _row_normaliser(logits).log.value
 
 
 @jax.custom_vjp
@@ -48,7 +62,7 @@ _softmax = jax.jit(_rules.both_modes(_softmax_rule), inline=True)
 
 
 def row_softmax(logits: Array) -> Array:
-    """p [N, K] of the logits [N, K]."""
+    """p [..., K] of the logits [..., K]."""
     return _softmax(logits, ())
 
 
@@ -76,6 +90,35 @@ def row_rule(kept: Callable, value: Callable, pull: Callable) -> Callable:
     return lambda *arrays: function(*split(_mesh.vary_together(arrays)))
 
 
+def still_unless(kept: Array, x: Array) -> Array:
+    """x [..., K], whose rows are constants of differentiation where `kept` [...] is False.
+
+    Their derivative is 0 even where it would be NaN. A selection from x has this derivative too, but is an array more.
+    """
+    return _still_p.bind(*_mesh.vary_together((x, kept)))
+
+
+_still_p = core.Primitive("softjax_still")
+_still_p.def_impl(lambda x, _: x)
+_still_p.def_abstract_eval(lambda x, _: x)
+mlir.register_lowering(_still_p, lambda _, x, __: [x])
+
+
+def _jvp_of_still(primals, tangents):
+    (x, kept), (dx, _) = primals, tangents
+    moved = dx if isinstance(dx, ad.Zero) else jnp.where(kept[..., None], dx, 0)
+    return _still_p.bind(x, kept), moved
+
+
+def _batch_of_still(args, axes):
+    size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
+    front = lambda a, axis: jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
+    return _still_p.bind(*map(front, args, axes)), 0
+
+
+ad.primitive_jvps[_still_p] = _jvp_of_still
+batching.primitive_batchers[_still_p] = _batch_of_still
+
 _left_out = jnp.isneginf
 
 
@@ -90,7 +133,7 @@ _log_p_pull = lambda a, ct, z: (g.log_softmax_cotangent(a.probabilities(z), jnp.
 row_log_softmax = row_rule(_row_normaliser, _log_p, _log_p_pull)
 
 
-# E_p[t] for payoffs [N, K]: p_k (t_k - E_p[t]), and p_k
+# E_p[t] for payoffs [..., K]: p_k (t_k - E_p[t]), and p_k
 def _mean_payoff(p, z, t):
     return _if_left_out(z, lambda: (p * jnp.where(_left_out(z), 0, t)).sum(-1), lambda: (p * t).sum(-1))
 
@@ -103,7 +146,7 @@ def _mean_payoff_pull(p, ct, z, t):
 row_expectation = row_rule(row_softmax, _mean_payoff, _mean_payoff_pull)
 
 
-# -sum_k y_k log p_k for labels [N, K]: p_k sum_j y_j - y_k
+# -sum_k y_k log p_k for labels [..., K]: p_k sum_j y_j - y_k
 def _soft_cost(a, z, y):
     costs = lambda a, z: (a.m[..., None] - z) + a.log.rest[..., None]
 
@@ -114,7 +157,10 @@ def _soft_cost(a, z, y):
         return None, jnp.where((left_out & (y != 0)).any(-1) & ~jnp.isnan(loss), jnp.inf, loss)
 
     def careful():  # some rows at a time, so that no selection is as large as the logits
-        return over_tiles(of_rows, None, (a, z, y), z.shape[0], max(1, z.shape[0] // 16))[1]
+        n = math.prod(z.shape[:-1])
+        rows = jax.tree.map(lambda x: x.reshape(n, *x.shape[z.ndim - 1 :]), (a, z, y))
+        tile: Any = n if export.is_symbolic_dim(n) else max(1, n // 16)
+        return over_tiles(of_rows, None, rows, n, tile)[1].reshape(z.shape[:-1])
 
     return _if_left_out(z, careful, lambda: (y * costs(a, z)).sum(-1))
 
@@ -135,7 +181,7 @@ def _soft_cost_pull(a, ct, z, y):
 row_cross_entropy = row_rule(_row_normaliser, _soft_cost, _soft_cost_pull)
 
 
-# -log p_y for integer labels [N]: p - onehot(y)
+# -log p_y for integer labels [...]: p - onehot(y)
 def _label_cost(a, z, y):
     z_y = jnp.take_along_axis(z, y[..., None], -1)[..., 0]
     loss = (a.m - jnp.where(_left_out(z_y), 0, z_y)) + a.log.rest
@@ -145,7 +191,7 @@ def _label_cost(a, z, y):
 def _label_cost_pull(a, ct, z, y):
     z_y = jnp.take_along_axis(z, y[..., None], -1)
     others = jnp.where(_left_out(z_y), 0, a.complement(z_y))
-    is_label = jnp.arange(z.shape[-1], dtype=y.dtype)[None] == y[:, None]
+    is_label = lax.broadcasted_iota(y.dtype, z.shape, z.ndim - 1) == y[..., None]
     return ct[..., None] * jnp.where(is_label, -others, a.probabilities(z)), None
 
 

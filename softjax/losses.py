@@ -23,18 +23,33 @@ from ._pair import Pair
 from ._unknown import nan_unless
 
 
-class Loss(NamedTuple):
-    """The terms that are summed over the classes, and the loss from their sums.
-
-    The functions close over no arrays: numbers and arrays of the loss come by `jax.tree_util.Partial`.
-    """
-
+class _Functions(NamedTuple):
     columns: Callable[[Array, Array, Any, Any], Columns]
     """(logits [N, B], class ids [B], example [N, ...], per class [B, ...]) -> Columns, for B of the classes"""
     finish: Callable[[Totals, Any], Array]
     """(Totals, example) -> [N, ...]"""
     payoff: Callable[[Any, Any], Array] | None = None
     """(example [N, ...], per class [N, ...]) -> t or e [N] of one class per example, without the error of a product"""
+
+
+class Loss(_Functions):
+    """The terms that are summed over the classes, and the loss from their sums: a named tuple of three functions.
+
+    - `columns`: (logits [N, B], class ids [B], example [N, ...], per class [B, ...]) -> `Columns`, for B of the classes
+    - `finish`: (`Totals`, example) -> the losses [N, ...]
+    - `payoff`: None, or (example [N, ...], per class [N, ...]) -> t or e [N] of one class per example, without the
+      error of a product
+
+    The functions close over no arrays: numbers and arrays of the loss come by `jax.tree_util.Partial`. A loss can be
+    pickled if its functions have names in a module.
+    """
+
+    @classmethod
+    def _described(cls, text: str, *functions: Callable) -> "Loss":
+        """A loss whose `help` is a text."""
+        loss = cls(*functions)
+        loss.__doc__ = text  # of this tuple alone, as the class has no `__slots__`
+        return loss
 
 
 def as_tree(loss: Loss, dtype: jnp.dtype) -> Loss:
@@ -187,8 +202,22 @@ def _cross_entropy_columns(z, ids, labels, added):  # noqa: ARG001
     return Columns(z, y=y._replace(per_class=added.astype(z.dtype)))
 
 
-# C = -sum_k y_k log p_k, for weights y_k of the labels; `per_class` [K], if given, is added to the y of every example
-cross_entropy = Loss(_cross_entropy_columns, lambda q, _: q.C)
+def _cross_entropy_of_sums(q, _):
+    return q.C
+
+
+cross_entropy = Loss._described(
+    """C = -sum_k y_k log p_k, the cross entropy of label weights y and p = softmax(z), in nats.
+
+    Args:
+        example: labels [N], integers in [0, K), of weight 1; or a pair of class ids and their weights, both [N, T].
+        per_class: weights [K] that are added to the y of every example; None for none.
+
+    Source: CATSMILE-1012 (softargmax), cross entropy, there without its minus sign.
+    """,
+    _cross_entropy_columns,
+    _cross_entropy_of_sums,
+)
 
 
 def focal(gamma: ArrayLike = 2.0) -> Loss:
@@ -207,7 +236,8 @@ def poly_1(epsilon: ArrayLike = 2.0) -> Loss:
     return Loss(cross_entropy.columns, Partial(_poly_1, checked("epsilon", epsilon)))
 
 
-_poly_1 = lambda epsilon, q, _: q.C - epsilon * jnp.expm1(-q.C)
+def _poly_1(epsilon, q, _):
+    return q.C - epsilon * jnp.expm1(-q.C)
 
 
 def _brier_columns(z, ids, y, _):
@@ -223,8 +253,18 @@ def _brier(q, _):
     return nan_unless(known, jnp.where(nothing, 1, sigmoid(against) ** 2 * (1 + squares)))
 
 
-# sum_k (p_k - 1{k = y})^2 = (1 - p_y)^2 (1 + sum_{k != y} (p_k / (1 - p_y))^2)
-brier = Loss(_brier_columns, _brier)
+brier = Loss._described(
+    """sum_k (p_k - 1{k = y})^2 = (1 - p_y)^2 (1 + sum_{k != y} (p_k / (1 - p_y))^2), the Brier score of the label y.
+
+    Args:
+        example: labels [N], integers in [0, K).
+        per_class: None.
+
+    Source: Brier, Verification of forecasts expressed in terms of probability (1950).
+    """,
+    _brier_columns,
+    _brier,
+)
 
 
 def weston_watkins(margin: ArrayLike = 1.0) -> Loss:
@@ -274,8 +314,30 @@ def _crammer_singer(margin, q, _):
     return nan_unless(known & ~jnp.isnan(loss), loss)
 
 
-# A = log sum_k exp z_k
-logsumexp = Loss(lambda z, ids, _, __: Columns(z), lambda q, _: q.A.value)
+def _logits_alone(z, ids, example, per_class):  # noqa: ARG001
+    return Columns(z)
+
+
+def _logsumexp(q, _):
+    return q.A.value
+
+
+logsumexp = Loss._described(
+    """A = log sum_k exp z_k, with the derivative sum_k p_k dz_k.
+
+    Args:
+        example: None.
+        per_class: None.
+
+    Source: CATSMILE-1012 (softargmax).
+    """,
+    _logits_alone,
+    _logsumexp,
+)
+
+
+def _vector_payoff(z, ids, example, per_class):  # noqa: ARG001
+    return Columns(z, v=_floats(per_class))
 
 
 def _weighted_logsumexp(q, _):
@@ -283,11 +345,58 @@ def _weighted_logsumexp(q, _):
     return jnp.where(nothing, -jnp.inf, a) + jnp.log(jnp.where(nothing, 1, q.v[0].value))
 
 
-# log sum_k b_k exp z_k for factors b [K, E] of the classes, which may be negative; NaN if the sum is negative
-weighted_logsumexp = Loss(lambda z, ids, _, b: Columns(z, v=_floats(b)), _weighted_logsumexp)
+weighted_logsumexp = Loss._described(
+    """log sum_k b_k exp z_k [N, E], for factors b of the classes, which may be negative; NaN if the sum is negative.
 
-# H(p) = A - E_p[z], with dH = -sum_k p_k (z_k - E_p[z]) dz_k: dA and sum_k p_k dz_k cancel, and neither is computed
-entropy = Loss(lambda z, ids, _, __: Columns(z, t=(z,)), lambda q, _: (lax.stop_gradient(q.A) - q.t_fixed[0]).value)
+    Args:
+        example: None.
+        per_class: b [K, E].
+
+    Source: `b` of `jax.nn.logsumexp`.
+    """,
+    _vector_payoff,
+    _weighted_logsumexp,
+)
+
+
+def _entropy_columns(z, ids, example, per_class):  # noqa: ARG001
+    return Columns(z, t=(z,))
+
+
+def _entropy_of_sums(q, _):  # in dA - dE_p[z], dA and sum_k p_k dz_k cancel, and neither is computed
+    return (lax.stop_gradient(q.A) - q.t_fixed[0]).value
+
+
+entropy = Loss._described(
+    """H(p) = -sum_k p_k log p_k = A - E_p[z], in nats, with dH = -sum_k p_k (z_k - E_p[z]) dz_k.
+
+    Args:
+        example: None.
+        per_class: None.
+
+    Source: CATSMILE-1012 (softargmax), E_p[t] with t = log p.
+    """,
+    _entropy_columns,
+    _entropy_of_sums,
+)
+
+
+def _expectation(q, _):
+    return q.v[0].value
+
+
+expectation = Loss._described(
+    """E_p[v] = sum_k p_k v_k [N, E], for payoffs v of the classes.
+
+    Args:
+        example: None.
+        per_class: v [K, E].
+
+    Source: CATSMILE-1012 (softargmax), expectation of t_k under p_k.
+    """,
+    _vector_payoff,
+    _expectation,
+)
 
 
 def _binary_columns(z, ids, example, _):
@@ -322,14 +431,19 @@ def _binary_total(q, example):
     return nan_unless(found == wanted, cost)
 
 
-# sum_k -y_k log sigmoid(z_k) - (1 - y_k) log sigmoid(-z_k), for examples of any number of classes. The example is its
-# labels [N] or [N, T], where a negative one is none; or a pair of class ids and their targets y in [0, 1], both [N, T];
-# or the targets [N, K] of all classes, as `PerPair`.
-binary_cross_entropy = Loss(_binary_columns, _binary_total)
+binary_cross_entropy = Loss._described(
+    """sum_k -(y_k log sigmoid(z_k) + (1 - y_k) log sigmoid(-z_k)), in nats, for examples of any number of classes.
 
+    Args:
+        example: labels [N] or [N, T], where a negative one is none; a pair of class ids and their targets y in [0, 1],
+            both [N, T]; or the targets [N, K] of all classes, as `softjax.PerPair`.
+        per_class: None.
 
-# E_p[v] for the payoffs v [K, E] of the classes
-expectation = Loss(lambda z, ids, _, v: Columns(z, v=_floats(v)), lambda q, _: q.v[0].value)
+    Source: `optax.sigmoid_binary_cross_entropy`, summed over the classes.
+    """,
+    _binary_columns,
+    _binary_total,
+)
 
 
 def _kl_columns(z, _, x, v):
@@ -340,10 +454,25 @@ def _kl_columns(z, _, x, v):
     return Columns(teacher, t=(gap,), e=(gap,))
 
 
-# KL(p' || p) = sum_k p'_k (log p'_k - log p_k) = log E_p'[exp(z - z')] - E_p'[z - z'] for a teacher p' = softmax(z').
-# Its logits z' are the example [N, K], for `of_logits`; or x . v_k for features x [N, D] and rows v_k of its kernel
-# [K, D]. A class with logit -inf in either is left out of both. The absolute error is eps |z - z'|.
-kl_divergence = Loss(_kl_columns, lambda q, _: jnp.where(jnp.isneginf(q.a.m), 0, (q.e[0] - q.t[0]).value))
+def _kl_divergence(q, _):
+    return jnp.where(jnp.isneginf(q.a.m), 0, (q.e[0] - q.t[0]).value)
+
+
+kl_divergence = Loss._described(
+    """KL(p' || p) = sum_k p'_k (log p'_k - log p_k) for a teacher p' = softmax(z'), in nats.
+
+    It is computed as log E_p'[exp(z - z')] - E_p'[z - z'], with an absolute error of eps |z - z'|. A class with logit
+    -inf in z or z' is left out of both.
+
+    Args:
+        example: the teacher's logits z' [N, K], for `of_logits`; or its features x [N, D], with z'_k = x . v_k.
+        per_class: None for the teacher's logits; or the rows v [K, D] of its kernel.
+
+    Source: Kullback and Leibler, On information and sufficiency (1951).
+    """,
+    _kl_columns,
+    _kl_divergence,
+)
 
 
 def _squared_error(q, x):
@@ -358,8 +487,18 @@ def _check_data(x, of_classes):
         raise ValueError(f"`example` must have shape [N, E] with the E of the classes for this loss, got {got}.")
 
 
-# |x - E_p[v]|^2
-mixture_autoencoder = Loss(lambda z, ids, x, v: Columns(z, v=_floats(v)), _squared_error)
+mixture_autoencoder = Loss._described(
+    """|x - E_p[v]|^2, the error of a reconstruction from payoffs v of the classes.
+
+    Args:
+        example: data x [N, E].
+        per_class: v [K, E].
+
+    Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder.
+    """,
+    _vector_payoff,
+    _squared_error,
+)
 
 
 def _log_likelihood(x, v):
@@ -375,11 +514,50 @@ def _log_likelihoods(x, v):
     return dot(2 * x, v.T) - (v**2).sum(-1)[None] - (x**2).sum(-1)[:, None]
 
 
-# -E_p[log p(x | k)]
-eol = Loss(lambda z, ids, x, v: Columns(z, t=(_log_likelihoods(x, v),)), lambda q, _: -q.t[0].value, _log_likelihood)
+def _eol_columns(z, ids, x, v):  # noqa: ARG001
+    return Columns(z, t=(_log_likelihoods(x, v),))
 
-# -log E_p[p(x | k)]
-leop = Loss(lambda z, ids, x, v: Columns(z, e=(_log_likelihoods(x, v),)), lambda q, _: -q.e[0].value, _log_likelihood)
+
+def _eol(q, _):
+    return -q.t[0].value
+
+
+eol = Loss._described(
+    """-E_p[log p(x | k)], the negative expected log-likelihood, for log p(x | k) = -|x - v_k|^2.
+
+    Args:
+        example: data x [N, E].
+        per_class: v [K, E].
+
+    Source: CATSMILE-1012 (softargmax), EOL, there without its minus sign.
+    """,
+    _eol_columns,
+    _eol,
+    _log_likelihood,
+)
+
+
+def _leop_columns(z, ids, x, v):  # noqa: ARG001
+    return Columns(z, e=(_log_likelihoods(x, v),))
+
+
+def _leop(q, _):
+    return -q.e[0].value
+
+
+leop = Loss._described(
+    """-log E_p[p(x | k)], the negative log-likelihood, for log p(x | k) = -|x - v_k|^2.
+
+    Args:
+        example: data x [N, E].
+        per_class: v [K, E].
+
+    Source: CATSMILE-1012 (softargmax), LEOP, there without its minus sign.
+    """,
+    _leop_columns,
+    _leop,
+    _log_likelihood,
+)
 
 
 def _before(loss, function, *numbers):
@@ -399,7 +577,8 @@ def softcap(loss: Loss, cap: ArrayLike) -> Loss:
     return _before(loss, _softcap, checked("cap", cap))
 
 
-_softcap = lambda columns, cap, z, *data: columns(unless_left_out(lambda z: cap * jnp.tanh(z / cap), z), *data)
+def _softcap(columns, cap, z, *data):
+    return columns(unless_left_out(lambda z: cap * jnp.tanh(z / cap), z), *data)
 
 
 def temperature(loss: Loss, temperature: ArrayLike) -> Loss:
@@ -407,7 +586,8 @@ def temperature(loss: Loss, temperature: ArrayLike) -> Loss:
     return _before(loss, _temperature, checked("temperature", temperature))
 
 
-_temperature = lambda columns, t, z, *data: columns(unless_left_out(lambda z: z / t, z), *data)
+def _temperature(columns, temperature, z, *data):
+    return columns(unless_left_out(lambda z: z / temperature, z), *data)
 
 
 def unless_left_out(function: Callable, z: Array) -> Array:

@@ -32,7 +32,7 @@ from ._dtypes import (
 )
 from ._gibbs import dot
 from ._mesh import AxisName, Shards
-from ._products import PrecisionLike
+from ._products import PrecisionLike, Product
 
 
 class Exact(NamedTuple):
@@ -120,23 +120,25 @@ def linear(
     live, bias = _checks.live_classes(of_classes, "bias", bias, k, "[K] for the K of `kernel`")
     arrays = features.reshape(math.prod(batch), d), (kernel, bias)
     product = _products.chosen(precision, dtype, features, kernel)
-    function = _linear_function(axis, product)
+    function = Partial(_LinearScores(axis, product))
     made = Scores("linear", function, *arrays, (axis, 0), live, None, k, d, batch, shards, product.rounding)
     return _masked(made, pairs)
 
 
-@ft.cache  # JAX compares functions by identity: one of each, for all calls
-def _linear_function(axis, product):
-    return Partial(ft.partial(_linear_scores, axis, product))
+@dataclasses.dataclass(frozen=True)
+class _LinearScores:
+    """A function of the tile of features and the block of classes. Two are equal if their fields are."""
 
+    axis: int
+    product: Product
 
-def _linear_scores(axis, product, features, block, live):
-    kernel, bias = block
-    if live is not None:
-        kernel = jnp.where(jnp.expand_dims(live, 1 - axis), kernel, 0)
-        bias = jnp.where(live, 0 if bias is None else bias, -jnp.inf).astype(kernel.dtype)
-    z = product(features, kernel if axis else kernel.T)
-    return z if bias is None else z + bias[None]
+    def __call__(self, features, block, live):
+        kernel, bias = block
+        if live is not None:
+            kernel = jnp.where(jnp.expand_dims(live, 1 - self.axis), kernel, 0)
+            bias = jnp.where(live, 0 if bias is None else bias, -jnp.inf).astype(kernel.dtype)
+        z = self.product(features, kernel if self.axis else kernel.T)
+        return z if bias is None else z + bias[None]
 
 
 def _by_pair(where: Where, batch: tuple[int, ...], k: int) -> tuple[Any, Any]:
@@ -157,11 +159,11 @@ def _masked(scores, where):
     function, of_examples, more = _by_ids(scores, where) if callable(where) else (None, PerPair(where), ())
     count, exact = len(scores.classes), scores.exact
     if exact is not None:
-        exact = exact._replace(score=Partial(ft.partial(_unmasked_score, count), exact.score))
+        exact = exact._replace(score=Partial(_UnmaskedScore(count), exact.score))
     return dataclasses.replace(
         scores,
         kind=f"masked {scores.kind}",
-        function=Partial(ft.partial(_masked_scores, count), scores.function, function),
+        function=Partial(_MaskedScores(count), scores.function, function),
         examples=(scores.examples, of_examples),
         classes=scores.classes + more,
         axes=(*scores.axes, *(0 for _ in more)),
@@ -176,18 +178,30 @@ def _by_ids(scores, function):
     return function, _mesh.example_index(scores.shards, scores.batch), (ids,)
 
 
-def _masked_scores(count, function, mask, examples, block, live):
-    of_scores, where = examples
-    h = function(of_scores, block[:count], live)
-    if mask is not None:  # the data of the examples are their ids
-        where = _checks.booleans("where", mask(where[:, None], block[count][None]))
-        where = _checks.broadcast("where", where, h.shape, "of a tile of examples and a block of classes")
-    return jnp.where(where, h, -jnp.inf)
+@dataclasses.dataclass(frozen=True)
+class _MaskedScores:
+    """Scores from the first `count` arrays of classes, with -inf where the data of the examples or a function says."""
+
+    count: int
+
+    def __call__(self, function, mask, examples, block, live):
+        of_scores, where = examples
+        h = function(of_scores, block[: self.count], live)
+        if mask is not None:  # the data of the examples are their ids
+            where = _checks.booleans("where", mask(where[:, None], block[self.count][None]))
+            where = _checks.broadcast("where", where, h.shape, "that of a tile of examples and a block of classes")
+        return jnp.where(where, h, -jnp.inf)
 
 
-def _unmasked_score(count, score, examples, classes):
-    of_scores, more = classes
-    return score(examples, (of_scores[:count], more))
+@dataclasses.dataclass(frozen=True)
+class _UnmaskedScore:
+    """The exact score of one class per example, from the first `count` arrays of classes."""
+
+    count: int
+
+    def __call__(self, score, examples, classes):
+        of_scores, more = classes
+        return score(examples, (of_scores[: self.count], more))
 
 
 @documented()
@@ -315,7 +329,11 @@ def masked_logits(logits: Array, where: ArrayLike | None) -> Array:
     return jnp.where(live, logits, -jnp.inf)
 
 
-_DENSE = Partial(lambda logits, _, __: widened(logits))
+def _dense_scores(logits, block, live):  # noqa: ARG001 (-inf for a class left out is among the logits)
+    return widened(logits)
+
+
+_DENSE = Partial(_dense_scores)
 
 
 @documented()
@@ -360,6 +378,7 @@ def of(
     n, k = sizes["examples"], sizes["classes"]
     if k == 0:
         raise ValueError(f"`classes` must hold at least one class, got {k}.")
+    _checks.known_count("classes", (k,), k)
     examples = _checks.leading("examples", examples, (n,), "[N]")
     classes = _checks.leading("classes", classes, (k,), "[K]")
     shards.check("classes", classes, "examples", examples)

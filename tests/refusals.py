@@ -8,6 +8,7 @@ from softjax import Columns, Loss, losses, scores
 from softjax._arguments import documented
 
 N, K, D = 4, 5, 3
+(MANY,) = jax.export.symbolic_shape("n")
 LOGITS = jnp.zeros((2, 3))
 LABELS = jnp.array([0, 1])
 MIX = {"z": jnp.zeros((4, 2)), "x": jnp.zeros((4, 5)), "centers": jnp.zeros((3, 2)), "values": jnp.zeros((3, 5))}
@@ -53,7 +54,6 @@ ARRAYS = {
         ValueError,
         "`axis` must name an axis of the array, got -1 for a single number",
     ),
-    "no class": (lambda: softjax.softmax(jnp.zeros((2, 0))), ValueError, r"at least one class, got shape \(2, 0\)"),
     "complex logits": (
         lambda: softjax.softmax(LOGITS.astype(complex)),
         TypeError,
@@ -448,6 +448,43 @@ LOSSES = {
         lambda: softjax.of_logits(losses.mixture_autoencoder, z, x, jnp.ones((K, 2))),
         ValueError,
         r"`example` must have shape \[N, E\] with the E of the classes for this loss, got \(4, 3\)",
+    ),
+    **{
+        f"a {reduction} of several numbers per example, {place}": (
+            lambda reduction=reduction, size=size: softjax.of_linear(
+                losses.expectation, x, w, None, w.T, reduction=reduction, block_size=size
+            ),
+            ValueError,
+            r"`reduction` must be 'none' for a loss of several numbers per example, got losses \(\d, 3\)",
+        )
+        for reduction, place, size in (
+            ("sum", "whole", None),
+            ("mean", "in blocks", 2),
+            ("mean", "forward", softjax.Placement(2, 2, "forward")),
+        )
+    },
+    **{
+        f"{argument} of any number": (
+            lambda function=function, shapes=shapes: jax.eval_shape(
+                function, *(jax.ShapeDtypeStruct(shape, "float32") for shape in shapes)
+            ),
+            ValueError,
+            rf"`{argument}` must hold a known number of classes, got the symbolic shape \(",
+        )
+        for argument, function, shapes in (
+            ("kernel", softjax.linear_logsumexp, [(N, D), (D, MANY)]),
+            ("centers", softjax.mixture_expectation, [(N, D), (MANY, D), (MANY, 2)]),
+            ("classes", lambda x, w: of_own(lambda a, b: a @ b.T, x, w), [(N, D), (MANY, D)]),
+            ("x", softjax.contrastive_loss, [(MANY, D), (MANY, D)]),
+        )
+    },
+    "tiles of any number of examples": (
+        lambda: jax.eval_shape(
+            lambda x: softjax.linear_logsumexp(x, w, block_size=softjax.Placement(2, 2)),
+            jax.ShapeDtypeStruct((MANY, D), "float32"),
+        ),
+        ValueError,
+        "`block_size` must be an integer or None for a symbolic number of examples, got tile 2",
     ),
     "a prior of rank 2": (
         lambda: losses.label_smoothing(losses.cross_entropy, 0.1, z),

@@ -123,7 +123,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys):
         monkeypatch.delattr(tools, name)
     monkeypatch.setitem(sys.modules, "mpmath", None)
     assert __main__.main(["audit"]) == 1
-    assert "mpmath: pip install 'softjax-losses[audit]'" in capsys.readouterr().err
+    assert "mpmath: pip install '.[audit]' in a clone of the repository" in capsys.readouterr().err
 
 
 # --- the truth ----------------------------------------------------------------------------------

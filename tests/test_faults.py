@@ -189,7 +189,7 @@ def label_cross_entropy_of(value):
 
 
 def added_first(a, z, y):
-    return (a.m + a.log.rest) - jnp.take_along_axis(z, y[:, None], -1)[:, 0]
+    return (a.m + a.log.rest) - jnp.take_along_axis(z, y[..., None], -1)[..., 0]
 
 
 def subtracted_from_the_sum(pair, other):

@@ -80,10 +80,12 @@ def batch_of(name, a):
     return np.zeros(a[name].shape[:-1])
 
 
+OF_VECTORS = (losses.expectation, losses.weighted_logsumexp)  # of several numbers per example
+
+
 def of_scores(name, a):
     """0 in the shape of the losses: their values have tests elsewhere."""
-    vectors = a["loss"] in (losses.expectation, losses.weighted_logsumexp)
-    loss = np.zeros((*batch_of(name, a).shape, *(a["per_class"].shape[1:] if vectors else ())))
+    loss = np.zeros((*batch_of(name, a).shape, *(a["per_class"].shape[1:] if a["loss"] in OF_VECTORS else ())))
     return loss if a["reduction"] == "none" else loss.sum()
 
 
@@ -243,7 +245,8 @@ def with_a_loss(arguments):
     def of_loss(d, s):
         row = d.one(*table.LOSSES.values())
         example, per_class = known(row, d, s)
-        return {"loss": row.made(s.k), **arguments(d, s), "example": example, "per_class": per_class}
+        given = {"loss": row.made(s.k), **arguments(d, s), "example": example, "per_class": per_class}
+        return given | ({"reduction": "none"} if row.loss in OF_VECTORS else {})
 
     return of_loss
 

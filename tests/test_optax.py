@@ -136,3 +136,95 @@ def test_a_label_of_minus_1_is_not_the_last_class():
     ours, theirs = PAIRS["softmax_cross_entropy_with_integer_labels"]
     assert np.isfinite(theirs(z, y)).all()
     assert np.isnan(ours(z, y)).all()
+
+
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("mask", ["none", "examples", "classes"])
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels"])
+def test_gradients_over_several_axes_need_no_more_memory(name, mask):
+    """Of logits that are given, and of logits that are computed: temporaries and results together."""
+    b, l, d, v = shape = 4, 16, 8, 512
+    labels = jnp.zeros((*shape[:2], v) if name == "softmax_cross_entropy" else shape[:2], jnp.int32)
+    where = {"none": None, "examples": jnp.ones((b, l), bool), "classes": jnp.ones((b, l, v), bool)}[mask]
+    labels = labels.astype("float32") if labels.ndim == 3 else labels
+
+    def bytes_of(loss, program, *shapes):
+        mean = lambda *args: loss(program(*args[:-2]), args[-2], where=args[-1]).mean()
+        step = jax.value_and_grad(mean, tuple(range(len(shapes))))
+        given = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+        memory = jax.jit(step).lower(*given, labels, where).compile().memory_analysis()
+        return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+    for program, shapes in ((lambda z: z, [(b, l, v)]), (lambda x, w: jnp.tanh(x @ w), [(b, l, d), (d, v)])):
+        ours, theirs = (bytes_of(loss, program, *shapes) for loss in PAIRS[name])
+        assert ours <= 1.05 * theirs
+
+
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels"])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_rows_that_are_left_out_may_hold_anything(name, axis):
+    """In value and derivatives of both orders: as if the rows were not there. In optax their gradient is NaN."""
+    r = cases.Random("float32")
+    z, t, y = r.normal(3, 4, 5), r.normal(3, 4, 5), r.integers(5, 3, 4)
+    kept, ct = jnp.ones((3, 4), bool).at[1, 2].set(False).at[2, 0].set(False), r.normal(3, 4)
+    if name == "softmax_cross_entropy":
+        y = jax.nn.softmax(r.normal(3, 4, 5))
+    ours, theirs = PAIRS[name]
+    move = lambda a: a if a.ndim < 3 else jnp.moveaxis(a, -1, axis)
+    lost = jnp.where(kept[..., None], 0, jnp.array([jnp.nan, jnp.inf, -jnp.inf, 0, 1]))
+
+    total = lambda z, where: (ours(move(z + lost), move(y), axis, where) * ct).sum()
+    summed = {
+        "given": lambda z: total(z, kept),
+        "with an axis more": lambda z: total(z, move(kept[..., None])),
+        "definition": lambda z: (jnp.where(kept, theirs(move(z), move(y), axis), 0) * ct).sum(),
+    }
+    if y.ndim == 2:
+        unknown = jnp.where(kept, y, -7)
+        ignoring = lambda z: (ours(move(z + lost), unknown, axis, ignore_index=-7) * ct).sum()
+        summed["ignored"] = ignoring
+
+    @cases.compiled
+    def derivatives(z, t):
+        hvp = lambda f: jax.grad(lambda z: (jax.grad(f)(z) * t).sum())(z)
+        of = lambda f: (*jax.value_and_grad(f)(z), jax.jvp(f, (z,), (t,))[1], hvp(f), jax.jvp(jax.grad(f), (z,), (t,)))
+        return {name: of(f) for name, f in summed.items()}
+
+    found = derivatives(z, t)
+    want = found.pop("definition")
+    for got in found.values():
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), got, want)
+    masked = jax.vmap(lambda z, y, kept: ours(z, y, where=kept))(z + lost, y, kept)
+    np.testing.assert_array_equal(jnp.isnan(masked), False)
+
+
+NO_CLASS = {
+    "softmax": (lambda m, z: m.softmax(z), jax.nn),
+    "log_softmax": (lambda m, z: m.log_softmax(z, axis=(1,)), jax.nn),
+    "logsumexp": (lambda m, z: m.logsumexp(z, axis=-1, keepdims=True), jax.nn),
+    "logsumexp of all": (lambda m, z: m.logsumexp(z), jax.nn),
+    "soft labels": (lambda m, z: m.softmax_cross_entropy(z, z), optax),
+    "softmax of the other axis": (lambda m, z: m.softmax(z, 0), jax.nn),
+}
+
+
+@pytest.mark.parametrize("case", NO_CLASS)
+def test_of_no_class(case):
+    function, theirs = NO_CLASS[case]
+    of = lambda m: jax.vjp(lambda z: function(m, z), jnp.zeros((3, 0)))
+    (got, back), (want, _) = of(softjax), of(theirs)
+    np.testing.assert_array_equal(got, want)
+    assert got.shape == want.shape
+    assert back(got)[0].shape == (3, 0)
+
+
+def test_of_no_class_where_no_other_library_has_a_value():
+    z, y = jnp.zeros((3, 0)), jnp.zeros(3, jnp.int32)
+    np.testing.assert_array_equal(softjax.entropy(z), [-np.inf] * 3)
+    np.testing.assert_array_equal(softjax.expectation(z, z), [0.0] * 3)
+    nan = [np.nan] * 3  # a label is none of the classes
+    np.testing.assert_array_equal(softjax.softmax_cross_entropy_with_integer_labels(z, y), nan)
+    np.testing.assert_array_equal(softjax.softmax_cross_entropy_with_integer_labels(z, y, ignore_index=0), [0.0] * 3)
+    for hinge in (softjax.multiclass_svm_loss, softjax.multiclass_hinge_loss, optax.losses.multiclass_hinge_loss):
+        with pytest.raises(ValueError, match=r"at least one class|zero-size array"):
+            hinge(z, y)

@@ -7,8 +7,9 @@ from jax import lax
 
 import softjax
 
-from . import cases
-from .test_transformations import ROWS, arrays
+from . import cases, table
+from .test_transformations import ROWS, K, N, Row, arrays
+from .test_transformations import value_and_gradients as value_and_gradients_along
 
 EXACT = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
 
@@ -66,14 +67,29 @@ def test_a_product_of_the_default_precision_would_be_seen():
     assert len(found) == 2
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_a_program_for_any_number_of_examples_is_exported(reduction):
-    x, w, y = jnp.ones((6, 3)), jnp.ones((3, 5)), jnp.zeros(6, int)
-    loss = lambda x, y: softjax.linear_softmax_cross_entropy(x, w, y, reduction=reduction)
-    (n,) = jax.export.symbolic_shape("n")
-    shapes = jax.ShapeDtypeStruct((n, 3), x.dtype), jax.ShapeDtypeStruct((n,), y.dtype)
-    exported = jax.export.export(jax.jit(loss))(*shapes)
-    assert jnp.allclose(exported.call(x, y), jnp.log(5.0))
+MEAN = table.FUNCTIONS["linear_softmax_cross_entropy"]
+OF_ANY_SIZE = [row for row in ROWS if row.name != "contrastive_loss" and not row.name.endswith("_mean")]
+OF_ANY_SIZE.append(Row("mean", MEAN.function(reduction="mean"), MEAN.defined(reduction="mean"), MEAN.kinds))
+
+
+@pytest.mark.parametrize(
+    "row",
+    cases.in_tiers(
+        {row.name: row for row in OF_ANY_SIZE},
+        [*(row.name for row in OF_ANY_SIZE if "logits" in row.names), "mean", "mixture_expectation"],
+    ),
+)
+def test_a_program_for_any_number_of_examples_and_of_dense_classes_is_exported(row):
+    given = arrays(row, jnp.float32)
+    value = row.definition(**given)
+    ct = cases.Random(jnp.float32, seed=1).normal(*value.shape)
+    sizes = {N: "n", K: "k"} if "logits" in given else {N: "n"}
+    named = dict(zip(sizes, jax.export.symbolic_shape(", ".join(sizes.values())), strict=True))
+    symbolic = lambda a: jax.ShapeDtypeStruct([named.get(n, n) for n in a.shape], a.dtype)
+    function = cases.compiled(value_and_gradients_along(row.function))
+    exported = jax.export.export(function)(*jax.tree.map(symbolic, (given, ct)))
+    want = value_and_gradients_along(row.definition)(given, ct)
+    cases.assert_close(exported.call(given, ct), want, rtol=2e-5)
 
 
 def test_half_precision_is_multiplied_without_a_loss():

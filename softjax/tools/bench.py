@@ -37,7 +37,8 @@ class Limit(NamedTuple):
     contestant: str
     what: str
     """the quantity: "time" or "temporaries" """
-    most: float
+    most: float | None
+    """None at small sizes, which have no aims"""
 
 
 class Row(NamedTuple):
@@ -349,7 +350,7 @@ def run(rounds: int, small: bool, picture: Path | None, report: Path | None) -> 
     console.print("Value and all gradients, float32; medians of runs in turns; temporaries as compiled.\n")
     entries = []
     for row in rows(small):
-        row = row._replace(limits=()) if small else row
+        row = row._replace(limits=tuple(l._replace(most=None) for l in row.limits)) if small else row
         with console.status(row.name):
             results = measure(row, rounds)
         entries.append(_entry(row, results))
@@ -403,7 +404,7 @@ def _table(row: Row, results: dict[str, Result]) -> Table:
     for name, result in results.items():
         cells = []
         for what in ("time", "temporaries"):
-            ratio = _ratio(results, Limit(name, what, 0))
+            ratio = _ratio(results, Limit(name, what, None))
             limit = next((l.most for l in row.limits if (l.contestant, l.what) == (name, what)), None)
             text = "" if ratio is None or name == OURS else f"{ratio:.3f}"
             cells.append(text if limit is None or not text else f"{text} {_verdict(ratio, limit)}")
@@ -427,16 +428,20 @@ def _draw(entries, host, path):
     figure, axes = plt.subplots(figsize=(9, 0.55 * len(bars) + 1.2), layout="constrained")
     places = range(len(bars))
     axes.barh(
-        places, [ratio for _, ratio, _ in bars], color=["#4c78a8" if r <= most else "#e45756" for _, r, most in bars]
+        places,
+        [ratio for _, ratio, _ in bars],
+        color=["#4c78a8" if most is None or ratio <= most else "#e45756" for _, ratio, most in bars],
     )
     for place, (_, ratio, most) in zip(places, bars, strict=True):
-        axes.plot([most, most], [place - 0.4, place + 0.4], color="black")
-        axes.text(max(ratio, most) * 1.06, place, f"{ratio:.3f}", va="center", fontsize=8)
+        if most is not None:
+            axes.plot([most, most], [place - 0.4, place + 0.4], color="black")
+        axes.text(max(ratio, most or 0) * 1.06, place, f"{ratio:.3f}", va="center", fontsize=8)
     axes.set_yticks(list(places), [name for name, _, _ in bars], fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(right=2.5)
-    axes.set_xlabel("time of softjax / time of the other (line: the aim)")
+    axes.set_xlim(right=max(2.5, 2 * max(ratio for _, ratio, _ in bars)))
+    aims = "line: the aim" if any(most for _, _, most in bars) else "small sizes, without aims"
+    axes.set_xlabel(f"time of softjax / time of the other ({aims})")
     axes.set_title(f"Value and all gradients, float32, {host['processor']}, {host['cores']} cores", fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -107,7 +107,8 @@ def main(argv: list[str] | None = None) -> int:
         tool = importlib.import_module(f"softjax.tools.{module}")
     except ModuleNotFoundError as error:
         extra = "audit" if options.command == "audit" else "demo"
-        print(f"The {options.command} needs {error.name}: pip install 'softjax-losses[{extra}]'", file=sys.stderr)
+        advice = f"pip install '.[{extra}]' in a clone of the repository"
+        print(f"The {options.command} needs {error.name}: {advice}", file=sys.stderr)
         return 1
     try:
         if options.command == "demo":
