@@ -18,6 +18,7 @@ from . import _checks, _mesh, losses, scores
 from ._arguments import checked, checked_array, checked_scalar, documented
 from ._dtypes import common_dtype, compute_dtype, widened
 from ._evaluate import evaluate, of
+from ._explicit import sharded_like
 from ._mesh import AxisName, Shards
 from ._pair import Pair
 from ._placement import BlockSize
@@ -47,6 +48,7 @@ class Metrics(NamedTuple):
 
 
 @documented()
+@sharded_like("features")
 def of_linear(
     loss: Loss,
     features: ArrayLike,
@@ -83,6 +85,7 @@ def of_linear(
 
 
 @documented()
+@sharded_like("features")
 def linear_softmax_cross_entropy(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -262,6 +265,7 @@ def of_scaled_logits(loss: Loss, softcap: ArrayLike | None, temperature: ArrayLi
 
 
 @documented()
+@sharded_like("features")
 def linear_expectation(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -299,6 +303,7 @@ def linear_expectation(
 
 
 @documented()
+@sharded_like("features")
 def linear_logsumexp(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -332,6 +337,7 @@ def linear_logsumexp(
 
 
 @documented()
+@sharded_like("features")
 def linear_log_probs(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -391,6 +397,7 @@ _log_prob_and_entropy = lambda q, _: jnp.stack([-q.C, _entropy_of(q)], -1)
 
 
 @documented()
+@sharded_like("x")
 def contrastive_loss(
     x: ArrayLike,
     y: ArrayLike,

@@ -16,12 +16,14 @@ from . import _checks, losses, scores
 from ._arguments import checked_array, documented
 from ._dtypes import cast, common_dtype, compute_dtype, inexact_leaves
 from ._evaluate import evaluate
+from ._explicit import sharded_like
 from ._mesh import AxisName
 from ._placement import BlockSize
 from .losses import Loss
 
 
 @documented()
+@sharded_like("z")
 def of_mixture(
     loss: Loss,
     z: ArrayLike,
@@ -82,6 +84,7 @@ def _of_data(loss, z, x, centers, values, of_scores, weights, reduction, block_s
 
 
 @documented()
+@sharded_like("z")
 def mixture_autoencoder_loss(
     z: ArrayLike,
     x: ArrayLike,
@@ -118,6 +121,7 @@ def mixture_autoencoder_loss(
 
 
 @documented()
+@sharded_like("z")
 def eol_loss(
     z: ArrayLike,
     x: ArrayLike,
@@ -155,6 +159,7 @@ def eol_loss(
 
 
 @documented()
+@sharded_like("z")
 def leop_loss(
     z: ArrayLike,
     x: ArrayLike,
@@ -191,6 +196,7 @@ def leop_loss(
 
 
 @documented()
+@sharded_like("z")
 def mixture_expectation(
     z: ArrayLike,
     centers: ArrayLike,
