@@ -43,7 +43,7 @@ MADE = {
     "z_loss": (lambda r: jnp.exp(r.normal()), ""),
 }
 # The mesh axes over which examples, classes and features are sharded.
-PLACES: dict = {
+PLACES = {
     "examples": {"n": "data"},
     "classes": {"k": "classes"},
     "both": {"n": "data", "k": "classes"},
@@ -64,9 +64,9 @@ def put(mesh, array, *spec):
     return jax.device_put(array, NamedSharding(mesh, P(*spec)))
 
 
-def placed(mesh, kinds, place):
+def placed(mesh, kinds, place, dtype="float64"):
     """(the arrays by their kinds, the same sharded)."""
-    r = cases.Random("float64", seed=3)
+    r = cases.Random(dtype, seed=3)
     whole = {kind: MADE[kind][0](r) for kind in kinds}
     spread = {kind: put(mesh, a, *(PLACES[place].get(role) for role in MADE[kind][1])) for kind, a in whole.items()}
     return whole, spread
