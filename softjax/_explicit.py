@@ -74,15 +74,21 @@ def _over_explicit_axes(of_result, function):
         is_partition = lambda x: isinstance(x, P)
         out = jax.tree.map(lambda spec: NamedSharding(mesh, spec), of_result(given.arguments), is_leaf=is_partition)
         axes = _mesh.explicit_axes(mesh)
-        return jax.sharding.auto_axes(of_arrays, axes=axes, out_sharding=out)(arrays)
+        over_auto = jax.sharding.auto_axes(of_arrays, axes=axes, out_sharding=out)
+        # JAX 0.10 cannot pass residuals over `Auto` axes out of a `jax.shard_map` over some of the axes.
+        return (jax.checkpoint(over_auto) if mesh.manual_axes else over_auto)(arrays)
 
     return over_auto_axes
 
 
 def _mesh_of(arrays):
-    """The mesh with explicit axes that is in the type of one of the arrays; None if there is none."""
-    meshes = (jax.typeof(a).sharding.mesh for a in arrays if a is not None)
-    return next((mesh for mesh in meshes if _mesh.explicit_axes(mesh) and not mesh.manual_axes), None)
+    """The mesh of one of the arrays, with explicit axes that are in the types of arrays; None if there is none."""
+    for a in arrays:
+        sharding = None if a is None else jax.typeof(a).sharding
+        # In a `jax.shard_map` over some of the axes, arrays may vary along those alone.
+        if sharding and _mesh.explicit_axes(sharding.mesh) and (any(sharding.spec) or not sharding.mesh.manual_axes):
+            return sharding.mesh
+    return None
 
 
 def _size(x):

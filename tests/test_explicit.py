@@ -87,11 +87,8 @@ def finite(name, function):
 
 def check(mesh, name, place, compiled=cases.compiled, **options):
     row = table.FUNCTIONS[name]
-    function, definition = (
-        row.function(**options),
-        row.defined(**{k: v for k, v in options.items() if k != "block_size"}),
-    )
-    function, definition = (finite(name, f) for f in (function, definition))
+    of_definition = {name: option for name, option in options.items() if name != "block_size"}
+    function, definition = (finite(name, f) for f in (row.function(**options), row.defined(**of_definition)))
     whole, spread = placed(mesh, row.kinds.split(), place)
     of_result, (moving, fixed) = jax.eval_shape(lambda spread: function(**spread), spread), cases.parted(spread)
     normal_like = lambda a: put(mesh, cases.Random("float64", 9).normal(*a.shape), *a.sharding.spec)
@@ -186,6 +183,35 @@ def test_scores_of_sharded_arrays(mesh):
     assert jax.typeof(got).sharding.spec == P("data")
     sequences = scores.distances(spread["z"].reshape(2, 4, D), spread["centers"])
     assert softjax.of(losses.entropy, sequences).shape == (2, 4)
+
+
+def test_classes_that_are_chosen(mesh):
+    given, spread = placed(mesh, ("features", "kernel"), "both")
+    z = given["features"] @ given["kernel"]
+    best = softjax.linear_argmax(**spread)
+    top = softjax.linear_top_k(**spread, k=3)
+    draw = ft.partial(softjax.linear_sample, jax.random.key(2), shape=(2,))
+    samples = jax.jit(draw)(*spread.values())
+    np.testing.assert_array_equal(best, z.argmax(-1))
+    np.testing.assert_array_equal(top.ids, np.argsort(-z, -1)[:, :3])
+    np.testing.assert_array_equal(samples, draw(**given))
+    assert [jax.typeof(a).sharding.spec[0] for a in (best, *top, samples)] == ["data"] * 5
+
+
+def test_inside_a_shard_map_over_the_other_axis(mesh):
+    """The examples are this device's, and the kernel is sharded over an axis that is in its type."""
+    given, spread = placed(mesh, ("features", "kernel", "labels"), "both")
+
+    def mean(features, kernel, labels):
+        options = {"batch_axis_name": "data", **FORWARD}
+        return softjax.linear_softmax_cross_entropy(features, kernel, labels, **options)
+
+    specs = P("data"), P(), P("data")
+    over = jax.shard_map(mean, mesh=mesh, in_specs=specs, out_specs=P(), axis_names={"data"})
+    definition = lambda x, w, y: cases.softmax_loss(x @ w, y).mean()
+    got, want = (jax.jit(jax.value_and_grad(f, (0, 1)))(*a.values()) for f, a in ((over, spread), (definition, given)))
+    cases.assert_close(got, want)
+    assert jax.typeof(got[1][1]) == jax.typeof(spread["kernel"])
 
 
 def test_vmap_over_sharded_examples(mesh):
