@@ -16,6 +16,7 @@ from ._arguments import checked, checked_array, checked_scalar, documented
 from ._checks import Where
 from ._dtypes import common_dtype, compute_dtype, widened
 from ._evaluate import evaluate
+from ._explicit import sharded_like
 from ._gibbs import Columns, Weights
 from ._linear import linear_softmax_cross_entropy
 from ._mesh import AxisName, Shards
@@ -25,6 +26,7 @@ from .losses import Loss
 
 
 @documented()
+@sharded_like("x")
 def contrastive_loss(
     x: ArrayLike,
     y: ArrayLike,
@@ -83,6 +85,7 @@ def contrastive_loss(
 
 
 @documented()
+@sharded_like("x")
 def nt_xent_loss(
     x: ArrayLike,
     y: ArrayLike,
@@ -144,6 +147,7 @@ def nt_xent_loss(
 
 
 @documented()
+@sharded_like("x")
 def supervised_contrastive_loss(
     x: ArrayLike,
     labels: ArrayLike,
@@ -201,6 +205,7 @@ _SUPERVISED = Loss(_supervised_columns, lambda q, _: q.C / jnp.maximum(q.Y, 1))
 
 
 @documented()
+@sharded_like("x")
 def siglip_loss(
     x: ArrayLike,
     y: ArrayLike,

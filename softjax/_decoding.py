@@ -17,16 +17,17 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from . import _dtypes, _gibbs, _mesh, _placement, losses, scores
+from . import _dtypes, _gibbs, _mesh, _partition, _placement, losses, scores
 from ._arguments import checked, documented
 from ._checks import Where
 from ._evaluate import BlockColumns
+from ._explicit import sharded_like
 from ._linear import of_scaled_logits
 from ._loops import Layout, block_ids, over_blocks, over_tiles, take_block, take_examples
 from ._mesh import AxisName
 from ._placement import BlockSize
 from ._products import PrecisionLike
-from ._rules import block_columns
+from ._rules import block_columns, divided
 
 
 class TopK(NamedTuple):
@@ -48,6 +49,7 @@ class Ranked(NamedTuple):
 
 
 @documented()
+@sharded_like("features")
 def linear_top_k(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -88,6 +90,7 @@ def linear_top_k(
 
 
 @documented()
+@sharded_like("features")
 def linear_argmax(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -118,6 +121,7 @@ def linear_argmax(
 
 
 @documented()
+@sharded_like("features")
 def linear_sample(
     key: ArrayLike,
     features: ArrayLike,
@@ -183,28 +187,35 @@ def _over_classes(linear, loss, words, search, placement):
     shards = linear.shards
     columns = BlockColumns(linear.function, loss.columns)
     classes = (*linear.classes, linear.live, None, None)
-    examples = (linear.examples, None), _mesh.example_index(shards, linear.batch)
-    everything = columns, classes, examples, words
-    axes = _mesh.varying(everything) | set(shards.classes)
-    columns, classes, examples, words = _mesh.vary(everything, axes)
+    examples = linear.examples, _mesh.example_index(shards, linear.batch)
     tile, block = placement.tile, min(placement.block, linear.k)
     layout = Layout((*linear.axes, 0, 0, 0), linear.n, linear.k, tile, block, shards.classes, shards.unpadded)
+    of_examples, replicated = _partition.EXAMPLES, _partition.REPLICATED
+    # Also without loops: XLA would gather the scores to rank them.
+    roles = replicated, layout.axes, of_examples, replicated
+    function = ft.partial(_over_classes_of_device, search)
+    return divided(function, layout, (columns, classes, examples, words), roles, of_examples, loops_alone=False)
+
+
+def _over_classes_of_device(search, layout, _, *everything):
+    axes = _mesh.varying(everything) | set(layout.mesh)
+    columns, classes, examples, words = _mesh.vary(everything, axes)
 
     def of_tile(_, examples):
-        examples, index = examples
+        features, index = examples
 
         def of_block(best, start, size, _):
             ids = block_ids(layout, start, size)
-            block = take_examples(examples, start, size), take_block(classes, layout, start, size)
-            made = block_columns(columns, *block, ids, layout)
+            of_examples = take_examples(features, start, size), None
+            made = block_columns(columns, of_examples, take_block(classes, layout, start, size), ids, layout)
             found = _best_of_block(made, ids, index, words, search)
             return _mesh.vary(found if best is None else _better(best, found, search.k), axes), None
 
         (ranked, sums), _ = over_blocks(of_block, None, layout)
-        ranked = _ranked_over(ranked, search.k, shards.classes)
-        return None, (ranked, sums and _log_probs(ranked.values, _gibbs.close(_merged_over(sums, shards.classes))))
+        ranked = _ranked_over(ranked, search.k, layout.mesh)
+        return None, (ranked, sums and _log_probs(ranked.values, _gibbs.close(_merged_over(sums, layout.mesh))))
 
-    return over_tiles(of_tile, None, examples, linear.n, tile)[1]
+    return over_tiles(of_tile, None, examples, layout.examples, layout.tile)[1]
 
 
 def _best_of_block(made, ids, index, words, search):

@@ -15,6 +15,7 @@ from ._arguments import checked_array, checked_scalar, documented
 from ._checks import Where
 from ._dtypes import Constant, PerPair
 from ._evaluate import evaluate
+from ._explicit import sharded_like
 from ._gibbs import Columns, Weights
 from ._labels import Labels
 from ._linear import label_pair, log_probabilities
@@ -28,6 +29,7 @@ _DIVERGENCES = ("forward", "reverse", "jensen_shannon")
 
 
 @documented()
+@sharded_like("features")
 def linear_distillation_loss(
     features: ArrayLike,
     kernel: ArrayLike,

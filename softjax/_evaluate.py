@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from . import _checks, _dtypes, _gibbs, _mesh, _placement, _rules
+from . import _checks, _dtypes, _explicit, _gibbs, _mesh, _placement, _rules
 from . import losses as _losses
 from ._arguments import checked, documented
 from ._dtypes import PerPair
@@ -42,7 +43,16 @@ class BlockColumns(NamedTuple):
         return columns
 
 
+def _partition_of_losses(given):
+    """That of the flattened examples, for the first of their axes."""
+    scores = given["scores"]
+    leaves = jax.tree.leaves(scores.examples) if isinstance(scores, Scores) else []
+    known = P(*_explicit.partition(leaves[0])[:1]) if leaves and len(scores.batch) == 1 else P()
+    return _explicit.of_outputs(known, given)
+
+
 @documented()
+@_explicit.over_explicit_axes(_partition_of_losses)
 def of(
     loss: Loss,
     scores: Scores,

@@ -20,6 +20,7 @@ from ._arguments import checked, checked_array, checked_scalar, documented
 from ._checks import Where
 from ._dtypes import PerPair, common_dtype, compute_dtype, is_inexact
 from ._evaluate import evaluate, of
+from ._explicit import sharded_like
 from ._gibbs import Totals
 from ._mesh import AxisName
 from ._pair import Pair
@@ -50,6 +51,7 @@ class Metrics(NamedTuple):
 
 
 @documented()
+@sharded_like("features")
 def of_linear(
     loss: Loss,
     features: ArrayLike,
@@ -86,6 +88,7 @@ def of_linear(
 
 
 @documented()
+@sharded_like("features")
 def linear_softmax_cross_entropy(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -274,6 +277,7 @@ def of_scaled_logits(loss: Loss, softcap: ArrayLike | None, temperature: ArrayLi
 
 
 @documented()
+@sharded_like("features")
 def linear_sigmoid_binary_cross_entropy(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -339,6 +343,7 @@ def _label_sets(labels, ignore_index, linear):
 
 
 @documented()
+@sharded_like("features")
 def linear_expectation(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -376,6 +381,7 @@ def linear_expectation(
 
 
 @documented()
+@sharded_like("features")
 def linear_logsumexp(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -409,6 +415,7 @@ def linear_logsumexp(
 
 
 @documented()
+@sharded_like("features")
 def linear_log_probs(
     features: ArrayLike,
     kernel: ArrayLike,

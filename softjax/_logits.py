@@ -14,6 +14,7 @@ from ._arguments import checked, checked_array, checked_scalar, documented
 from ._checks import Axis
 from ._dtypes import common_dtype, compute_dtype
 from ._evaluate import evaluate, of
+from ._explicit import sharded_like
 from ._unknown import nan_unless
 from .losses import Loss
 
@@ -75,6 +76,7 @@ def _cross_entropy_logits(x: ArrayLike, axis: Axis, where: ArrayLike | None) -> 
 
 
 @documented()
+@sharded_like("logits")
 def of_logits(
     loss: Loss,
     logits: ArrayLike,
@@ -105,6 +107,7 @@ def of_logits(
 
 
 @documented(dense=True)
+@sharded_like("x", with_classes=True)
 def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Softmax, which the source texts call softargmax.
 
@@ -134,6 +137,7 @@ softargmax = softmax
 
 
 @documented(dense=True)
+@sharded_like("x", with_classes=True)
 def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Logarithm of the softmax.
 
@@ -155,6 +159,7 @@ def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
 
 
 @documented(dense=True)
+@sharded_like("a")
 def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None, keepdims: bool = False) -> Array:
     """Logarithm of the sum of exponentials: a smooth maximum.
 
@@ -181,6 +186,7 @@ def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None
 
 
 @documented(dense=True)
+@sharded_like("logits")
 def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Entropy of the softmax, in nats.
 
@@ -201,6 +207,7 @@ def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
 
 
 @documented(dense=True)
+@sharded_like("logits", "values")
 def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Expectation of the values under the softmax of the logits.
 
@@ -237,6 +244,7 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
 
 
 @documented(dense=True)
+@sharded_like("logits")
 def softmax_cross_entropy(
     logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> Array:
@@ -271,6 +279,7 @@ def softmax_cross_entropy(
 
 
 @documented(dense=True)
+@sharded_like("logits")
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -325,6 +334,7 @@ def _of_kept(function, kept, *rows):
 
 
 @documented(dense=True)
+@sharded_like("scores")
 def multiclass_svm_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLike = 1.0) -> Array:
     """Multiclass SVM loss of Weston and Watkins.
 
@@ -350,6 +360,7 @@ def multiclass_svm_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLi
 
 
 @documented(dense=True)
+@sharded_like("scores")
 def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLike = 1.0) -> Array:
     """Multiclass hinge loss of Crammer and Singer.
 

@@ -87,6 +87,12 @@ def vary(tree: Any, axes: frozenset[str], before: Callable = lambda a: a) -> Any
     return jax.tree.map(cast, tree)
 
 
+def explicit_axes(mesh: Any) -> Names:
+    """The axes of a mesh that are in the types of arrays."""
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Explicit)
+
+
 def devices_along(mesh: Any, axes: Names) -> int:
     """The number of devices of a mesh along some of its axes."""
     return math.prod(mesh.shape[name] for name in axes)
@@ -147,7 +153,8 @@ def all_gather(x: Array, axes: Names, *, varying: bool = False) -> Array:
     """
     if not axes:
         return x
-    return lax.all_gather(vary(x, frozenset(axes)), axes, tiled=True, to="varying" if varying else "invarying")
+    typed = not varying and jax.sharding.get_abstract_mesh().manual_axes  # else it is called by `_partition`
+    return lax.all_gather(vary(x, frozenset(axes)), axes, tiled=True, to="invarying" if typed else "varying")
 
 
 def at_class(ids: Array, values: Callable, count: int, axes: Names) -> Any:

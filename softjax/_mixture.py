@@ -17,12 +17,14 @@ from ._arguments import checked_array, documented
 from ._checks import Where
 from ._dtypes import cast, common_dtype, compute_dtype, inexact_leaves
 from ._evaluate import evaluate
+from ._explicit import sharded_like
 from ._mesh import AxisName
 from ._placement import BlockSize
 from .losses import Loss
 
 
 @documented()
+@sharded_like("z")
 def of_mixture(
     loss: Loss,
     z: ArrayLike,
@@ -83,6 +85,7 @@ def _of_data(loss, z, x, centers, values, of_scores, weights, reduction, block_s
 
 
 @documented()
+@sharded_like("z")
 def mixture_autoencoder_loss(
     z: ArrayLike,
     x: ArrayLike,
@@ -119,6 +122,7 @@ def mixture_autoencoder_loss(
 
 
 @documented()
+@sharded_like("z")
 def eol_loss(
     z: ArrayLike,
     x: ArrayLike,
@@ -156,6 +160,7 @@ def eol_loss(
 
 
 @documented()
+@sharded_like("z")
 def leop_loss(
     z: ArrayLike,
     x: ArrayLike,
@@ -192,6 +197,7 @@ def leop_loss(
 
 
 @documented()
+@sharded_like("z")
 def mixture_expectation(
     z: ArrayLike,
     centers: ArrayLike,

@@ -48,7 +48,7 @@ def call(local: Callable, args: tuple, roles: tuple, of_result: Any, *, linear: 
         of_result: the same for the result.
         linear: the number of last arguments in which the result is linear.
     """
-    if jax.sharding.get_abstract_mesh().manual_axes or _has_explicit_axes():
+    if jax.sharding.get_abstract_mesh().manual_axes or _mesh.explicit_axes(jax.sharding.get_abstract_mesh()):
         return local(Shards(), *args)
     leaves, tree = jax.tree.flatten(args)
     of_leaves = lambda shards, *leaves: local(shards, *jax.tree.unflatten(tree, leaves))
@@ -70,10 +70,6 @@ def _flat_roles(roles, tree):
     is_pair = lambda a: isinstance(a, PerPair)
     of_leaves = lambda role, part: jax.tree.map(lambda a: PAIRS if is_pair(a) else role, part, is_leaf=is_pair)
     return tuple(jax.tree.leaves(jax.tree.map(of_leaves, roles, tree)))
-
-
-def _has_explicit_axes():
-    return jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
 
 
 _call_p = core.Primitive("softjax_call")
@@ -136,6 +132,11 @@ mlir.register_lowering(_call_p, _lower)
 
 def _partition_of(program):
     """The function that chooses how the arrays are sharded, for `custom_partitioning`."""
+    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+
+    def local(shards, *leaves):
+        with jax.enable_x64(x64):  # XLA calls this in a thread of its own, which does not know of `with` statements
+            return program.local(shards, *leaves)
 
     def partition(mesh, args, results):
         shards = _shards(mesh, args, program.roles[0])
@@ -143,7 +144,7 @@ def _partition_of(program):
         of_args, of_results = (
             tuple(map(spec, roles, arrays)) for roles, arrays in zip(program.roles, (args, results), strict=True)
         )
-        return mesh, lambda *leaves: program.local(shards, *leaves), list(of_results), of_args
+        return mesh, ft.partial(local, shards), list(of_results), of_args
 
     return partition
 

@@ -161,14 +161,26 @@ def pull_block(differentiable: tuple, fixed: tuple, ids: Array, layout: Layout, 
     return cotangents
 
 
-def _divided(function: Callable, layout: Layout, args: tuple, roles: tuple, of_result: Any, *, linear: int = 0) -> Any:
-    """`function(layout, shards, *args)`, by each device for its shard of examples and classes."""
+def divided(
+    function: Callable,
+    layout: Layout,
+    args: tuple,
+    roles: tuple,
+    of_result: Any,
+    *,
+    linear: int = 0,
+    loops_alone: bool = True,
+) -> Any:
+    """`function(layout, shards, *args)`, by each device for its shard of examples and classes.
+
+    XLA divides a computation without loops by itself, and it is left alone with `loops_alone`.
+    """
 
     def local(shards, *args):
         return function(_of_device(layout, shards), shards, *args)
 
     loops = layout.tile < layout.examples or layout.block < layout.classes
-    if layout.mesh or not (isinstance(layout.examples, int) and loops):
+    if layout.mesh or not isinstance(layout.examples, int) or (loops_alone and not loops):
         return local(_mesh.Shards(), *args)
     return _partition.call(local, args, roles, of_result, linear=linear)
 
@@ -191,7 +203,7 @@ def _roles(layout):
 @ft.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _totals_rule(layout, differentiable, fixed):
     roles = _roles(layout)
-    return _divided(_totals_of_device, layout, (differentiable, fixed), (roles, roles), _partition.EXAMPLES)
+    return divided(_totals_of_device, layout, (differentiable, fixed), (roles, roles), _partition.EXAMPLES)
 
 
 def _totals_of_device(layout, _, differentiable, fixed):
@@ -239,7 +251,7 @@ def _totals_bwd(layout, residuals, ct):
     ct, fixed_ct = split(ct)
     roles, examples = _roles(layout), _partition.EXAMPLES
     args, of_args = (*residuals, fixed_ct, ct), (roles, roles, examples, examples, examples)
-    return _divided(_pulled_of_device, layout, args, of_args, roles, linear=1), None
+    return divided(_pulled_of_device, layout, args, of_args, roles, linear=1), None
 
 
 def _pulled_of_device(layout, shards, differentiable, fixed, out, fixed_ct, ct):
@@ -393,7 +405,7 @@ def _value_and_gradients(layout, differentiable, fixed):
     columns, examples, classes = _roles(layout)
     roles = Problem(columns, columns, examples, examples, classes, columns)
     of_result = (_partition.REPLICATED, examples), roles
-    return _divided(_value_and_gradients_of_device, layout, (differentiable, fixed), (roles, roles), of_result)
+    return divided(_value_and_gradients_of_device, layout, (differentiable, fixed), (roles, roles), of_result)
 
 
 def _value_and_gradients_of_device(layout, shards, differentiable, fixed):

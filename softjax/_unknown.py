@@ -26,7 +26,8 @@ def _shaped_as(known, x):
 
 
 def _nan(x, known, always):
-    return jnp.where(known if always else known | (x == 0), x, jnp.nan)
+    with jax.enable_x64(x.dtype.itemsize == 8):  # `_partition` lowers it in a thread where that may be off
+        return jnp.where(known if always else known | (x == 0), x, jnp.nan)
 
 
 # It counts as linear in x. A tangent of an unknown loss is always NaN, a cotangent if it is not 0.

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 from jax.typing import ArrayLike, DTypeLike
 
-from . import _checks, _mesh, _products
+from . import _checks, _explicit, _mesh, _products
 from ._arguments import checked_array, checked_scalar, documented
 from ._checks import Where
 from ._dtypes import (
@@ -266,6 +267,13 @@ def _normalised_prior(prior: Array, live: Array | None, shards: Shards) -> Array
     return jnp.where(live, prior, -jnp.inf)
 
 
+def _partition_of_distances(given):
+    of_examples, of_classes = (P(*_explicit.partition(given[name])[:1]) for name in ("z", "centers"))
+    of_exact: Any = P(), of_examples, of_examples, of_classes
+    return of_examples, (of_classes, of_classes), Exact(*of_exact)
+
+
+@_explicit.over_explicit_axes(_partition_of_distances)
 @ft.partial(jax.jit, static_argnames="shards", inline=True)
 def _distance_arrays(z, centers, prior, temperature, live, shards):
     """|z|^2 is common to all classes, and left out: h_k = 2 / T z . c_k + (log_prior_k - |c_k|^2 / T)."""

@@ -29,12 +29,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from . import _checks, _contrastive, _decoding, _distillation, _linear, _mesh, _mixture, losses
+from . import _checks, _contrastive, _decoding, _distillation, _explicit, _linear, _mesh, _mixture, losses
 from ._arguments import ARGUMENTS, Role
 from ._dtypes import PerPair
 from ._mesh import Shards
@@ -228,16 +228,14 @@ def _call(plan, arrays, numbers):
     specs = {name: plan.spec(name, x) for name, x in arrays.items()}
     arrays = {name: jax.tree.map(ft.partial(_placed, mesh, specs[name]), tree) for name, tree in arrays.items()}
     numbers = jax.tree.map(ft.partial(_placed, mesh, P()), numbers)
-    options, of_examples = dict(plan.options), plan.spec("features")
-    out = of_examples if options.get("reduction", "none") == "none" else P()
-    out = (out, of_examples) if options.get("has_aux", False) else out
+    out = _explicit.of_outputs(plan.spec("features"), dict(plan.options))
     axes = {*plan.classes, *plan.examples}
     return jax.shard_map(local, mesh=mesh, in_specs=(specs, P()), out_specs=out, axis_names=axes)(arrays, numbers)
 
 
 def _placed(mesh, spec, x):
     """x, resharded along the explicit axes of a mesh."""
-    explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
+    explicit = _mesh.explicit_axes(mesh)
     if not explicit:
         return x
     known = (tuple(name for name in axes if name in explicit) or None for axes in _mesh.axes_of(spec))
@@ -278,8 +276,7 @@ def _names(devices, argument, axes):
 
 def _of_type(devices, x):
     """The explicit mesh axes over which each axis of an array is sharded."""
-    explicit = AxisType.Explicit in devices.axis_types
-    return _mesh.axes_of(jax.typeof(x).sharding.spec) if explicit else ((),) * x.ndim
+    return _mesh.axes_of(_explicit.partition(x)) if _mesh.explicit_axes(devices) else ((),) * x.ndim
 
 
 contrastive_loss = _over_mesh(_contrastive.contrastive_loss)

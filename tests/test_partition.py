@@ -15,7 +15,7 @@ import softjax
 from softjax import Placement, _partition
 from softjax.testing import collectives
 
-from . import cases
+from . import cases, table, test_explicit
 
 B, L, D, K, E = 8, 16, 16, 512, 4
 N = B * L
@@ -172,6 +172,73 @@ def test_every_mode_and_transformation(mesh, place, reduction, block):
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             a, b = np.asarray(a), np.asarray(b)
             assert np.abs(a - b).max() <= 2e-5 * np.abs(b).max(), name
+
+
+# --- the other functions ------------------------------------------------------------------------------
+
+MEAN = {"reduction": "mean"}
+OTHERS = {
+    "linear_log_probs": {"entropy": True},
+    "linear_softmax_cross_entropy": MEAN | {"has_aux": True},
+    "contrastive_loss": MEAN,
+    "mixture_autoencoder_loss": MEAN,
+    "leop_loss": {},
+}
+
+
+def with_gradients(function, has_aux=False, **_):
+    """(moving, fixed) -> the gradients of the sum of the losses, and all that the function returns."""
+
+    def of(moving, fixed):
+        out = function(**cases.joined(moving, fixed))
+        return sum(a.sum() for a in jax.tree.leaves(out[0] if has_aux else out)), out
+
+    return jax.grad(of, has_aux=True)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_function_sends_the_gradients_of_the_classes_alone(mesh, name):
+    row, options = table.FUNCTIONS[name], OTHERS[name]
+    whole, spread = test_explicit.placed(mesh, row.kinds.split(), "examples", "float32")
+    block_size = Placement(4, 8, "forward" if "reduction" in options else "backward")
+    function = with_gradients(row.function(**options, block_size=block_size), **options)
+    program = jax.jit(function).lower(*cases.parted(spread)).compile()
+    want = jax.jit(with_gradients(row.defined(**options), **options))(*cases.parted(whole))
+    for got, wanted in zip(*map(jax.tree.leaves, (program(*cases.parted(spread)), want)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+    sent = collectives(program)
+    views = sum(a.nbytes for kind, a in spread.items() if name == "contrastive_loss" and a.ndim == 2)
+    of_classes = sum(a.nbytes for a in spread.values() if a.sharding.is_fully_replicated)
+    assert all(one.times == 1 for one in sent)
+    assert sum(one.bytes for one in sent if one.operation != "all-reduce") <= views
+    assert sum(one.bytes for one in sent) <= 2 * views + 1.2 * of_classes + 64
+
+
+def decoded(x, w):
+    z = jnp.float32(2)
+    return (
+        softjax.linear_top_k(x, w, 5, temperature=z, block_size=Placement(32, 128)),
+        softjax.linear_argmax(x, w),
+        softjax.linear_sample(jax.random.key(1), x, w, shape=2, block_size=Placement(32, 128)),
+    )
+
+
+@pytest.mark.parametrize("place", ["data", "data and vocabulary"])
+def test_classes_are_chosen_where_the_scores_are(mesh, place):
+    whole, (x, w) = arguments()[:2], placed(mesh, place)[:2]
+    program = jax.jit(decoded).lower(x, w).compile()
+    top, best, samples = program(x, w)
+    z = np.einsum("...d,dk", *(np.asarray(a, np.float64) for a in whole)) / 2
+    of_top = np.argsort(-z, -1)[..., :5]
+    np.testing.assert_array_equal(top.ids, of_top)
+    log_probs = np.take_along_axis(z - np.log(np.exp(z).sum(-1, keepdims=True)), of_top, -1)
+    np.testing.assert_allclose(top.log_probs, log_probs, rtol=1e-5)
+    np.testing.assert_array_equal(best, z.argmax(-1))
+    np.testing.assert_array_equal(samples, jax.jit(decoded)(*whole)[2])
+    sent = sum(one.bytes * one.times for one in collectives(program))
+    ranked = 2 * (5 + 1 + 2) + 8  # values and ids of each device, and the sums over the classes
+    of_ranked = 4 * N * 2 * ranked if "vocabulary" in place else 0
+    assert sent <= of_ranked < 4 * N * K
 
 
 # --- the functions that XLA calls, in a thread of its own ---------------------------------------------
