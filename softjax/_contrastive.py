@@ -254,7 +254,7 @@ def siglip_loss(
 
 
 def _siglip_columns(temperature, bias, columns, z, *data):
-    return columns(jnp.where(jnp.isneginf(z), -jnp.inf, z / temperature + bias), *data)
+    return columns(losses.unless_left_out(lambda z: z / temperature + bias, z), *data)
 
 
 _OTHERS = Partial(lambda i, k: i != k)  # all classes but the example itself

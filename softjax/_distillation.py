@@ -61,8 +61,8 @@ def linear_distillation_loss(
 
     p = softmax(softcap tanh((features @ kernel + bias) / softcap) / temperature). The teacher is a linear layer too,
     with the same formula, or it is given by its probabilities, which `temperature` does not change. It is a constant
-    of differentiation. Where p is close to q, no digits are lost to the entropies. Some authors multiply the loss by
-    temperature^2 (Hinton et al., 2015); it is not done here.
+    of differentiation. The absolute error is eps |z|; from a pair and for "jensen_shannon", the error is relative to
+    the divergence. Some authors multiply the loss by temperature^2 (Hinton et al., 2015); it is not done here.
 
     Args:
         teacher_features: [..., D'], with the leading axes of the features.

@@ -306,7 +306,8 @@ def linear_sigmoid_binary_cross_entropy(
     Args:
         labels: integers [..., T] in [0, K), the classes of the example, each at most once; any other label gives NaN.
             Or a pair (indices [..., T], targets [..., T]), with targets y in [0, 1]. Or the targets [..., K] of all
-            classes, which are constants of differentiation.
+            classes, which are constants of differentiation. A label on a class that is left out costs +inf; in targets
+            of all classes, that class is not in the sum.
         ignore_index: an entry that is no label, as lists may differ in length; None for none.
 
     Returns:

@@ -404,7 +404,7 @@ def _binary_columns(z, ids, example, _):
     nothing = jnp.broadcast_to(lax.optimization_barrier(jnp.zeros((), z.dtype)), z.shape)
     if isinstance(example, Array) and is_inexact(example):
         _check_array("example", example, z.shape, "[N, K] of targets for this loss")
-        return Columns(nothing, l=(_binary_costs(z, example), nothing[:, :1]))
+        return Columns(nothing, l=(_binary_costs(z, jnp.where(jnp.isneginf(z), 0, example)), nothing[:, :1]))
     labels = _lists_of_labels(example, z)
     found = Labels(labels.ids, ids)
     costs = found.put(_binary_costs(found.take(z), labels.of_ids), jax.nn.softplus(z))
@@ -427,8 +427,8 @@ def _binary_total(q, example):
     cost, found = q.l
     if example is None:
         return cost
-    wanted = (_lists_of_labels(example, cost[:, None]).ids >= 0).sum(-1)
-    return nan_unless(found == wanted, cost)
+    count = (_lists_of_labels(example, cost[:, None]).ids >= 0).sum(-1)
+    return nan_unless(found == count.astype(found.dtype), cost)
 
 
 binary_cross_entropy = Loss._described(
@@ -436,7 +436,8 @@ binary_cross_entropy = Loss._described(
 
     Args:
         example: labels [N] or [N, T], where a negative one is none; a pair of class ids and their targets y in [0, 1],
-            both [N, T]; or the targets [N, K] of all classes, as `softjax.PerPair`.
+            both [N, T]; or the targets [N, K] of all classes, as `softjax.PerPair`. A label on a class that is left out
+            costs +inf; in targets of all classes, that class is not in the sum.
         per_class: None.
 
     Source: `optax.sigmoid_binary_cross_entropy`, summed over the classes.
@@ -461,8 +462,8 @@ def _kl_divergence(q, _):
 kl_divergence = Loss._described(
     """KL(p' || p) = sum_k p'_k (log p'_k - log p_k) for a teacher p' = softmax(z'), in nats.
 
-    It is computed as log E_p'[exp(z - z')] - E_p'[z - z'], with an absolute error of eps |z - z'|. A class with logit
-    -inf in z or z' is left out of both.
+    It is computed as log E_p'[exp(z - z')] - E_p'[z - z'], with an absolute error of eps |z|. A class with logit -inf
+    in z or z' is left out of both.
 
     Args:
         example: the teacher's logits z' [N, K], for `of_logits`; or its features x [N, D], with z'_k = x . v_k.

@@ -256,7 +256,8 @@ def linear_sigmoid_binary_cross_entropy(
     z = linear_scores(features, kernel, bias, class_axis, softcap, temperature)
     if isinstance(labels, tuple) or namespace(labels).issubdtype(labels.dtype, np.integer):
         ids, targets = labels if isinstance(labels, tuple) else (labels, 1.0)
-        y = (hot(ids, z.shape[-1], z.dtype) * namespace(ids).expand_dims(targets * (ids != ignore_index), -1)).sum(-2)
+        targets = targets * (ids != ignore_index).astype(z.dtype)
+        y = (hot(ids, z.shape[-1], z.dtype) * targets[..., None]).sum(-2)
     else:
         y = labels
     costs = binary_costs(z, y)
@@ -264,7 +265,7 @@ def linear_sigmoid_binary_cross_entropy(
 
 
 def binary_costs(z, y):
-    softplus = lambda z: namespace(z).logaddexp(z, 0)
+    softplus = lambda z: namespace(z).logaddexp(z, 0 * z)
     return y * softplus(-z) + (1 - y) * softplus(z)
 
 
@@ -337,7 +338,7 @@ def supervised_contrastive_loss(x, labels, *, temperature=1.0, weights=None, red
     xp, others = namespace(x), 1 - namespace(x).eye(x.shape[0], dtype=x.dtype)
     s = x @ x.T / temperature
     log_sums = xp.log((xp.exp(s - largest(s, -1)) * others).sum(-1, keepdims=True)) + largest(s, -1)
-    positive = (labels[:, None] == labels) * others
+    positive = (labels[:, None] == labels).astype(x.dtype) * others
     return reduced(-(positive * (s - log_sums)).sum(-1) / xp.maximum(positive.sum(-1), 1), reduction, weights)
 
 
@@ -345,7 +346,7 @@ def siglip_loss(x, y, *, temperature=1.0, logit_bias=0.0, where=None, weights=No
     """sum_j log(1 + exp(s_ij (-t x_i . y_j - b))): Zhai et al., section 3.2, whose mean over i is their loss."""
     xp = namespace(x)
     signs = 2 * xp.eye(x.shape[0], dtype=x.dtype) - 1
-    costs = xp.logaddexp(0, -signs * (x @ y.T / temperature + logit_bias))
+    costs = xp.logaddexp(0 * signs, -signs * (x @ y.T / temperature + logit_bias))
     return reduced((costs if where is None else xp.where(where, costs, 0)).sum(-1), reduction, weights)
 
 
