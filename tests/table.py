@@ -256,8 +256,8 @@ def linear_sigmoid_binary_cross_entropy(
     z = linear_scores(features, kernel, bias, class_axis, softcap, temperature)
     if isinstance(labels, tuple) or namespace(labels).issubdtype(labels.dtype, np.integer):
         ids, targets = labels if isinstance(labels, tuple) else (labels, 1.0)
-        targets = targets * (ids != ignore_index).astype(z.dtype)
-        y = (hot(ids, z.shape[-1], z.dtype) * targets[..., None]).sum(-2)
+        targets = targets if ignore_index is None else targets * (ids != ignore_index).astype(z.dtype)
+        y = (hot(ids, z.shape[-1], z.dtype) * namespace(z).expand_dims(targets, -1)).sum(-2)
     else:
         y = labels
     costs = binary_costs(z, y)
