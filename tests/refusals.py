@@ -314,6 +314,92 @@ LINEAR = {
     "no examples": (lambda: softjax.placement(0, 1, 1), ValueError, r"`examples` must be positive, got 0"),
 }
 key, words = jax.random.key(0), jnp.zeros(3)
+distilled = softjax.linear_distillation_loss
+PAIRS = {
+    "a divergence of another name": (
+        lambda: distilled(x, w, teacher_probs=z, divergence="backward"),
+        ValueError,
+        r"`divergence` must be one of \('forward', 'reverse', 'jensen_shannon'\), got 'backward'",
+    ),
+    "no teacher": (lambda: distilled(x, w), ValueError, "`teacher_probs`, or `teacher_features` and `teacher_kernel`"),
+    "two teachers": (
+        lambda: distilled(x, w, teacher_probs=z, teacher_features=x, teacher_kernel=w),
+        ValueError,
+        "`teacher_probs`, or `teacher_features` and `teacher_kernel`, must be given, and not both",
+    ),
+    "half a teacher": (
+        lambda: distilled(x, w, teacher_kernel=w),
+        ValueError,
+        "`teacher_probs`, or `teacher_features` and `teacher_kernel`, must be given",
+    ),
+    "a teacher of other classes": (
+        lambda: distilled(x, w, teacher_features=x, teacher_kernel=w[:, 1:]),
+        ValueError,
+        r"`teacher_features` and `teacher_kernel` must have the leading axes \(4,\) and the 5 classes of the student",
+    ),
+    "probabilities of other classes": (
+        lambda: distilled(x, w, teacher_probs=z[:, 1:]),
+        ValueError,
+        r"`teacher_probs` must have shape \(4, 5\) \(\[..., K\] for the K of `kernel`\), got \(4, 4\)",
+    ),
+    "a pair for the reverse divergence": (
+        lambda: distilled(x, w, teacher_probs=(y[:, None], jnp.ones((N, 1))), divergence="reverse"),
+        ValueError,
+        "`divergence` must be 'forward' or 'jensen_shannon' for a pair, got 'reverse'",
+    ),
+    "smoothing under a mask of examples": (
+        lambda: ce(x, w, y, where=z > 0, label_smoothing=0.1),
+        ValueError,
+        "`label_smoothing` must be 0 where `where` differs between examples",
+    ),
+    "a mask of other examples": (
+        lambda: ce(x, w, y, where=z[1:] > 0),
+        ValueError,
+        r"`where` must have shape \(4, 5\) \(\[K\], or \[..., K\] with the leading axes of the examples\), got \(3,",
+    ),
+    "a function of ids that returns numbers": (
+        lambda: ce(x, w, y, where=lambda i, k: i + k),
+        TypeError,
+        "`where` must be booleans, got dtype int32",
+    ),
+    "a function of ids of another shape": (
+        lambda: ce(x, w, y, where=lambda i, k: jnp.ones(7, bool)),
+        ValueError,
+        r"`where` must be broadcastable to shape \(4, 5\) \(that of a tile of examples and a block of classes\)",
+    ),
+    "a mask of other views": (
+        lambda: softjax.contrastive_loss(x, x, where=z > 0),
+        ValueError,
+        r"`where` must have shape \(4, 4\) \(\[N, N\] for the N of `x`\), got \(4, 5\)",
+    ),
+    "a mask of views on a mesh": (
+        lambda: softjax.sharded.contrastive_loss(
+            x, x, where=jnp.ones((4, 4), bool), mesh=jax.make_mesh((2,), ("data",)), batch_axis_name="data"
+        ),
+        ValueError,
+        "`where` must be a function of ids where the examples are sharded, got an array",
+    ),
+    "labels of other views": (
+        lambda: softjax.supervised_contrastive_loss(x, y[1:]),
+        ValueError,
+        r"`labels` must have shape \(4,\) \(\[N\] for the N of `x`\), got \(3,\)",
+    ),
+    "targets of other classes": (
+        lambda: softjax.linear_sigmoid_binary_cross_entropy(x, w, z[:, 1:]),
+        ValueError,
+        r"`labels` must have shape \(4, 5\) \(\[..., K\] for the K of `kernel`\), got \(4, 4\)",
+    ),
+    "targets of a loss in place of blocks of them": (
+        lambda: softjax.of_linear(losses.binary_cross_entropy, x, w, z, block_size=2),
+        ValueError,
+        r"`example` of `Columns` must have shape \[N, K\] of targets for this loss, got \(4, 5\)",
+    ),
+    "data of each example and class of other classes": (
+        lambda: softjax.of_linear(losses.binary_cross_entropy, x, w, softjax.PerPair(z[:, 1:])),
+        ValueError,
+        r"`example` must have shape \(4, 5\) \(`PerPair` of \[N, K\] for the K of `kernel`\), got \(4, 4\)",
+    ),
+}
 DECODING = {
     "a flag that is a number": (lambda: ce(x, w, y, has_aux=1), TypeError, "`has_aux` must be True or False, got 1"),
     "tokens of another N": (
@@ -611,4 +697,4 @@ DOCUMENTS = {
         r"`Args` must name parameters of of_nothing, got \['nothing'\]",
     ),
 }
-REFUSALS = ARRAYS | LINEAR | DECODING | LOSSES | SCORES | NUMBERS | DOCUMENTS
+REFUSALS = ARRAYS | LINEAR | PAIRS | DECODING | LOSSES | SCORES | NUMBERS | DOCUMENTS

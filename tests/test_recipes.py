@@ -243,7 +243,74 @@ def evaluated(n):
     return lambda: (n["perplexity"], n["accuracy"], n["entropy"]), lambda: (*want, entropy), ()
 
 
+# --- teachers and views -------------------------------------------------------------------------------
+
+
+def divergence(q, z):
+    log_q = jnp.log(jnp.where(q > 0, q, 1))
+    return (q * (log_q - jax.nn.log_softmax(z))).sum(-1).mean()
+
+
+def distilled(n):
+    def definition(kernel, x):
+        z = x @ kernel
+        q = jax.nn.softmax(n["teacher_features"] @ n["teacher_kernel"] / 2)
+        return 2 * divergence(q, z / 2) + cross_entropy(z, n["labels"]).mean() / 2
+
+    return n["loss"], definition, (n["kernel"], n["features"])
+
+
+def distilled_from_pairs(n):
+    q = (jax.nn.one_hot(n["ids"], 1000) * n["probs"][..., None]).sum(-2)
+    return n["loss"], lambda kernel, x: divergence(q, x @ kernel), (n["kernel"], n["features"])
+
+
+def simclr(n):
+    def definition(kernel, views):
+        v = unit(views @ kernel).reshape(512, 16)
+        s = jnp.where(jnp.eye(512, dtype=bool), -jnp.inf, v @ v.T / 0.5)
+        return cross_entropy(s, (jnp.arange(512) + 256) % 512).mean()
+
+    return n["loss"], definition, (n["kernel"], n["views"])
+
+
+def without_false_negatives(n):
+    same = (n["products"][:, None] == n["products"]) & ~jnp.eye(256, dtype=bool)
+
+    def definition(x, y):
+        s = jnp.where(same, -jnp.inf, x @ y.T)
+        return (cross_entropy(s, jnp.arange(256)) + cross_entropy(s.T, jnp.arange(256))).mean() / 2
+
+    return n["loss"], definition, (n["x"], n["y"])
+
+
+def supervised_and_sigmoid(n):
+    others, labels = 1 - jnp.eye(256), n["labels"]
+
+    def definition(x, y, logit_scale, logit_bias):
+        s = unit(x) @ unit(x).T / 0.1
+        log_p = s - jnp.log((jnp.exp(s) * others).sum(-1, keepdims=True))
+        positive = (labels[:, None] == labels) * others
+        of_classes = -((positive * log_p).sum(-1) / positive.sum(-1)).mean()
+        z = jnp.exp(logit_scale) * unit(x) @ unit(y).T + logit_bias
+        return of_classes - jax.nn.log_sigmoid((2 * jnp.eye(256) - 1) * z).sum(-1).mean()
+
+    return n["loss"], definition, (n["x"], n["y"], jnp.log(10.0), -10.0)
+
+
+def many_labels(n):
+    y = jax.nn.one_hot(n["labels"], 5000).sum(-2)  # a row of zeros for -1
+    definition = lambda kernel, x: optax.sigmoid_binary_cross_entropy(x @ kernel, y).sum(-1).mean()
+    return n["loss"], definition, (n["kernel"], n["features"])
+
+
 DEFINITIONS = {
+    "distillation: From the teacher's last layer": distilled,
+    "distillation: From stored probabilities": distilled_from_pairs,
+    "contrastive: SimCLR": simclr,
+    "contrastive: False negatives": without_false_negatives,
+    "contrastive: SupCon and SigLIP": supervised_and_sigmoid,
+    "contrastive: Many labels per example": many_labels,
     "flax: NNX": nnx_model,
     "flax: NNX, tied embeddings": nnx_tied,
     "flax: Linen, inside of the module": linen_inside,
