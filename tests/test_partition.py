@@ -241,6 +241,42 @@ def test_classes_are_chosen_where_the_scores_are(mesh, place):
     assert sent <= of_ranked < 4 * N * K
 
 
+N_MASKED, K_MASKED = 64, 2048
+
+
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("data", ["none", "mask", "ids", "teacher", "probabilities"])
+@pytest.mark.one_case_in(2)
+def test_data_of_each_example_and_class_stay_where_they_are(mesh, data):
+    """The gradients are summed, and a few numbers per example; masks and a teacher's probabilities are not sent."""
+    n, k, d = N_MASKED, K_MASKED, 16
+
+    def shape(spec, *sizes, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, spec))
+
+    of_pairs, dtype = P("data", "model"), bool if data == "mask" else jnp.float32
+    given = shape(P("data"), n, d), shape(P(None, "model"), d, k), shape(of_pairs, n, k, dtype=dtype)
+
+    def loss(x, w, pairs):
+        if data == "probabilities":
+            return softjax.linear_distillation_loss(x, w, teacher_probs=pairs, block_size=128).sum()
+        if data == "teacher":
+            teacher = {"teacher_features": x, "teacher_kernel": w, "divergence": "reverse"}
+            return softjax.linear_distillation_loss(x, w, **teacher, block_size=128).sum()
+        where = {"mask": pairs, "ids": differ}.get(data)
+        labels = jnp.zeros(n, jnp.int32)
+        return softjax.linear_softmax_cross_entropy(x, w, labels, where=where, block_size=128).sum()
+
+    sent = collectives(jax.jit(jax.grad(loss, (0, 1))).lower(*given).compile())
+    assert {one.kind for one in sent} == {"all-reduce"}
+    dw, dx = 4 * d * k // 4, 4 * n * d // 2
+    assert sum(one.bytes for one in sent) <= dw + dx + 4 * 12 * n
+
+
+def differ(i, k):
+    return i != k
+
+
 # --- the functions that XLA calls, in a thread of its own ---------------------------------------------
 
 
