@@ -268,8 +268,8 @@ def test_data_of_each_example_and_class_stay_where_they_are(mesh, data):
         return softjax.linear_softmax_cross_entropy(x, w, labels, where=where, block_size=128).sum()
 
     sent = collectives(jax.jit(jax.grad(loss, (0, 1))).lower(*given).compile())
-    assert {one.kind for one in sent} == {"all-reduce"}
-    dw, dx = 4 * d * k // 4, 4 * n * d // 2
+    assert {one.operation for one in sent} == {"all-reduce"}
+    dw, dx = 4 * d * k // 2, 4 * n * d // 4
     assert sum(one.bytes for one in sent) <= dw + dx + 4 * 12 * n
 
 
