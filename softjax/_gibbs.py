@@ -364,7 +364,7 @@ def pull(c: Columns, ids: Array, totals: Totals, ct: Totals) -> Columns:
         dh += of_e.rest[..., None] * difference + tilt
         de.append(of_e.rest[..., None] * u + tilt)
 
-    dt, dv = tuple(d.rest[..., None] * p for d in ct.t), tuple(_outer(p, d.rest) for d in ct.v)
+    dt, dv = tuple(d.rest[..., None] * p for d in ct.t), tuple(outer(p, d.rest) for d in ct.v)
     return Columns(dh, dt, dv, tuple(de), dy, dl)
 
 
@@ -393,6 +393,15 @@ def log_softmax_cotangent(p: Array, g: Array) -> Array:
 def dot(a: Array, b: Array) -> Array:
     """The matrix product a [..., I] @ b [I, J] in the full precision of the operands, on every platform."""
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def outer(p: Array, d: Array) -> Array:
+    """The sum over the examples of p_k d_e [B, E], for p [..., B] and d [..., E]."""
+    examples = tuple(range(p.ndim - 1))
+    product = lambda p, d: jnp.tensordot(p, d, (examples, examples), precision=lax.Precision.HIGHEST)
+    # CPUs transpose the first operand, element by element: d has fewer. The barrier keeps the order.
+    transposed = lambda p, d: lax.optimization_barrier(product(d, p)).T
+    return lax.platform_dependent(p, d, cpu=transposed, default=product)
 
 
 def _normaliser(h, ids):
@@ -564,12 +573,6 @@ def _choose(condition, a, b):
 
 def _tilted(h, e):
     return h + jnp.where(jnp.isneginf(h), 0, e)
-
-
-def _outer(p, d):
-    """sum over examples of p_k d_e: [..., B], [..., E] -> [B, E]."""
-    examples = tuple(range(p.ndim - 1))
-    return jnp.tensordot(p, d, (examples, examples), precision=lax.Precision.HIGHEST)
 
 
 def finite(m: Array) -> Array:
