@@ -160,10 +160,13 @@ def distances(
     dtype = compute_dtype(common_dtype(*inexact_leaves((z, centers, prior))))
     z, temperature = z.reshape(math.prod(batch), d).astype(dtype), jnp.asarray(temperature, dtype)
     centers = _distances.of_classes(centers, dtype)
-    middle = _distances.middle_of(centers, live, shards).astype(dtype)
-    function = Partial(_distance_scores, middle, temperature, _largest(prior, live, shards))
-    exact = Exact(Partial(_exact_distance, function), z, _distances.common_part(z, middle, temperature), ())
-    return Scores("distances", function, z, ((centers, prior),), (0,), live, exact, k, d, batch, shards)
+    reference = _distances.reference_of(z, centers, live, shards)
+    common = _distances.common_part(z, reference, temperature)
+    of_example, of_all = (reference, None) if reference.ndim == 2 else (None, reference)
+    function = Partial(_distance_scores, of_all, temperature, _largest(prior, live, shards))
+    exact = Exact(Partial(_exact_distance, function), z, common, ())
+    examples, classes = (z, of_example), ((centers, prior),)
+    return Scores("distances", function, examples, classes, (0,), live, exact, k, d, batch, shards)
 
 
 def _largest(prior, live, shards):
@@ -173,18 +176,14 @@ def _largest(prior, live, shards):
     return _mesh.pmax(jnp.max(prior, initial=jnp.finfo(prior.dtype).min, where=live), shards.classes)
 
 
-def _distance_scores(middle, temperature, largest, z, classes, live):
-    """|z|^2 is common to all classes where a matrix product takes the distances, and left out."""
-    ((centers, prior),) = classes
-    centers = centers.astype(z.dtype)
-    if live is not None:
-        centers = jnp.where(live[:, None], centers, middle[None])
-    h = _distances.scores(z, centers, middle, temperature)
-    if prior is not None:
-        prior = prior.astype(z.dtype) - largest
-    if live is not None:
-        prior = jnp.where(live, 0 if prior is None else prior, -jnp.inf).astype(z.dtype)
-    return h if prior is None else h + prior[None]
+def _distance_scores(reference, temperature, largest, examples, classes, live):
+    """Relative to the distance of the reference, which is one of each example or of all."""
+    (z, of_example), ((centers, prior),) = examples, classes
+    centers, prior = zeroed(live, (centers.astype(z.dtype), prior))
+    offset = None if prior is None else prior.astype(z.dtype) - largest
+    reference = reference if of_example is None else of_example
+    h = _distances.scores(z, centers, reference, temperature, offset)
+    return h if live is None else jnp.where(live[None], h, -jnp.inf)
 
 
 def _exact_distance(function, z, classes):
