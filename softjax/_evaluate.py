@@ -217,7 +217,8 @@ def _with_exact_tops(totals, score, payoff, targets, classes, layout):
 
     def at(top):
         def values(position):
-            *of_scores, _, per_class, more = jax.tree.map(lambda a: a[position], classes)
+            of_tops = _dtypes.cast(jax.tree.map(lambda a: a[position], classes), totals.a.m.dtype)
+            *of_scores, _, per_class, more = of_tops
             return score(of_score, (of_scores, more)), payoff(example, per_class)
 
         return _mesh.at_class(top, values, layout.classes, layout.mesh)

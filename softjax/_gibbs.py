@@ -215,16 +215,15 @@ def fold(c: Columns, ids: Array, *, with_entropy: bool = False) -> Sums:
         entropy = _entropy(c.h, ids, a) if with_entropy else None
         return Sums(a, (), (), (), (), _cross_entropy(c, ids, a.m), plain, entropy)
     a, w, first = _normaliser_and_top(c.h, ids)
-    is_top = a.is_top(ids)
 
     def payoff(t):
         t = jnp.where(jnp.isneginf(c.h), 0, t)
-        of_top = jnp.where(is_top, t, 0).sum(-1)
+        of_top = jnp.take_along_axis(t, first[..., None], -1, mode="fill", fill_value=0)[..., 0]
         top = lax.stop_gradient(of_top)
         above = ((w * (t - top[..., None])).sum(-1) + tangent_of(of_top)) / a.mass
         base, rest = renormalised(top, above)
         # Summed again relative to the base: the sum is smaller, and so is its rounding error.
-        above = (jnp.where(is_top, 1, w) * (t - base[..., None])).sum(-1) / a.mass
+        above = ((w * (t - base[..., None])).sum(-1) + jnp.where(first < ids.size, top - base, 0)) / a.mass
         return Mean(base, lax.stop_gradient(above) + tangent_of(rest), top)
 
     def vector_payoff(v):
@@ -336,16 +335,18 @@ def close(x: Sums) -> Totals:
 
 def pull(c: Columns, ids: Array, totals: Totals, ct: Totals) -> Columns:
     """Cotangents of the columns from the cotangents of the totals: the library's one derivative."""
-    w = totals.a.weights(c.h)
-    if c.y is None:
-        dh, dy = w * ct.a.r[..., None], None  # dr = sum_k exp(h_k - m) dh_k
-    else:
-        dh, dy = _pull_cross_entropy(c, w, ids, totals, ct)
-    if ct.s is not None and totals.s is not None:
-        dh += _pull_entropy(c.h, w, ids, totals, ct)
     dl = tuple(jnp.broadcast_to(d[..., None], l.shape) for d, l in zip(ct.l, c.l, strict=True))
-    if not (c.t or c.v or c.e):
-        return Columns(dh, y=dy, l=dl)
+    if c.y is not None or not (c.t or c.v or c.e):
+        w = totals.a.weights(c.h)
+        dh, dy = (w * ct.a.r[..., None], None) if c.y is None else _pull_cross_entropy(c, w, ids, totals, ct)
+        if ct.s is not None and totals.s is not None:
+            dh += _pull_entropy(c.h, w, ids, totals, ct)
+        if not (c.t or c.v or c.e):
+            return Columns(dh, y=dy, l=dl)
+        of_normaliser = jnp.zeros_like(ct.a.r)
+    else:
+        dh, dy, of_normaliser = 0, None, ct.a.r * totals.a.mass  # dr = sum_k exp(h_k - m) dh_k
+
     p = totals.a.probabilities(c.h)
     is_top = totals.a.is_top(ids)
     position = totals.a.top - ids[0]  # ids are consecutive; with padding only, the first is less than any top class
@@ -364,20 +365,19 @@ def pull(c: Columns, ids: Array, totals: Totals, ct: Totals) -> Columns:
         of_top = mean.top - mean.base + tangent_of(of_top)
         gap += jnp.where(is_top, paid(of_top), dot(d.rest, v.T) - paid(mean.base))
         slip += paid(mean.rest)
-    dh += p * gap - p * slip
+    dh += p * gap + p * (of_normaliser[..., None] - slip)
 
     de = []
     for of_e, dn, e, n in zip(ct.e, ct.n, c.e, totals.n, strict=True):
-        h = _tilted(c.h, e)
-        u = n.probabilities(h)
+        u = n.probabilities(_tilted(c.h, e))
         # A class that is on top of both h and h + e has 1 / (1 + r) in each; their difference is in the r.
         of_tops = (totals.a.r - n.r) / (totals.a.mass * n.mass)
         difference = with_value(of_tops[..., None], is_top & n.is_top(ids), u - p)
-        tilt = n.weights(h) * dn.r[..., None]
-        dh += of_e.rest[..., None] * difference + tilt
-        de.append(of_e.rest[..., None] * u + tilt)
+        tilt = (dn.r * n.mass)[..., None]
+        dh += of_e.rest[..., None] * difference + tilt * u
+        de.append((of_e.rest[..., None] + tilt) * u)
 
-    dt, dv = tuple(d.rest[..., None] * p for d in ct.t), tuple(_outer(p, d.rest) for d in ct.v)
+    dt, dv = tuple(d.rest[..., None] * p for d in ct.t), tuple(outer(p, d.rest) for d in ct.v)
     return Columns(dh, dt, dv, tuple(de), dy, dl)
 
 
@@ -406,6 +406,15 @@ def log_softmax_cotangent(p: Array, g: Array) -> Array:
 def dot(a: Array, b: Array) -> Array:
     """The matrix product a [..., I] @ b [I, J] in the full precision of the operands, on every platform."""
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def outer(p: Array, d: Array) -> Array:
+    """The sum over the examples of p_k d_e [B, E], for p [..., B] and d [..., E]."""
+    examples = tuple(range(p.ndim - 1))
+    product = lambda p, d: jnp.tensordot(p, d, (examples, examples), precision=lax.Precision.HIGHEST)
+    # CPUs transpose the first operand, element by element: d has fewer. The barrier keeps the order.
+    transposed = lambda p, d: lax.optimization_barrier(product(d, p)).T
+    return lax.platform_dependent(p, d, cpu=transposed, default=product)
 
 
 def _normaliser(h, ids):
@@ -489,13 +498,30 @@ def _normaliser_and_top(h, ids):
     """(the normaliser of one block, exp(h_k - m) with 0 at the top class, the position of the top class)."""
     m = lax.stop_gradient(h.max(-1))
     m = jnp.where(jnp.isposinf(m), jnp.nan, m)  # a score of +inf has no softmax
-    position = _as_row(jnp.arange(h.shape[-1], dtype=ids.dtype), m.ndim)
-    first = jnp.min(jnp.where((h == m[..., None]) & (h > -jnp.inf), position, position.size), -1)
-    top = jnp.where(first < position.size, ids.at[first].get(mode="clip"), -1)
+    first = _first_equal(h, m).astype(ids.dtype)
+    is_known = first < h.shape[-1]
+    top = jnp.where(is_known, ids.at[first].get(mode="clip"), -1)
     a = Normaliser(m, top, jnp.zeros_like(m), jnp.zeros_like(m))
-    w = with_value(0, position == first[..., None], a.weights(h))
-    unknown = jnp.where(first < position.size, 0, 1).astype(h.dtype)  # its 1 is still among the weights
+    w = with_value(0, _is_at(first, h), a.weights(h))
+    unknown = jnp.where(is_known, 0, 1).astype(h.dtype)  # its 1 is still among the weights
     return a._replace(r=jnp.where(jnp.isneginf(m), -1, w.sum(-1) - unknown)), w, first
+
+
+def _first_equal(h, m):
+    """The first position [...] where h [..., B] equals its maximum m; B where that is -inf or NaN."""
+    b = h.shape[-1]
+    if b > 2 ** jnp.finfo(h.dtype).nmant:
+        position = _as_row(jnp.arange(b), m.ndim)
+        return jnp.min(jnp.where((h == m[..., None]) & (h > -jnp.inf), position, b), -1)
+    # As floating-point numbers, and without a selection: CPUs take that in one pass.
+    far = jnp.sqrt(jnp.finfo(h.dtype).max)
+    position = _as_row(jnp.arange(b, dtype=h.dtype), m.ndim)
+    first = jnp.min((m[..., None] - lax.stop_gradient(h)) * far * far + position, -1)
+    return jnp.where(first < b, first, b)
+
+
+def _is_at(position, h):
+    return _as_row(jnp.arange(h.shape[-1], dtype=position.dtype), position.ndim) == position[..., None]
 
 
 def _merge_normalisers(left, right):
@@ -583,12 +609,6 @@ def _choose(condition, a, b):
 
 def _tilted(h, e):
     return h + jnp.where(jnp.isneginf(h), 0, e)
-
-
-def _outer(p, d):
-    """sum over examples of p_k d_e: [..., B], [..., E] -> [B, E]."""
-    examples = tuple(range(p.ndim - 1))
-    return jnp.tensordot(p, d, (examples, examples), precision=lax.Precision.HIGHEST)
 
 
 def finite(m: Array) -> Array:

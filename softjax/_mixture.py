@@ -12,7 +12,7 @@ from jax import Array
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from . import _checks, losses, scores
+from . import _checks, _distances, losses, scores
 from ._arguments import checked_array, documented
 from ._checks import Where
 from ._dtypes import cast, common_dtype, compute_dtype, inexact_leaves
@@ -59,7 +59,7 @@ def of_mixture(
     z, centers = _checks.latents_and_centers(z, centers)
     example = _checks.leading("example", example, z.shape[:-1], "the leading axes of `z`")
     per_class = _checks.leading("per_class", per_class, centers.shape[:1], "[K] for the K of `centers`")
-    z, centers = cast((z, centers), compute_dtype(_given_dtype(log_prior, z, centers, example, per_class)))
+    z = z.astype(compute_dtype(_given_dtype(log_prior, z, centers, example, per_class)))
     distances = scores.distances(z, centers, log_prior, temperature, where, axis_name, batch_axis_name)
     return evaluate(loss, distances, example, per_class, weights, reduction, block_size)
 
@@ -75,13 +75,34 @@ def _of_data(loss, z, x, centers, values, of_scores, weights, reduction, block_s
     z, centers = _checks.latents_and_centers(z, centers)
     values, x = _checks.class_values(values, centers.shape[0], "centers"), checked_array("x", x)
     _checks.shape("x", x, (*z.shape[:-1], values.shape[1]), "the leading axes of `z`, and the E of `values`")
-    z, x, centers, values = cast(
-        (z, x, centers, values), compute_dtype(_given_dtype(of_scores[0], z, x, centers, values))
-    )
-    distances = scores.distances(z, centers, *of_scores)
-    values, middle = scores.centered(values, distances.live, distances.shards)
-    x = x.reshape(distances.n, values.shape[1]) - middle[None]  # their difference keeps its digits
-    return evaluate(loss, distances, x, values, weights, reduction, block_size)
+    z, x = cast((z, x), compute_dtype(_given_dtype(of_scores[0], z, x, centers, values)))
+    distances, values = scores.distances(z, centers, *of_scores), _distances.of_classes(values, x.dtype)
+    middle = _middle_of_values(values, distances, x.dtype)
+    x = x.reshape(distances.n, values.shape[1])
+    return evaluate(_about(middle, loss), distances, x, values, weights, reduction, block_size)
+
+
+def _middle_of_values(values, distances, dtype):
+    return _distances.middle_of(values, distances.live, distances.shards).astype(dtype)
+
+
+def _about(middle, loss):
+    """The loss with the middle of the values as the origin of the values and of the data: their sums keep digits."""
+    loss = losses.as_partials(loss)
+    columns, finish = Partial(_columns_about, middle, loss.columns), Partial(_finish_about, middle, loss.finish)
+    return loss._replace(columns=columns, finish=finish)
+
+
+def _columns_about(middle, columns, h, ids, x, values):
+    return columns(h, ids, _moved(x, middle), _moved(values.astype(middle.dtype), middle))
+
+
+def _finish_about(middle, finish, q, x):
+    return finish(q, _moved(x, middle))
+
+
+def _moved(a, middle):
+    return None if a is None else a - middle[None]
 
 
 @documented()
@@ -227,10 +248,11 @@ def mixture_expectation(
     z, centers = _checks.latents_and_centers(z, centers)
     payoffs = _checks.class_values(values, centers.shape[0], "centers")
     given = _given_dtype(log_prior, z, centers, payoffs)
-    z, centers, payoffs = cast((z, centers, payoffs), compute_dtype(given))
+    z = z.astype(compute_dtype(given))
     distances = scores.distances(z, centers, log_prior, temperature, where, axis_name)
-    payoffs, middle = scores.centered(payoffs, distances.live, distances.shards)
-    loss = losses.expectation._replace(finish=Partial(_moved_back, middle))
+    payoffs = _distances.of_classes(payoffs, z.dtype)
+    middle = _middle_of_values(payoffs, distances, z.dtype)
+    loss = _about(middle, losses.expectation._replace(finish=Partial(_moved_back, middle)))
     return evaluate(loss, distances, None, payoffs, block_size=block_size).astype(given)
 
 

@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
 
 
 @jax.tree_util.register_dataclass
@@ -55,10 +57,23 @@ def renormalised(base: Array, rest: Array) -> tuple[Array, Array]:
 
 
 def tangent_of(x: Array) -> Array:
-    """0, with the derivative of x."""
-    return jnp.where(jnp.isfinite(x), x - lax.stop_gradient(x), 0)
+    """0, with the derivative of x where x is finite. Without a derivative, x is not computed."""
+    return _tangent_p.bind(x)
 
 
 def with_value(value: Array | int, where: Array, x: Array) -> Array:
     """x with other values at some places, and its own derivative everywhere."""
-    return x + lax.stop_gradient(jnp.where(where, value - x, 0))
+    return lax.stop_gradient(jnp.where(where, value, x)) + tangent_of(x)
+
+
+_tangent_p = core.Primitive("softjax_tangent")
+_tangent_p.def_impl(jnp.zeros_like)
+_tangent_p.def_abstract_eval(lambda x: x)
+ad.primitive_jvps[_tangent_p] = lambda primals, tangents: _jvp_of_tangent(*primals, *tangents)
+batching.primitive_batchers[_tangent_p] = lambda args, axes: (_tangent_p.bind(*args), *axes)
+mlir.register_lowering(_tangent_p, mlir.lower_fun(jnp.zeros_like, multiple_results=False))
+
+
+def _jvp_of_tangent(x, dx):
+    still = isinstance(dx, ad.Zero)
+    return _tangent_p.bind(x), dx if still else jnp.where(jnp.isfinite(lax.stop_gradient(x)), dx, jnp.zeros_like(dx))

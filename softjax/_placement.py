@@ -121,7 +121,12 @@ def _of_cpu(n, k, d, scalar, scores):
     if scalar and wide and min(n, 256) * k <= scores(256):
         tile = min(n, max(256, min(512, n // 8)))
         return Placement(tile, k if tile * k <= scores(8) else min(k, 4096), "forward")
-    return Placement(n, min(k, max(128, min(scores(8 if wide else 2) // n, 4096))))
+    if wide:
+        return Placement(n, min(k, max(128, min(scores(8) // n, 4096))))
+    # The scores of a block, read several times, stay in the caches of two cores. With fewer classes in a block, sums
+    # over examples of vectors, as long as a block is wide, would cost as much as the scores.
+    tile = -(-n // -(-n // 512))
+    return Placement(tile, min(k, max(128, min(scores(1) // tile, 4096))))
 
 
 def _power_of_2(size):

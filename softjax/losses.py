@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from . import _checks
+from . import _checks, _distances
 from ._arguments import checked
 from ._dtypes import cast, common_dtype, inexact_leaves, is_inexact
 from ._gibbs import Columns, Totals, Weights, dot
@@ -509,10 +509,10 @@ def _log_likelihood(x, v):
 
 
 def _log_likelihoods(x, v):
-    """log p(x | k) [N, B] for all classes, by a matrix product."""
+    """log p(x | k) [N, B] for all classes."""
     x, v = _floats(x, v)
     _check_data(x, v)
-    return dot(2 * x, v.T) - (v**2).sum(-1)[None] - (x**2).sum(-1)[:, None]
+    return _distances.scores(x, v) - _distances.common_part(x)[:, None]
 
 
 def _eol_columns(z, ids, x, v):  # noqa: ARG001

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 from jax.typing import ArrayLike, DTypeLike
 
-from . import _checks, _explicit, _mesh, _products
+from . import _checks, _distances, _explicit, _mesh, _products
 from ._arguments import checked_array, checked_scalar, documented
 from ._checks import Where
 from ._dtypes import (
@@ -31,7 +31,6 @@ from ._dtypes import (
     widened,
     zeroed,
 )
-from ._gibbs import dot
 from ._mesh import AxisName, Shards
 from ._products import PrecisionLike, Product
 
@@ -230,75 +229,52 @@ def distances(
     live, prior = _checks.live_classes(of_classes, "log_prior", log_prior, k, "[K] for the K of `centers`")
     temperature = checked_scalar("temperature", temperature)
     dtype = compute_dtype(common_dtype(*inexact_leaves((z, centers, prior))))
-    prior = jnp.zeros(k, dtype) if prior is None else prior
-    arrays = cast((z.reshape(math.prod(batch), d), centers, prior, temperature), dtype)
-    examples, classes, exact = _distance_arrays(*arrays, live, shards)
-    made = Scores("distances", _DISTANCES, examples, classes, (0, 0), live, exact, k, d, batch, shards)
+    z, temperature = z.reshape(math.prod(batch), d).astype(dtype), jnp.asarray(temperature, dtype)
+    centers = _distances.of_classes(centers, dtype)
+    reference, common = _reference(z, centers, temperature, live, shards)
+    of_example, of_all = (reference, None) if reference.ndim == 2 else (None, reference)
+    function = Partial(_distance_scores, of_all, temperature, _largest(prior, live, shards))
+    exact = Exact(Partial(_exact_distance, function), z, common, ())
+    examples, classes = (z, of_example), ((centers, prior),)
+    made = Scores("distances", function, examples, classes, (0,), live, exact, k, d, batch, shards)
     return _masked(made, pairs)
 
 
-def centered(a: Array, live: Array | None, shards: Shards) -> tuple[Array, Array]:
-    """(a [K, D] minus its middle and 0 for classes left out, the middle [D]).
-
-    Scores and losses do not depend on the origin, but the digits of |c_k|^2, z . c_k and E_p[A] do. The middle is the
-    mean of the live classes without outliers, which are found by the median of a sample.
-    """
-    sample = slice(None, None, max(1, a.shape[0] // max(1, 32 // _mesh.device_count(shards.classes))))
-    sampled = a[sample] if live is None else jnp.where(live[sample, None], a[sample], jnp.nan)
-    sampled = _mesh.all_gather(lax.stop_gradient(sampled), shards.classes)
-    median = lambda a: jnp.nan_to_num(jnp.nanmedian(a, 0), posinf=0.0, neginf=0.0)
-    about = median(sampled)
-    spread = median(jnp.abs(sampled - about[None]))
-    above = lax.stop_gradient(a) - about[None]
-    near = jnp.abs(above) <= 8 * spread[None]
-    near = near if live is None else near & live[:, None]
-    sums = jnp.where(near, above, 0).sum(0), near.sum(0).astype(a.dtype)
-    total, count = _mesh.psum(sums, shards.classes)
-    middle = about + total / jnp.maximum(count, 1)
-    moved = a - middle[None]
-    return moved if live is None else jnp.where(live[:, None], moved, 0), middle
+def _partition_of_reference(given):
+    of_examples = P(*_explicit.partition(given["z"])[:1])
+    return of_examples if given["z"].shape[-1] <= _distances.FEW else P(), of_examples
 
 
-def _normalised_prior(prior: Array, live: Array | None, shards: Shards) -> Array:
-    """The log-priors [K], shifted so that the largest is 0: a common part would only cost digits."""
-    if live is None:
-        return prior
-    prior -= _mesh.pmax(jnp.max(prior, initial=jnp.finfo(prior.dtype).min, where=live), shards.classes)
-    return jnp.where(live, prior, -jnp.inf)
+@_explicit.over_explicit_axes(_partition_of_reference)
+def _reference(z, centers, temperature, live, shards):
+    """(the reference of the distances, the part that all classes have in common)."""
+    reference = _distances.reference_of(z, centers, live, shards)
+    return reference, _distances.common_part(z, reference, temperature)
 
 
-def _partition_of_distances(given):
-    of_examples, of_classes = (P(*_explicit.partition(given[name])[:1]) for name in ("z", "centers"))
-    of_exact: Any = P(), of_examples, of_examples, of_classes
-    return of_examples, (of_classes, of_classes), Exact(*of_exact)
+def _largest(prior, live, shards):
+    """The largest log-prior, or None: a part common to all would only cost digits."""
+    if prior is None:
+        return None
+    return _mesh.pmax(jnp.max(prior, initial=jnp.finfo(prior.dtype).min, where=live), shards.classes)
 
 
-@_explicit.over_explicit_axes(_partition_of_distances)
-@ft.partial(jax.jit, static_argnames="shards", inline=True)
-def _distance_arrays(z, centers, prior, temperature, live, shards):
-    """|z|^2 is common to all classes, and left out: h_k = 2 / T z . c_k + (log_prior_k - |c_k|^2 / T)."""
-    prior = _normalised_prior(prior, live, shards)
-    centers, middle = centered(centers, live, shards)
-    z = z - middle[None]
-    # A coordinate that is 0 everywhere is added: in its absence, jaxlib 0.10.2 crashes on CPUs in the gradient of a
-    # ragged block under vmap, in a product that it fuses.
-    with_0 = lambda a: jnp.concatenate([a, jnp.zeros_like(a[:, :1])], -1)
-    classes = with_0(centers), prior - (centers**2).sum(-1) / temperature
-    exact = Exact(Partial(_exact_distance, temperature), z, (z**2).sum(-1) / temperature, prior)
-    return with_0(2 / temperature * z), classes, exact
+def _distance_scores(reference, temperature, largest, examples, classes, live):
+    """Relative to the distance of the reference, which is one of each example or of all."""
+    (z, of_example), ((centers, prior),) = examples, classes
+    centers, prior = zeroed(live, (centers.astype(z.dtype), prior))
+    offset = None if prior is None else prior.astype(z.dtype) - largest
+    reference = reference if of_example is None else of_example
+    h = _distances.scores(z, centers, reference, temperature, offset)
+    return h if live is None else jnp.where(live[None], h, -jnp.inf)
 
 
-def _distance_scores(z, block, live):  # noqa: ARG001 (the offset of a class left out is -inf)
-    centers, offset = block
-    return dot(z, centers.T) + offset[None]
-
-
-def _exact_distance(temperature, z, classes):
-    (centers, _), prior = classes
-    return prior - ((z - centers[:, :-1]) ** 2).sum(-1) / temperature
-
-
-_DISTANCES = Partial(_distance_scores)
+def _exact_distance(function, z, classes):
+    """h [N] of one class per example."""
+    _, temperature, largest = function.args
+    (((centers, prior),), _) = classes
+    h = -((z - centers) ** 2).sum(-1) / temperature
+    return h if prior is None else h + (prior - largest)
 
 
 @documented()

@@ -1,8 +1,10 @@
 """The contract, line by line: labels, masks, infinities, types, transformations, memory."""
 
 import functools as ft
+import os
 import subprocess
 import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -296,25 +298,51 @@ def test_a_mixture_never_holds_its_scores(case, mode):
 
 @pytest.mark.slow  # a process start
 def test_the_gradient_of_a_ragged_block_under_vmap_does_not_crash_the_compiler():
-    """As jaxlib 0.10.2 did on CPUs; in a process of its own, to be a failure and not the end of the tests."""
-    program = (
-        "import jax, jax.numpy as jnp, softjax\n"
-        "z, x, c, v = (jnp.ones(s) for s in ((32, 4), (32, 8), (10_000, 4), (10_000, 8)))\n"
-        "loss = lambda c: jax.vmap(softjax.mixture_autoencoder_loss, (0, 0, None, None))(z, x, c, v).mean()\n"
-        "jax.block_until_ready(jax.jit(jax.grad(loss))(c))\n"
+    assert (
+        exit_code("""
+        import jax, jax.numpy as jnp, softjax
+        z, x, c, v = (jnp.ones(s) for s in ((32, 4), (32, 8), (10_000, 4), (10_000, 8)))
+        loss = lambda c: jax.vmap(softjax.mixture_autoencoder_loss, (0, 0, None, None))(z, x, c, v).mean()
+        jax.block_until_ready(jax.jit(jax.grad(loss))(c))
+    """)
+        == 0
     )
-    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=120).returncode == 0
+
+
+@pytest.mark.slow  # a process start
+@pytest.mark.xfail(strict=True, reason="jaxlib 0.10.2 crashes on CPUs, in the fusion of a padded product and sum")
+def test_a_padded_product_and_a_padded_sum_do_not_crash_the_compiler():
+    """Where this passes, a gradient may be added outside of the blocks to that of a block, as here, again."""
+    assert (
+        exit_code("""
+        import jax, jax.numpy as jnp
+        pad = lambda a: jnp.pad(a, [(9728, 0)] + [(0, 0)] * (a.ndim - 1))
+        f = jax.jit(lambda a, b: pad(a @ b) + pad(a.sum(1))[:, None])
+        jax.block_until_ready(f(jnp.ones((272, 32)), jnp.ones((32, 4))))
+    """)
+        == 0
+    )
+
+
+def exit_code(program):
+    """That of a process of its own, so that a crash is not the end of the tests."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    return subprocess.run(command, check=False, timeout=120, env=environment).returncode
 
 
 @pytest.mark.usefixtures("optimised")
-def test_the_memory_of_a_mixture_does_not_grow_with_its_classes():
+@pytest.mark.parametrize("name", ["mixture_autoencoder_loss", "leop_loss"])
+def test_no_temporary_of_a_mixture_has_the_size_of_its_centers(name):
     def temporaries(k):
-        loss = lambda *args: softjax.mixture_autoencoder_loss(*args, block_size=256).mean()
-        shapes = [(1024, 2), (1024, 4), (k, 2), (k, 4)]
-        arguments = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
-        compiled = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(*arguments).compile()
-        parameters = 4 * k * (2 + 4)
-        return compiled.memory_analysis().temp_size_in_bytes, parameters
+        def loss(z, x, centers, values, log_prior, where):
+            options = {"log_prior": log_prior, "where": where, "reduction": "mean"}
+            return getattr(softjax, name)(z, x, centers, values, **options)
 
-    (small, parameters), (large, more) = temporaries(4096), temporaries(16384)
-    assert large - small < 4 * (more - parameters)
+        shapes = (64, 16), (64, 8), (k, 16), (k, 8), (k,)
+        arguments = [jax.ShapeDtypeStruct(s, "float32") for s in shapes] + [jax.ShapeDtypeStruct((k,), bool)]
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3))).lower(*arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few, many = 100_000, 100_000 + 2**17  # with a last block of the same size
+    assert temporaries(many) - temporaries(few) <= 8 * (many - few)  # the log-priors and what is left out

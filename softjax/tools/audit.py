@@ -270,6 +270,10 @@ def _mixture_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     settings["weights"] = random.uniform(0.5, 1.5, N)
     far = {name: a + 1000 for name, a in data.items()}
     coincident = data | {"centers": data["centers"][:1] + 1e-4 * data["centers"]}
+    # Two clusters, with examples in both; the distances within one are those of `data`.
+    apart = lambda a: a + 1e4 * (np.arange(len(a)) % 2)[:, None]
+    clusters = data | {name: apart(data[name]) for name in ("z", "centers")}
+    of_data = clusters | {name: apart(data[name]) for name in ("x", "values")}
     for function, without, options in (
         ("mixture_autoencoder_loss", (), {}),
         ("eol_loss", (), {}),
@@ -279,6 +283,9 @@ def _mixture_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     ):
         chosen = lambda a, without=without: {name: value for name, value in a.items() if name not in without}
         others = {"mean 1000": chosen(far | settings), "centers coincide": chosen(coincident | settings)}
+        others["clusters 1e4 apart"] = chosen(clusters | settings)
+        if function in ("eol_loss", "leop_loss"):  # losses of distances alone
+            others["data 1e4 apart"] = chosen(of_data | settings)
         if function == "of_mixture":  # the gradient of a mean for its weights would be a difference of equal entropies
             del others["centers coincide"]["weights"]
         ordinary = lambda n, k, chosen=chosen: chosen(data | settings)
