@@ -107,7 +107,8 @@ def linear_distillation_loss(
     both = _student_and_teacher(student, teacher)
     if divergence != "jensen_shannon":
         return evaluate(_FORWARD if divergence == "forward" else _REVERSE, both, **how)
-    return evaluate(_JENSEN_SHANNON, both, evaluate(_GAP, both, block_size=block_size), **how)
+    gap = evaluate(_GAP, both, block_size=block_size).reshape(-1)
+    return evaluate(_JENSEN_SHANNON, both, gap, **how)
 
 
 def _scaled(linear, name, softcap, temperature):

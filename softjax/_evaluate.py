@@ -123,8 +123,9 @@ def evaluate(
     loss = _losses.as_tree(loss, dtype)
     if scores.classes:
         sizes = scores.n, scores.k, scores.width
-        whole_columns = "none" if _per_pair((scores.examples, example)) else reduction  # of arrays that are not tiled
-        placement = _placement.given_or_chosen(block_size, *sizes, whole_columns, dtype, scores.rounding)
+        untiled = bool(_per_pair((scores.examples, example)))  # a tile of such an array would be a copy of its rows
+        of_reduction = "none" if untiled else reduction
+        placement = _placement.given_or_chosen(block_size, *sizes, of_reduction, dtype, scores.rounding)
     else:
         placement = Placement(scores.n, scores.k)
         if jax.tree.leaves(per_class):

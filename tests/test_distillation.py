@@ -88,6 +88,16 @@ def test_digits_of_a_student_near_its_teacher(divergence):
     np.testing.assert_allclose(got, want, **({"rtol": 0} | limits))
 
 
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_several_leading_axes(divergence):
+    r = cases.Random(jnp.float32)
+    x, w, _ = student(r)
+    of_rows = {"teacher_features": r.normal(N, E), "teacher_kernel": r.normal(E, K), "divergence": divergence}
+    of_batch = of_rows | {"teacher_features": of_rows["teacher_features"].reshape(2, 2, E)}
+    got = softjax.linear_distillation_loss(x.reshape(2, 2, D), w, **of_batch, block_size=5)
+    np.testing.assert_array_equal(got, softjax.linear_distillation_loss(x, w, **of_rows, block_size=5).reshape(2, 2))
+
+
 def test_a_class_that_the_teacher_excludes():
     """KL(p || q) is infinite where q_k is 0 and p_k is not; a pair is refused for it."""
     r = cases.Random(jnp.float32)
