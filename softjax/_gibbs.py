@@ -348,31 +348,31 @@ def pull(c: Columns, ids: Array, totals: Totals, ct: Totals) -> Columns:
         dh, dy, of_normaliser = 0, None, ct.a.r * totals.a.mass  # dr = sum_k exp(h_k - m) dh_k
 
     p = totals.a.probabilities(c.h)
-    is_top = totals.a.is_top(ids)
     position = totals.a.top - ids[0]  # ids are consecutive; with padding only, the first is less than any top class
     position = jnp.where((totals.a.top >= 0) & (ids[0] >= 0) & (position >= 0), position, ids.size)
+    position = jnp.minimum(position, ids.size)
 
     # <ct, t_k - base> per class, and <ct, E - base>, which would be lost if it were subtracted per class.
-    gap, slip = jnp.zeros_like(c.h), jnp.zeros_like(c.h[..., :1])
+    slip = jnp.zeros_like(of_normaliser)
     for d, d_fixed, t, mean in zip(ct.t, ct.t_fixed, c.t, totals.t, strict=True):
         above = jnp.where(jnp.isneginf(c.h), 0, t) - mean.base[..., None]
-        above = with_value((mean.top - mean.base)[..., None], is_top, above)
-        gap += (d.rest + d_fixed.rest)[..., None] * above
-        slip += ((d.rest + d_fixed.rest) * mean.rest)[..., None]
+        of_payoff = d.rest + d_fixed.rest
+        dh += p * (of_payoff[..., None] * _with_top(above, position, mean.top - mean.base))
+        slip += of_payoff * mean.rest
     for d, v, mean in zip(ct.v, c.v, totals.v, strict=True):
-        paid = lambda a, d=d: (d.rest * a).sum(-1, keepdims=True)
+        paid = lambda a, d=d: (d.rest * a).sum(-1)
         of_top = v.at[position].get(mode="fill", fill_value=0)
         of_top = mean.top - mean.base + tangent_of(of_top)
-        gap += jnp.where(is_top, paid(of_top), dot(d.rest, v.T) - paid(mean.base))
+        dh += p * _put(dot(d.rest, v.T) - paid(mean.base)[..., None], position, paid(of_top))
         slip += paid(mean.rest)
-    dh += p * gap + p * (of_normaliser[..., None] - slip)
+    dh += p * (of_normaliser - slip)[..., None]
 
     de = []
     for of_e, dn, e, n in zip(ct.e, ct.n, c.e, totals.n, strict=True):
         u = n.probabilities(_tilted(c.h, e))
         # A class that is on top of both h and h + e has 1 / (1 + r) in each; their difference is in the r.
         of_tops = (totals.a.r - n.r) / (totals.a.mass * n.mass)
-        difference = with_value(of_tops[..., None], is_top & n.is_top(ids), u - p)
+        difference = _with_top(u - p, jnp.where(totals.a.top == n.top, position, ids.size), of_tops)
         tilt = (dn.r * n.mass)[..., None]
         dh += of_e.rest[..., None] * difference + tilt * u
         de.append((of_e.rest[..., None] + tilt) * u)
@@ -502,7 +502,7 @@ def _normaliser_and_top(h, ids):
     is_known = first < h.shape[-1]
     top = jnp.where(is_known, ids.at[first].get(mode="clip"), -1)
     a = Normaliser(m, top, jnp.zeros_like(m), jnp.zeros_like(m))
-    w = with_value(0, _is_at(first, h), a.weights(h))
+    w = _without(a.weights(h), first)
     unknown = jnp.where(is_known, 0, 1).astype(h.dtype)  # its 1 is still among the weights
     return a._replace(r=jnp.where(jnp.isneginf(m), -1, w.sum(-1) - unknown)), w, first
 
@@ -520,8 +520,28 @@ def _first_equal(h, m):
     return jnp.where(first < b, first, b)
 
 
-def _is_at(position, h):
-    return _as_row(jnp.arange(h.shape[-1], dtype=position.dtype), position.ndim) == position[..., None]
+def _with_top(x, position, value):
+    """x [..., B] with another value at one position of each row, none at B, and its own derivative everywhere."""
+    return lax.stop_gradient(_put(x, position, value)) + tangent_of(x)
+
+
+def _put(x, position, value):
+    """x [..., B] with another value at one position of each row, none at B; linear in both."""
+    away = _as_row(jnp.arange(x.shape[-1], dtype=x.dtype), position.ndim) - position[..., None].astype(x.dtype)
+    elsewhere = jnp.minimum(away * away, 1)
+    return elsewhere * x + (1 - elsewhere) * value[..., None]
+
+
+def _without(x, position):
+    """x [..., B] with 0 at one position of each row, none at B, and its own derivative everywhere."""
+
+    def written(x, position):  # to compare all positions costs CPUs as much as exp
+        place = (*jnp.indices(position.shape, position.dtype, sparse=True), position)
+        return x.at[place].set(0, mode="drop")
+
+    selected = lambda x, position: _put(x, position, jnp.zeros_like(x, shape=position.shape))
+    changed = lax.platform_dependent(*lax.stop_gradient((x, position)), cpu=written, default=selected)
+    return changed + tangent_of(x)
 
 
 def _merge_normalisers(left, right):

@@ -94,14 +94,14 @@ def _about(middle, loss):
 
 
 def _columns_about(middle, columns, h, ids, x, values):
-    return columns(h, ids, _moved(x, middle), _moved(values.astype(middle.dtype), middle))
+    return columns(h, ids, _about_middle(x, middle), _about_middle(values.astype(middle.dtype), middle))
 
 
 def _finish_about(middle, finish, q, x):
-    return finish(q, _moved(x, middle))
+    return finish(q, _about_middle(x, middle))
 
 
-def _moved(a, middle):
+def _about_middle(a, middle):
     return None if a is None else a - middle[None]
 
 
