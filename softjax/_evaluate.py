@@ -118,7 +118,9 @@ def evaluate(
     reduction = checked("reduction", reduction)
     dtype = _dtypes.compute_dtype(_dtypes.common_dtype(scores, *_dtypes.inexact_leaves((example, per_class))))
     scores = scores.computed_in(dtype)
-    example, per_class = _dtypes.cast(example, dtype), _dtypes.cast_unless_half(per_class, dtype)
+    in_type = lambda a: (_dtypes.cast_unless_half if _is_per_pair(a) else _dtypes.cast)(a, dtype)
+    example = jax.tree.map(in_type, example, is_leaf=_is_per_pair)
+    per_class = _dtypes.cast_unless_half(per_class, dtype)
     examples = examples._replace(weights=_checks.example_weights(weights, scores.batch, dtype))
     loss = _losses.as_tree(loss, dtype)
     if scores.classes:

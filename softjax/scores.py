@@ -114,7 +114,9 @@ def linear(
     kernel, axis = _checks.class_kernel(kernel, class_axis)
     shards.check("kernel", kernel, "features", features)
     d, k = kernel.shape[1 - axis], kernel.shape[axis]
-    _checks.shape("features", features, (*features.shape[:-1], d), "[..., D] for the D of `kernel`")
+    other_axis = "; its classes are on the other axis with another `class_axis`" if features.shape[-1:] == (k,) else ""
+    wanted = f"[..., D] for the D of `kernel`{other_axis}"
+    _checks.shape("features", features, (*features.shape[:-1], d), wanted)
     batch = features.shape[:-1]
     of_classes, pairs = _by_pair(where, batch, k)
     live, bias = _checks.live_classes(of_classes, "bias", bias, k, "[K] for the K of `kernel`")

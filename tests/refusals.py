@@ -316,6 +316,11 @@ LINEAR = {
 key, words = jax.random.key(0), jnp.zeros(3)
 distilled = softjax.linear_distillation_loss
 PAIRS = {
+    "a kernel [K, D] without its class axis": (
+        lambda: ce(x, w.T, y),
+        ValueError,
+        r"for the D of `kernel`; its classes are on the other axis with another `class_axis`\), got \(4, 3\)",
+    ),
     "a divergence of another name": (
         lambda: distilled(x, w, teacher_probs=z, divergence="backward"),
         ValueError,
