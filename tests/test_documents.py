@@ -1,4 +1,4 @@
-"""The code in the README and the notebooks runs, and so do the commands."""
+"""The code in the README, the pages and the notebooks runs, and so do the commands."""
 
 import base64
 import contextlib
@@ -25,9 +25,39 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_the_code_of_the_readme_runs_and_prints_its_comments():
-    readme, names = ROOT / "README.md", {}
-    assert sum(snippets.run(block, readme, names) for block in snippets.blocks(readme))
+README, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = {f"{page.stem}-{i}": (page, block) for page in PAGES for i, block in enumerate(snippets.blocks(page))}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_of_code_runs_by_itself_and_prints_its_comments(name):
+    page, block = BLOCKS[name]
+    assert snippets.run(block, page, {})
+
+
+def test_links_of_the_pages_lead_to_files_and_to_headings():
+    for page in (*PAGES, CHINESE):
+        for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text()):
+            target = page.parent / link if link else page
+            assert target.exists(), f"{page.name}: {link}"
+            if anchor:
+                titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                assert anchor in [re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles], link
+
+
+def test_the_readme_is_short_and_has_both_commands():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 220
+    for command in ("make demo", "make test"):
+        assert f"\n    {command} " in text
+
+
+def test_the_chinese_readme_has_the_same_code_names_and_figures():
+    assert snippets.blocks(CHINESE) == snippets.blocks(README)
+    for pattern in (r"`[^`\n]+`", r"\d+\.\d+", r"\]\(([^)#]+)"):
+        ours, wanted = (set(re.findall(pattern, page.read_text())) for page in (CHINESE, README))
+        assert ours ^ wanted <= {"README.md", "README.zh.md"}
 
 
 def test_the_readme_names_every_public_function():

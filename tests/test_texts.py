@@ -1,4 +1,4 @@
-"""Each statement of the source texts as a test, with their errors corrected (see the README)."""
+"""Each statement of the source texts as a test, with their errors corrected (see docs/losses.md)."""
 
 import jax
 import jax.numpy as jnp
