@@ -80,7 +80,7 @@ ARGUMENTS = {
         "the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids (example ids "
         "[n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by `jax.tree_util.Partial`; None for "
         "all.",
-        lambda name, x: x if callable(x) else _booleans(name, x),
+        _booleans,
         "booleans broadcastable to the logits, the classes to include; None for all.",
     ),
     "class_weights": Argument("classes", "[K], a factor of the cross entropy of each class; None for 1.", _floating),

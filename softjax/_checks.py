@@ -66,6 +66,11 @@ def booleans(name: str, x: ArrayLike) -> Array:
     return x
 
 
+def is_function(x: Any) -> bool:
+    """Whether an argument is a function; types can be called too."""
+    return callable(x) and not isinstance(x, type)
+
+
 def floating_dtype(name: str, dtype: Any) -> jnp.dtype:
     try:
         found = jnp.dtype(dtype)

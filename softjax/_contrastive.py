@@ -117,7 +117,7 @@ def nt_xent_loss(
     Example:
         >>> import softjax, jax.numpy as jnp
         >>> print(softjax.nt_xent_loss(jnp.eye(3), jnp.eye(3), temperature=0.5, reduction="mean"))
-        0.4328
+        0.4327
 
     Source: Chen et al., 2020 (SimCLR), equation 1; Notes on gradients, 1 (softmax loss).
     """
@@ -302,7 +302,7 @@ class _Views:
 
 def _mask(name, where, views):
     """The argument `where` of two views."""
-    if where is None or callable(where):
+    if where is None or _checks.is_function(where):
         return where
     if views.shards.classes:
         raise ValueError(f"`{name}` must be a function of ids where the examples are sharded, got an array.")
@@ -312,7 +312,7 @@ def _mask(name, where, views):
 
 
 def _transposed(where):
-    if callable(where):
+    if _checks.is_function(where):
         return Partial(_swapped, where if isinstance(where, Partial) else Partial(where))
     return None if where is None else where.T
 

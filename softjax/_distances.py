@@ -38,7 +38,7 @@ def _from_differences(z, c, reference, temperature):
     r = lax.stop_gradient(reference)
     ahead = 2 * z - r
     parts = [(c[None, :, d] - r[:, d, None]) * (ahead[:, d, None] - c[None, :, d]) for d in range(z.shape[-1])]
-    above = sum(parts, jnp.zeros((1, 1), z.dtype)) / temperature
+    above = sum(parts, jnp.zeros((z.shape[0], c.shape[0]), z.dtype)) / temperature
     # A center too far away for a floating-point number is possible; its score is not that of one that is left out.
     unknown = jnp.where(jnp.isfinite(z).all(-1), 0, jnp.nan).astype(z.dtype)
     return jnp.maximum(above, jnp.finfo(z.dtype).min) + unknown[:, None]

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 
 class Constant(NamedTuple):
@@ -25,6 +25,12 @@ class PerPair(NamedTuple):
 
 def is_constant(node: Any) -> bool:
     return isinstance(node, Constant | PerPair)
+
+
+def constants_stopped(tree: Any) -> Any:
+    """The tree with constants that are also constants of all other derivatives, such as that of a gradient."""
+    stopped = lambda a: lax.stop_gradient(a) if is_constant(a) else a
+    return jax.tree.map(stopped, tree, is_leaf=is_constant)
 
 
 def is_inexact(a: Array) -> bool:

@@ -117,7 +117,7 @@ def evaluate(
     """
     reduction = checked("reduction", reduction)
     dtype = _dtypes.compute_dtype(_dtypes.common_dtype(scores, *_dtypes.inexact_leaves((example, per_class))))
-    scores = scores.computed_in(dtype)
+    scores, example = _dtypes.constants_stopped((scores.computed_in(dtype), example))
     in_type = lambda a: (_dtypes.cast_unless_half if _is_per_pair(a) else _dtypes.cast)(a, dtype)
     example = jax.tree.map(in_type, example, is_leaf=_is_per_pair)
     per_class = _dtypes.cast_unless_half(per_class, dtype)

@@ -510,7 +510,7 @@ def _normaliser_and_top(h, ids):
 def _first_equal(h, m):
     """The first position [...] where h [..., B] equals its maximum m; B where that is -inf or NaN."""
     b = h.shape[-1]
-    if b > 2 ** jnp.finfo(h.dtype).nmant:
+    if not isinstance(b, int) or b > 2 ** jnp.finfo(h.dtype).nmant:  # it may be symbolic
         position = _as_row(jnp.arange(b), m.ndim)
         return jnp.min(jnp.where((h == m[..., None]) & (h > -jnp.inf), position, b), -1)
     # As floating-point numbers, and without a selection: CPUs take that in one pass.
@@ -536,8 +536,8 @@ def _without(x, position):
     """x [..., B] with 0 at one position of each row, none at B, and its own derivative everywhere."""
 
     def written(x, position):  # to compare all positions costs CPUs as much as exp
-        place = (*jnp.indices(position.shape, position.dtype, sparse=True), position)
-        return x.at[place].set(0, mode="drop")
+        rows = (lax.broadcasted_iota(position.dtype, position.shape, axis) for axis in range(position.ndim))
+        return x.at[(*rows, position)].set(0, mode="drop")
 
     selected = lambda x, position: _put(x, position, jnp.zeros_like(x, shape=position.shape))
     changed = lax.platform_dependent(*lax.stop_gradient((x, position)), cpu=written, default=selected)

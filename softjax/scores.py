@@ -143,9 +143,9 @@ class _LinearScores:
         return z if bias is None else z + bias[None]
 
 
-def _by_pair(where: Where, batch: tuple[int, ...], k: int) -> tuple[Any, Any]:
+def _by_pair(where: Any, batch: tuple[int, ...], k: int) -> tuple[Any, Any]:
     """(the argument `where` if it is of classes, else None; if it is of examples and classes, else None)."""
-    if where is None or callable(where):
+    if where is None or _checks.is_function(where):
         return None, where
     live = _checks.booleans("where", where)
     if live.ndim <= 1:
@@ -158,7 +158,7 @@ def _masked(scores, where):
     """The scores with -inf where `where`, booleans [N, K] or a function of ids, leaves out a class."""
     if where is None:
         return scores
-    function, of_examples, more = _by_ids(scores, where) if callable(where) else (None, PerPair(where), ())
+    function, of_examples, more = _by_ids(scores, where) if _checks.is_function(where) else (None, PerPair(where), ())
     count, exact = len(scores.classes), scores.exact
     if exact is not None:
         exact = exact._replace(score=Partial(_UnmaskedScore(count), exact.score))

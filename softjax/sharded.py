@@ -191,7 +191,7 @@ def _sorted(given):
         return losses.as_partials(x) if name == "loss" else _checks.array(name, x)
 
     replicated = {x: given.pop(x) for x in _names_of("replicated") if not isinstance(given.get(x, 0), int | float)}
-    replicated |= {"where": given.pop("where")} if callable(given.get("where")) else {}
+    replicated |= {"where": given.pop("where")} if _checks.is_function(given.get("where")) else {}
     arrays = {name: as_arrays(name, given.pop(name)) for name in _names_of("examples", "classes") if name in given}
     numbers = {name: as_numbers(name, x) for name, x in replicated.items()}
     for name, x in given.items():

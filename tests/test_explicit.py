@@ -24,7 +24,10 @@ MADE = {
     "soft_labels": (lambda r: r.normal(N, K), "nk"),
     "payoffs": (lambda r: r.normal(N, K), "nk"),
     "labels": (lambda r: jnp.asarray([0, 3, 5, 15], jnp.int32)[r.integers(4, N)], "n"),  # none is left out
+    "label_sets": (lambda r: jnp.asarray([[0, 3], [5, 15], [3, 5]], jnp.int32)[r.integers(3, N)], "n"),
     "features": (lambda r: r.normal(N, D), "nd"),
+    "teacher_features": (lambda r: r.normal(N, D), "nd"),
+    "teacher_kernel": (lambda r: r.normal(D, K), "dk"),
     "others": (lambda r: r.normal(N, D), "nd"),
     "kernel": (lambda r: r.normal(D, K), "dk"),
     "bias": (lambda r: r.normal(K), "k"),
@@ -39,6 +42,7 @@ MADE = {
     "temperature": (lambda r: jnp.exp(r.normal(scale=0.3)), ""),
     "softcap": (lambda r: 2 + jnp.exp(r.normal()), ""),
     "margin": (lambda r: r.normal(), ""),
+    "logit_bias": (lambda r: r.normal(), ""),
     "label_smoothing": (lambda r: jax.nn.sigmoid(r.normal()), ""),
     "z_loss": (lambda r: jnp.exp(r.normal()), ""),
 }

@@ -81,6 +81,17 @@ def test_masks_of_mixtures_and_of_own_scores(form):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("labels", ["lists", "targets"])
+def test_binary_cross_entropy_over_a_mesh_that_does_not_divide_the_classes(labels):
+    r = cases.Random(jnp.float64)
+    given = jnp.asarray([[0, 12], [7, 3], [1, 2], [9, 6]]) if labels == "lists" else jnp.abs(r.normal(N, K)) % 1
+    axes = {"mesh": cases.mesh(2, 4), "class_axis_name": "classes", "batch_axis_name": "data", "block_size": 3}
+    ours = lambda x, w: softjax.sharded.linear_sigmoid_binary_cross_entropy(x, w, given, reduction="mean", **axes)
+    definition = lambda x, w: table.linear_sigmoid_binary_cross_entropy(x, w, given, reduction="mean")
+    cases.agreement(ours, definition)(r.normal(N, D), r.normal(D, K))
+
+
+@pytest.mark.usefixtures("x64")
 def test_masks_when_classes_are_chosen():
     r = cases.Random(jnp.float64)
     x, w = r.normal(N, D), r.normal(D, K)

@@ -44,7 +44,8 @@ def functions():
     rows = {row.name: row for row in ROWS if not row.name.endswith("_mean")}
     for name, row in rows.items():
         names = [n for n in row.names.split() if n not in ("softcap", "z_loss")]
-        shifted = next((n for n in ("logits", "bias", "log_prior") if n in names), None)
+        of_softmax = name != "linear_sigmoid_binary_cross_entropy"
+        shifted = next((n for n in ("logits", "bias", "log_prior") if n in names and of_softmax), None)
         sized = "logits" not in names
         function = ft.partial(row.function, block_size=None) if sized else row.function
         yield Function(name, function, " ".join(names), shifted, -1 if name in ("softmax", "log_softmax") else None)
@@ -152,8 +153,16 @@ def a_shift_of_all_classes_does_not_matter(f, given, r, shift=1.0):
     assert_near(of_scores.sum(-1), per_shift, size)
 
 
-OF_CLASSES = {"logits": -1, "soft_labels": -1, "payoffs": -1, "kernel": -1, "bias": 0, "centers": 0}
-OF_CLASSES |= {"values": 0, "log_prior": 0, "class_weights": 0, "where": 0}
+OF_CLASSES = {
+    "logits": -1,
+    "soft_labels": -1,
+    "payoffs": -1,
+    "kernel": -1,
+    "teacher_kernel": 1,
+    "bias": 0,
+    "centers": 0,
+}
+OF_CLASSES |= {"centers": 0, "values": 0, "log_prior": 0, "class_weights": 0, "where": 0}
 OF_PAIRS = {"features": 0, "others": 0, "weights": 0}  # whose examples are each other's classes
 
 
@@ -164,8 +173,8 @@ def the_order_of_the_classes_does_not_matter(f, given, r):
     order = r.generator.permutation(N if pairs else K)
     move = lambda name, a: jnp.take(a, order, axes[name]) if name in axes else a
     moved = {name: move(name, a) for name, a in given.items()}
-    if "labels" in given:
-        moved["labels"] = jnp.asarray(np.argsort(order), jnp.int32)[given["labels"]]
+    for name in {"labels", "label_sets"} & given.keys():
+        moved[name] = jnp.asarray(np.argsort(order), jnp.int32)[given[name]]
     of_out = lambda a: a if out is None else jnp.take(a, order, out)
     p, q = probe(f.function)(given, ct), probe(f.function)(moved, of_out(ct))
     assert_near(q.value, of_out(p.value), size_of(given, p))
