@@ -246,10 +246,40 @@ def _linear_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
         ):
             yield one._replace(scenarios=map(_of_bfloat16_operands, one.scenarios), limits=limits)
 
+    sets = lambda n, k: {"labels": np.stack([_labels(n, k), (_labels(n, k) + k // 2) % k], -1)}
+    yield work("linear_sigmoid_binary_cross_entropy", truth.linear_sigmoid_binary_cross_entropy, sets, large=False)
+    # The teacher is a constant of differentiation, and no argument here.
+    distilled = work(
+        "linear_distillation_loss", ft.partial(truth.linear_distillation_loss, _teacher), nothing, large=False
+    )
+    yield distilled._replace(adapter=_with_teacher)
+
     views = lambda x, y: {"x": x, "y": y, "temperature": np.array(2.0), "weights": uniform(K)}
     others = {f"margin {scale}": views(scale * exact, exact) for scale in (17, 80)}
     scenarios = _scenarios(lambda n, k: views(normal(k, 3), normal(k, 3)), others, None, True, quick)
     yield Work("contrastive_loss", truth.contrastive_loss, scenarios, {})
+    of_pairs = lambda n, k: views(normal(k, 3), normal(k, 3))
+    of_sets = lambda n, k: {name: a for name, a in of_pairs(n, k).items() if name != "y"} | {"labels": np.arange(k) % 4}
+    for name, ordinary in (
+        ("nt_xent_loss", of_pairs),
+        ("supervised_contrastive_loss", of_sets),
+        ("siglip_loss", lambda n, k: of_pairs(n, k) | {"logit_bias": np.array(-1.5)}),
+    ):
+        yield Work(name, getattr(truth, name), _scenarios(ordinary, {}, None, True, quick), {})
+
+
+def _teacher(n, k):
+    """Probabilities [N, K] of a teacher."""
+    weights = 1 + (3 * np.arange(n)[:, None] + 5 * np.arange(k)) % 7
+    return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def _with_teacher(function):
+    def distilled(features, kernel, **options):
+        probs = _teacher(features.shape[0], kernel.shape[1])
+        return function(features, kernel, teacher_probs=probs, **options)
+
+    return distilled
 
 
 def _of_bfloat16_operands(scenario):

@@ -275,6 +275,44 @@ def contrastive_loss(x, y, temperature, weights, reduction="none"):
     return reduced((one_way(x, y) + one_way(y, x)) / 2, weights, 1, reduction)
 
 
+def nt_xent_loss(x, y, temperature, weights, reduction="none"):
+    def one_way(x, y):
+        across, within = x @ y.T / temperature, x @ x.T / temperature
+        total = exp(across).sum(-1) + (exp(within) * (1 - np.eye(x.shape[0]))).sum(-1)
+        return log(total) - across[np.arange(x.shape[0]), np.arange(x.shape[0])]
+
+    return reduced((one_way(x, y) + one_way(y, x)) / 2, weights, 1, reduction)
+
+
+def supervised_contrastive_loss(x, labels, temperature, weights, reduction="none"):
+    n = len(labels)
+    others = np.array([[k for k in range(n) if k != i] for i in range(n)])
+    log_p = log_softmax((x @ x.T / temperature)[np.arange(n)[:, None], others])
+    share = (labels[others] == labels[:, None]).astype(float)
+    share /= np.maximum(share.sum(-1, keepdims=True), 1)
+    return reduced(-(log_p * share).sum(-1), weights, 1, reduction)
+
+
+def siglip_loss(x, y, temperature, logit_bias, weights, reduction="none"):
+    z = x @ y.T / temperature + logit_bias
+    return reduced(_binary_costs(z, np.eye(x.shape[0])), weights, 1, reduction)
+
+
+def linear_sigmoid_binary_cross_entropy(features, kernel, labels, reduction="none"):
+    return reduced(_binary_costs(features @ kernel, one_hot(labels, kernel.shape[1]).sum(1)), 1, 1, reduction)
+
+
+def _binary_costs(z, y):
+    return log(exp(z * (1 - 2 * y)) + 1).sum(-1)
+
+
+def linear_distillation_loss(teacher, features, kernel, reduction="none"):
+    """KL(q || p) for the probabilities q of a teacher, normalised."""
+    q = _numbers(teacher(features.shape[0], kernel.shape[1]))
+    q = q / q.sum(-1, keepdims=True)
+    return reduced((q * (log(q) - log_softmax(features @ kernel))).sum(-1), 1, 1, reduction)
+
+
 def squared_distances(a, b):
     return square(a[:, None] - b).sum(-1)
 
