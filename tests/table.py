@@ -833,8 +833,8 @@ FUNCTIONS = {
         Row(
             "supervised_contrastive_loss",
             supervised_contrastive_loss,
-            "features labels temperature weights",
-            {"features": "x"},
+            "features groups temperature weights",
+            {"features": "x", "groups": "labels"},
             apart=False,
         ),
         Row(

@@ -24,6 +24,7 @@ MADE = {
     "soft_labels": (lambda r: r.normal(N, K), "nk"),
     "payoffs": (lambda r: r.normal(N, K), "nk"),
     "labels": (lambda r: jnp.asarray([0, 3, 5, 15], jnp.int32)[r.integers(4, N)], "n"),  # none is left out
+    "groups": (lambda r: r.integers(3, N), "n"),
     "label_sets": (lambda r: jnp.asarray([[0, 3], [5, 15], [3, 5]], jnp.int32)[r.integers(3, N)], "n"),
     "features": (lambda r: r.normal(N, D), "nd"),
     "teacher_features": (lambda r: r.normal(N, D), "nd"),

@@ -219,6 +219,7 @@ SHIFTED = (
     "softcap",
     "z_loss_of_softcap_of_temperature",
     "weston_watkins",
+    "binary_cross_entropy",
 )
 OF_MIXTURES = {case.name: case for case in EVERY if case.name not in SHIFTED}
 

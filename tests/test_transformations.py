@@ -35,6 +35,7 @@ MADE = {
     "soft_labels": lambda r: r.normal(N, K),
     "payoffs": lambda r: r.normal(N, K),
     "labels": lambda r: jnp.asarray([0, 3, 4, 7], jnp.int32)[r.integers(4, N)],  # on no class that a mask leaves out
+    "groups": lambda r: jnp.asarray([[0, 3, 0, 3], [3, 3, 0, 0], [0, 0, 3, 3]], jnp.int32)[r.integers(3)],
     "label_sets": lambda r: jnp.asarray([[0, 3], [7, 0], [4, 7]], jnp.int32)[r.integers(3, N)],
     "features": lambda r: r.normal(N, D),
     "others": lambda r: r.normal(N, D),
