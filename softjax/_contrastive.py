@@ -77,7 +77,7 @@ def contrastive_loss(
     def one_way(x, y, where):
         return linear_softmax_cross_entropy(views.gathered(x), y, labels, where=where, weights=views.weights, **options)
 
-    where = _mask("where", where, views)
+    where = _mask(where, views)
     loss = one_way(views.x, views.y, where)
     if symmetric:
         loss = (loss + one_way(views.y, views.x, _transposed(where))) / 2
@@ -122,7 +122,7 @@ def nt_xent_loss(
     Source: Chen et al., 2020 (SimCLR), equation 1; Notes on gradients, 1 (softmax loss).
     """
     views = _Views(x, y, weights, reduction, axis_name, dtype)
-    n, reduction = views.n, checked("reduction", reduction)
+    n, reduction = views.n, views.reduction
     both = jnp.concatenate([views.x, views.y])  # the classes of this device
     ids = jnp.arange(2 * n * views.devices, dtype=jnp.int32)
     other_view = jnp.where(ids % (2 * n) < n, ids + n, ids - n)
@@ -249,7 +249,7 @@ def siglip_loss(
     numbers = checked_scalar("temperature", temperature), checked_scalar("logit_bias", logit_bias)
     columns = Partial(_siglip_columns, *numbers, Partial(losses.binary_cross_entropy.columns))
     loss = losses.binary_cross_entropy._replace(columns=columns)
-    where = _mask("where", where, views)
+    where = _mask(where, views)
     return views.loss_of_all(loss, views.y, views.ids, None, where, reduction, block_size, precision)
 
 
@@ -300,14 +300,14 @@ class _Views:
         return self.of_device(evaluate(loss, linear, example, per_class, self.weights, reduction, block_size))
 
 
-def _mask(name, where, views):
+def _mask(where, views):
     """The argument `where` of two views."""
     if where is None or _checks.is_function(where):
         return where
     if views.shards.classes:
-        raise ValueError(f"`{name}` must be a function of ids where the examples are sharded, got an array.")
-    where = _checks.booleans(name, where)
-    _checks.shape(name, where, (views.n, views.n), "[N, N] for the N of `x`")
+        raise ValueError("`where` must be a function of ids where the examples are sharded, got an array.")
+    where = _checks.booleans("where", where)
+    _checks.shape("where", where, (views.n, views.n), "[N, N] for the N of `x`")
     return where
 
 

@@ -23,6 +23,10 @@ class PerPair(NamedTuple):
     """[..., K], with the leading axes of the examples"""
 
 
+def is_per_pair(node: Any) -> bool:
+    return isinstance(node, PerPair)
+
+
 def is_constant(node: Any) -> bool:
     return isinstance(node, Constant | PerPair)
 

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from . import _checks, _dtypes, _explicit, _gibbs, _mesh, _placement, _rules
 from . import losses as _losses
 from ._arguments import checked, documented
-from ._dtypes import PerPair
+from ._dtypes import is_per_pair
 from ._loops import Layout
 from ._pair import Pair
 from ._placement import BlockSize, Placement
@@ -118,8 +118,8 @@ def evaluate(
     reduction = checked("reduction", reduction)
     dtype = _dtypes.compute_dtype(_dtypes.common_dtype(scores, *_dtypes.inexact_leaves((example, per_class))))
     scores, example = _dtypes.constants_stopped((scores.computed_in(dtype), example))
-    in_type = lambda a: (_dtypes.cast_unless_half if _is_per_pair(a) else _dtypes.cast)(a, dtype)
-    example = jax.tree.map(in_type, example, is_leaf=_is_per_pair)
+    in_type = lambda a: (_dtypes.cast_unless_half if is_per_pair(a) else _dtypes.cast)(a, dtype)
+    example = jax.tree.map(in_type, example, is_leaf=is_per_pair)
     per_class = _dtypes.cast_unless_half(per_class, dtype)
     examples = examples._replace(weights=_checks.example_weights(weights, scores.batch, dtype))
     loss = _losses.as_tree(loss, dtype)
@@ -175,16 +175,13 @@ def _evaluate(loss, scores, example, per_class, examples, reduction, placement, 
     return _mesh.psum(out, shards.examples), aux
 
 
-_is_per_pair = lambda a: isinstance(a, PerPair)
-
-
 def _per_pair(tree):
     """The data of each example and class in a tree."""
-    return [a for a in jax.tree.leaves(tree, is_leaf=_is_per_pair) if _is_per_pair(a)]
+    return [a for a in jax.tree.leaves(tree, is_leaf=is_per_pair) if is_per_pair(a)]
 
 
 def _without_pairs(tree):
-    return jax.tree.map(lambda a: None if _is_per_pair(a) else a, tree, is_leaf=_is_per_pair)
+    return jax.tree.map(lambda a: None if is_per_pair(a) else a, tree, is_leaf=is_per_pair)
 
 
 def _observe(observe, totals, targets):

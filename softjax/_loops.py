@@ -15,7 +15,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 
 from . import _checks, _mesh
-from ._dtypes import Constant, PerPair, is_constant, widened
+from ._dtypes import Constant, is_constant, is_per_pair, widened
 
 
 class Layout(NamedTuple):
@@ -61,11 +61,9 @@ def take_examples(examples: Any, start: ArrayLike, size: int) -> Any:
     """The arrays of examples for a block of classes, in at least float32."""
 
     def of_block(a):
-        per_pair = isinstance(a, PerPair)
-        return widened(lax.dynamic_slice_in_dim(a.array, start, size, 1) if per_pair else a)
+        return widened(lax.dynamic_slice_in_dim(a.array, start, size, 1) if is_per_pair(a) else a)
 
-    is_pair = lambda a: isinstance(a, PerPair)
-    return jax.tree.map(of_block, _unmarked(examples), is_leaf=is_pair)
+    return jax.tree.map(of_block, _unmarked(examples), is_leaf=is_per_pair)
 
 
 def _unmarked(tree):

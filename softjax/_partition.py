@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from . import _mesh
-from ._dtypes import PerPair, is_inexact, join, split, widened
+from ._dtypes import is_inexact, is_per_pair, join, split, widened
 from ._mesh import Shards
 
 # The roles of an array: its first axis is that of the examples, and in pairs the second that of the classes; or it is
@@ -67,8 +67,7 @@ def _bind(program, leaves, transposed=None):
 
 def _flat_roles(roles, tree):
     """A role for each leaf of the tree."""
-    is_pair = lambda a: isinstance(a, PerPair)
-    of_leaves = lambda role, part: jax.tree.map(lambda a: PAIRS if is_pair(a) else role, part, is_leaf=is_pair)
+    of_leaves = lambda role, part: jax.tree.map(lambda a: PAIRS if is_per_pair(a) else role, part, is_leaf=is_per_pair)
     return tuple(jax.tree.leaves(jax.tree.map(of_leaves, roles, tree)))
 
 

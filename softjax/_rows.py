@@ -21,6 +21,7 @@ from . import _gibbs as g
 from . import _mesh, _rules
 from ._dtypes import join, split, widened
 from ._loops import Layout, over_tiles
+from ._unknown import batched_in_front
 
 _SCORES_ALONE = Partial(lambda logits, _, ids: g.Columns(widened(logits)))
 
@@ -110,14 +111,8 @@ def _jvp_of_still(primals, tangents):
     return _still_p.bind(x, kept), moved
 
 
-def _batch_of_still(args, axes):
-    size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
-    front = lambda a, axis: jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
-    return _still_p.bind(*map(front, args, axes)), 0
-
-
 ad.primitive_jvps[_still_p] = _jvp_of_still
-batching.primitive_batchers[_still_p] = _batch_of_still
+batching.primitive_batchers[_still_p] = lambda args, axes: (_still_p.bind(*batched_in_front(args, axes)), 0)
 
 _left_out = jnp.isneginf
 

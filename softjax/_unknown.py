@@ -49,10 +49,15 @@ def _transpose_of_nan(ct, _, known, *, always):
     return (ct if isinstance(ct, ad.Zero) else _nan_p.bind(ct, known, always=not always)), None
 
 
-def _batch_of_nan(args, axes, *, always):
+def batched_in_front(args: tuple, axes: tuple) -> list[Array]:
+    """The arguments of a batching rule, all with the batch as their first axis."""
     size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
     front = lambda a, axis: jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
-    return _nan_p.bind(*map(front, args, axes), always=always), 0
+    return [front(a, axis) for a, axis in zip(args, axes, strict=True)]
+
+
+def _batch_of_nan(args, axes, *, always):
+    return _nan_p.bind(*batched_in_front(args, axes), always=always), 0
 
 
 ad.primitive_jvps[_nan_p] = _jvp_of_nan

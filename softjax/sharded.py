@@ -176,7 +176,8 @@ def _sorted(given):
     """(arrays of examples and classes, numbers that may have a gradient, static options), by their names."""
 
     def as_arrays(name, x):
-        is_tree = name in ("example", "per_class") or isinstance(x, tuple)
+        is_pair = name in ("labels", "teacher_probs") and isinstance(x, tuple)
+        is_tree = name in ("example", "per_class") or is_pair
         x = jax.tree.map(ft.partial(_checks.array, name), x) if is_tree else _checks.array(name, x)
         per_pair = (
             (name == "where" and x.ndim > 1)
