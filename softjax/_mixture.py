@@ -82,9 +82,15 @@ def _of_data(loss, z, x, centers, values, of_scores, weights, reduction, block_s
     _checks.shape("x", x, (*z.shape[:-1], values.shape[1]), "the leading axes of `z`, and the E of `values`")
     z, x = cast((z, x), compute_dtype(_given_dtype(of_scores[0], of_scores[-1], z, x, centers, values)))
     distances, values = scores.distances(z, centers, *of_scores), _distances.of_classes(values, x.dtype)
-    middle = _middle_of_values(values, distances, x.dtype)
-    x = x.reshape(distances.n, values.shape[1])
-    return evaluate(_about(middle, loss), distances, x, values, weights, reduction, block_size)
+    loss, x = _centred(loss, values, distances, x.dtype), x.reshape(distances.n, values.shape[1])
+    return evaluate(loss, distances, x, values, weights, reduction, block_size)
+
+
+def _centred(loss, values, distances, dtype):
+    """The loss with the middle of the values as their origin, unless it takes differences, which are exact."""
+    if loss.payoff is not None and values.shape[1] <= _distances.FEW:
+        return loss
+    return _about(_middle_of_values(values, distances, dtype), loss)
 
 
 def _middle_of_values(values, distances, dtype):
@@ -322,8 +328,7 @@ def gaussian_mixture_nll_loss(
     nothing = jnp.zeros((*data.shape[:-1], 0), data.dtype), jnp.zeros((means.shape[0], 0), data.dtype)
     prior = scores.distances(*nothing, log_prior, 1.0, where, axis_name, batch_axis_name)
     means, of_each = jax.tree.map(lambda a: _distances.of_classes(a, data.dtype), (means, of_each))
-    middle = _middle_of_values(means, prior, data.dtype)
-    loss = _about(middle, losses.gaussian_mixture(1.0 if of_all is None else of_all))
+    loss = _centred(losses.gaussian_mixture(1.0 if of_all is None else of_all), means, prior, data.dtype)
     of_classes = means if of_each is None else (means, of_each)
     return evaluate(loss, prior, data.reshape(prior.n, data.shape[-1]), of_classes, weights, reduction, block_size)
 

@@ -314,6 +314,7 @@ def _mixture_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
         chosen = lambda a, without=without: {name: value for name, value in a.items() if name not in without}
         others = {"mean 1000": chosen(far | settings), "centers coincide": chosen(coincident | settings)}
         others["clusters 1e4 apart"] = chosen(clusters | settings)
+        others["precisions"] = chosen(data | settings | {"precisions": random.uniform(0.3, 3.0, (K, 2))})
         if function in ("eol_loss", "leop_loss"):  # losses of distances alone
             others["data 1e4 apart"] = chosen(of_data | settings)
         if function == "of_mixture":  # the gradient of a mean for its weights would be a difference of equal entropies
@@ -323,6 +324,25 @@ def _mixture_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
         scalar = function != "mixture_expectation"
         scenarios = _scenarios(ordinary, others, large, scalar, quick)
         yield Work(function, getattr(truth, function), map(smooth, scenarios), options)
+
+
+def _gaussian_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
+    """The likelihood of Gaussians, in a dimension of differences and in one of a matrix product."""
+    for d in (2, 5):
+        arrays = lambda n, k, d=d: {
+            "x": random.normal(size=(n, d)),
+            "centers": random.normal(size=(k, d)),
+            "precisions": random.uniform(0.3, 3.0, (k, d)),
+        }
+        data = arrays(N, K) | {"log_prior": random.normal(size=K), "weights": random.uniform(0.5, 1.5, N)}
+        masked = data | {"where": LIVE}
+        far = data | {name: data[name] + 1000 for name in ("x", "centers")}
+        others = {f"mean 1000, D={d}": far, f"masked, D={d}": masked}
+        if d == 2:  # a product has an error of eps |x - m| |c - m|, beside which these distances are small
+            near = {"x": data["centers"][np.arange(N) % K] + 0.01, "precisions": 1e4 * data["precisions"]}
+            others["narrow, D=2"] = data | near
+        of_each = _scenarios(lambda n, k, data=data: data, others, arrays if d == 2 else None, True, quick)
+        yield Work("gaussian_mixture_nll_loss", truth.gaussian_mixture_nll_loss, of_each, {})
 
 
 def _kernel_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
@@ -361,7 +381,7 @@ def _with_smooth_values(class_argument: str, coordinates: Callable) -> Callable[
 
 def works(quick: bool) -> Iterator[Work]:
     """All functions and scenarios, with the same random numbers in every run."""
-    for seed, family in enumerate((_logit_works, _linear_works, _mixture_works, _kernel_works)):
+    for seed, family in enumerate((_logit_works, _linear_works, _mixture_works, _kernel_works, _gaussian_works)):
         yield from family(quick, np.random.default_rng(seed))
 
 

@@ -313,32 +313,34 @@ def linear_distillation_loss(teacher, features, kernel, reduction="none"):
     return reduced((q * (log(q) - log_softmax(features @ kernel))).sum(-1), 1, 1, reduction)
 
 
-def squared_distances(a, b):
-    return square(a[:, None] - b).sum(-1)
+def squared_distances(a, b, precisions=1):
+    return (square(a[:, None] - b) * precisions).sum(-1)
 
 
-def scores(z, centers, log_prior, temperature, where):
-    h = -squared_distances(z, centers[where]) / temperature
+def scores(z, centers, log_prior, temperature, where, precisions=None):
+    h = -squared_distances(z, centers[where], 1 if precisions is None else precisions[where]) / temperature
     return h if log_prior is None else h + log_prior[where]
 
 
-def of_mixture(z, centers, log_prior=None, temperature=1, where=..., weights=1, reduction="none"):
-    return reduced(entropy(scores(z, centers, log_prior, temperature, where)), weights, 1, reduction)
+def of_mixture(z, centers, log_prior=None, temperature=1, where=..., weights=1, reduction="none", precisions=None):
+    return reduced(entropy(scores(z, centers, log_prior, temperature, where, precisions)), weights, 1, reduction)
 
 
-def mixture_expectation(z, centers, values, log_prior=None, temperature=1, where=...):
-    return softmax(scores(z, centers, log_prior, temperature, where)) @ values[where]
+def mixture_expectation(z, centers, values, log_prior=None, temperature=1, where=..., precisions=None):
+    return softmax(scores(z, centers, log_prior, temperature, where, precisions)) @ values[where]
 
 
 def mixture_autoencoder_loss(
-    z, x, centers, values, log_prior=None, temperature=1, where=..., weights=1, reduction="none"
+    z, x, centers, values, log_prior=None, temperature=1, where=..., weights=1, reduction="none", precisions=None
 ):
-    decoded = mixture_expectation(z, centers, values, log_prior, temperature, where)
+    decoded = mixture_expectation(z, centers, values, log_prior, temperature, where, precisions)
     return reduced(square(x - decoded).sum(-1), weights, 1, reduction)
 
 
-def eol_loss(z, x, centers, values, log_prior=None, temperature=1, where=..., weights=1, reduction="none"):
-    p = softmax(scores(z, centers, log_prior, temperature, where))
+def eol_loss(
+    z, x, centers, values, log_prior=None, temperature=1, where=..., weights=1, reduction="none", precisions=None
+):
+    p = softmax(scores(z, centers, log_prior, temperature, where, precisions))
     return reduced((p * squared_distances(x, values[where])).sum(-1), weights, 1, reduction)
 
 
@@ -347,7 +349,21 @@ def of(examples, classes, scale, reduction="none"):
     return reduced(logsumexp(h), 1, 1, reduction)
 
 
-def leop_loss(z, x, centers, values, log_prior=None, temperature=1, where=..., weights=1, reduction="none"):
-    h = scores(z, centers, log_prior, temperature, where)
+def leop_loss(
+    z, x, centers, values, log_prior=None, temperature=1, where=..., weights=1, reduction="none", precisions=None
+):
+    h = scores(z, centers, log_prior, temperature, where, precisions)
     loss = logsumexp(h) - logsumexp(h - squared_distances(x, values[where]))
     return reduced(loss, weights, 1, reduction)
+
+
+def gaussian_mixture_nll_loss(x, centers, precisions, log_prior=None, where=..., weights=1, reduction="none"):
+    """-log sum_k p_k N(x; c_k, 1 / t_k)."""
+    t = precisions[where]
+    prior = Numbers(np.zeros(t.shape[0])) if log_prior is None else log_prior[where]
+    volumes = (log(t) - log(TWO_PI)).sum(-1)
+    joint = (volumes - squared_distances(x, centers[where], t)) / 2 + prior
+    return reduced(logsumexp(prior) - logsumexp(joint), weights, 1, reduction)
+
+
+TWO_PI = Numbers(np.array([2 * CONTEXT.pi], dtype=object))
