@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-import notebooks
+import notebook
 from mkdocs.structure.files import File
 from paths import ROOT, TEXTS, moved_links, notebook_paths, site_path
 
@@ -22,7 +22,7 @@ def on_files(files, config):
     for path in TEXTS:
         files.append(_generated(config, path, (ROOT / path).read_text()))
     for path in notebook_paths():
-        markdown, pictures = notebooks.markdown(ROOT / path)
+        markdown, pictures = notebook.markdown(ROOT / path)
         files.append(_generated(config, path, markdown))
         for name, content in pictures.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))

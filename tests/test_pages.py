@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import softjax
-from pages import notebooks, paths
+from pages import notebook, paths
 from softjax import engines, losses, scores, sharded, testing
 
 ROOT = Path(__file__).parent.parent
@@ -139,7 +139,7 @@ def test_links_are_rewritten_for_the_site(path, link, wanted):
 
 
 def test_a_notebook_becomes_text_code_outputs_and_pictures():
-    markdown, pictures = notebooks.markdown(ROOT / "notebooks" / "the_rule.ipynb")
+    markdown, pictures = notebook.markdown(ROOT / "notebooks" / "the_rule.ipynb")
     assert markdown.startswith("# One derivative\n")
     assert "```python\nimport jax\n" in markdown  # the magic is left out
     assert "LOE   + tr Var =  EOL" in markdown
