@@ -1,5 +1,6 @@
 """The site of the pages: its navigation, its reference, its links; what to cite and how to contribute."""
 
+import importlib
 import inspect
 import posixpath
 import re
@@ -17,6 +18,12 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 PYTHON = ROOT / ".venv-docs" / "bin" / "python"
+
+
+@pytest.fixture
+def references(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "pages")  # as MkDocs does
+    return importlib.import_module("pages.references")
 
 
 def leaves(nav):
@@ -147,6 +154,19 @@ def test_a_notebook_becomes_text_code_outputs_and_pictures():
     for name, content in pictures.items():
         assert f"]({name})" in markdown
         assert content.startswith(b"\x89PNG")
+
+
+def test_names_in_code_are_linked_to_the_reference_and_arguments_are_not(references):
+    places = references.places()
+    assert set(places) == set(DESCRIBED)
+    linked = lambda code: references.linked(code, "recipes/flax.html", places)
+    link = '<a href="../reference/{}">{}</a>'.format
+    for code in ("<code>softjax.softmax</code>", "<code>softmax(x, axis=-1)</code>"):
+        assert linked(code) == link("logits.html#softjax.softmax", code)
+    code = "<code>losses.class_weights</code>"
+    assert linked(code) == link("losses.html#softjax.losses.class_weights", code)
+    for kept in ("<code>softmax</code>", "<code>where</code>", "<pre><code>softjax.softmax</code></pre>"):
+        assert linked(kept) == kept
 
 
 @pytest.mark.slow
