@@ -28,7 +28,7 @@ test-all: .venv/.installed
 	$(PYTEST) --cov --cov-report=term
 
 docs: .venv-docs/.installed
-	.venv-docs/bin/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 
 bench: .venv/.installed
 	$(BIN)/python -m softjax bench --json bench.json --output bench.png

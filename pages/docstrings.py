@@ -48,7 +48,8 @@ def _describe(member, value):
     if type(value).__name__ == "Loss":
         member.value, member.annotation = None, "Loss"
     if text:
-        text = _SOURCE.sub("*Source:* ", _EXAMPLE.sub("Examples:", text))
+        text, example, rest = _SOURCE.sub("*Source:* ", _EXAMPLE.sub("Examples:", text)).partition("Examples:")
+        text = text.replace("] [", "] \\[") + example + rest  # shapes, and no link
         member.docstring = griffe.Docstring(text, parent=member, parser="google")
 
 

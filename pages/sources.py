@@ -6,10 +6,12 @@ from pathlib import Path
 import notebook
 from mkdocs.structure.files import File
 from paths import ROOT, TEXTS, moved_links, notebook_paths, site_path
+from pymdownx.slugs import slugify
 
 
 def on_config(config):
-    """Lists the notebooks in the navigation."""
+    """Lists the notebooks in the navigation, and gives titles the anchors that they have in the repository."""
+    config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
     for entry in config.nav:
         if "Notebooks" in entry:
             entry["Notebooks"] = [site_path(path) for path in notebook_paths()]
