@@ -40,6 +40,9 @@ def _visit(parent, value, package):
 
 
 def _describe(member, value):
+    if member.is_attribute and inspect.isfunction(value):
+        member.docstring = griffe.Docstring(f"Another name of `softjax.{value.__name__}`.", parent=member)
+        return
     own = member.is_function or member.is_class or type(value).__name__ == "Loss"
     text = inspect.getdoc(value) if own else member.docstring and member.docstring.value
     if member.is_attribute and not text:
