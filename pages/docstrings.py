@@ -11,6 +11,7 @@ import griffe
 
 _COMMENT = re.compile(r"\s#\s(.*)$")
 _EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
+_RESULT = re.compile(r"(?<=^Returns:\n)(?:    .*\n?)+", re.MULTILINE)
 _SOURCE = re.compile(r"^Source: ", re.MULTILINE)
 
 
@@ -52,7 +53,8 @@ def _describe(member, value):
         member.value, member.annotation = None, "Loss"
     if text:
         text, example, rest = _SOURCE.sub("*Source:* ", _EXAMPLE.sub("Examples:", text)).partition("Examples:")
-        text = text.replace("] [", "] \\[") + example + rest  # shapes, and no link
+        text = text.replace("] [", "] \\[")  # shapes, and no link
+        text = _RESULT.sub(lambda found: found[0].replace(": ", "&#58; "), text) + example + rest  # no type before it
         member.docstring = griffe.Docstring(text, parent=member, parser="google")
 
 
