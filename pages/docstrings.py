@@ -11,6 +11,7 @@ import griffe
 
 _COMMENT = re.compile(r"\s#\s(.*)$")
 _EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
+_FORMULA = re.compile(r"\n(?=-?[A-Za-z]\w*(?:\[\w+\])? = )")
 _RESULT = re.compile(r"(?<=^Returns:\n)(?:    .*\n?)+", re.MULTILINE)
 _SOURCE = re.compile(r"^Source: ", re.MULTILINE)
 
@@ -53,7 +54,7 @@ def _describe(member, value):
         member.value, member.annotation = None, "Loss"
     if text:
         text, example, rest = _SOURCE.sub("*Source:* ", _EXAMPLE.sub("Examples:", text)).partition("Examples:")
-        text = text.replace("] [", "] \\[")  # shapes, and no link
+        text = _FORMULA.sub("  \n", text.replace("] [", "] \\["))  # a line of its own; shapes, and no link
         text = _RESULT.sub(lambda found: found[0].replace(": ", "&#58; "), text) + example + rest  # no type before it
         member.docstring = griffe.Docstring(text, parent=member, parser="google")
 

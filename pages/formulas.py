@@ -35,11 +35,22 @@ def _font():
 
 
 def on_page_content(content, page, config, files):  # noqa: ARG001
-    """Replaces the LaTeX of a page."""
+    """Replaces the LaTeX of a page, and of its table of contents."""
+    _replace_in_titles(page.toc)
     return _FORMULA.sub(_mathml, content)
+
+
+def _replace_in_titles(titles):
+    for title in titles:
+        title.title = re.sub(r"\\\((.*?)\\\)", lambda found: _converted(found[1], False), title.title)
+        _replace_in_titles(title.children)
 
 
 def _mathml(found):
     display = found[2] == "["
-    formula = _LATEX.convert_with_local_state(html.unescape(found[3]).strip(), displaystyle=display)
+    formula = _converted(found[3], display)
     return f'<div class="formula">{formula}</div>' if display else formula
+
+
+def _converted(latex, display):
+    return _LATEX.convert_with_local_state(html.unescape(latex).strip(), displaystyle=display)

@@ -41,7 +41,9 @@ def _generated(config, path, markdown):
 
 
 def on_page_markdown(markdown, page, config, files):  # noqa: ARG001
-    """Rewrites the links of the pages in docs/ that lead outside of it."""
+    """Rewrites the links of the pages in docs/ that lead outside of it. A page alone in its section needs no list."""
+    if page.file.src_uri in ("index.md", "README.zh.md"):
+        page.meta["hide"] = ["navigation"]
     source = page.file.abs_src_path
     if source is None or page.file.generated_by is not None:
         return markdown
