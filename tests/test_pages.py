@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import posixpath
 import re
 import subprocess
 from pathlib import Path
@@ -179,7 +178,10 @@ def test_the_site_builds_without_a_warning_and_has_every_name(tmp_path):
     for name in PUBLIC:
         assert f'id="softjax.{name}"' in site
     for page in leaves(CONFIG["nav"]):
-        assert (tmp_path / posixpath.splitext(page.replace("README.md", "index.md"))[0]).with_suffix(".html").exists()
+        assert (tmp_path / re.sub(r"(README)?\.md$", lambda end: f"{(end[1] and 'index') or ''}.html", page)).exists()
+    for unfinished in ('class="arithmatex"', "language-mermaid", "::: softjax", "jax._src", "Union["):
+        assert unfinished not in site
+    assert not re.search(r'<(script|link rel="stylesheet"|img)[^>]* (src|href)="https?:', site)
 
 
 # --- what to cite and how to contribute -------------------------------------------------------------
