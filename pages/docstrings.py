@@ -9,7 +9,7 @@ import re
 
 import griffe
 
-_COMMENT = re.compile(r"\s#\s(.*)$")
+_COMMENT = re.compile(r"\s#\s(?!noqa)(.*)$")
 _EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
 _FORMULA = re.compile(r"\n(?=-?[A-Za-z]\w*(?:\[\w+\])? = )")
 _RESULT = re.compile(r"(?<=^Returns:\n)(?:    .*\n?)+", re.MULTILINE)
