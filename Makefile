@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-all bench audit compilers clean
+.PHONY: help demo test test-all docs bench audit compilers clean
 
 help:
 	@echo "make demo      trains on real images and draws what it learned"
 	@echo "make test      lint, types and the fast tests"
 	@echo "make test-all  all tests, the slow ones too, and their coverage"
+	@echo "make docs      the pages, into the folder site, with warnings as errors"
 	@echo "make bench     time and memory beside what people use"
 	@echo "make audit     errors beside those of what people use"
 	@echo "make compilers estimates of the compilers of TPUs and the H100, without the devices"
@@ -25,6 +26,9 @@ test: .venv/.installed
 # Coverage costs the fast tests a third of their time, so it is measured here, over all tests.
 test-all: .venv/.installed
 	$(PYTEST) --cov --cov-report=term
+
+docs: .venv-docs/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 
 bench: .venv/.installed
 	$(BIN)/python -m softjax bench --json bench.json --output bench.png
@@ -44,10 +48,15 @@ compilers: .venv-tpu/.installed .venv-gpu/.installed
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . 'jax[$(EXTRA)]' optax rich
 	touch $@
 
+.venv-docs/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-tpu .venv-gpu
+	rm -rf .venv .venv-docs .venv-tpu .venv-gpu site

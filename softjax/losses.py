@@ -554,7 +554,7 @@ leop = Loss._described(
         example: data x [N, E].
         per_class: v [K, E].
 
-    Source: CATSMILE-1012 (softargmax), LEOP, there without its minus sign.
+    Source: the log-likelihood of the mixture whose expectation CATSMILE-1012 (softargmax) calls EOL.
     """,
     _leop_columns,
     _leop,

@@ -11,11 +11,11 @@ number of classes.
 
 In place of `axis_name` they take
 
-    mesh: the mesh; None for the mesh of `jax.set_mesh`.
-    class_axis_name: the axis or axes over which the classes are sharded; () for none. None for the axes in the type of
-        the kernel or the centers, if they are `jax.sharding.AxisType.Explicit`.
-    batch_axis_name: the axis or axes over which the first axis of features, labels and other examples is sharded; ()
-        for none. None for the axes in the type of the features, z or x, likewise, for all leading axes.
+- `mesh`: the mesh; None for the mesh of `jax.set_mesh`.
+- `class_axis_name`: the axis or axes over which the classes are sharded; () for none. None for the axes in the type of
+  the kernel or the centers, if they are `jax.sharding.AxisType.Explicit`.
+- `batch_axis_name`: the axis or axes over which the first axis of features, labels and other examples is sharded; ()
+  for none. None for the axes in the type of the features, z or x, likewise, for all leading axes.
 
 If the number of classes is not a multiple of the number of devices, every call pads copies of the class arrays. To
 avoid the copies, call `pad_classes` once, when the arrays are made.

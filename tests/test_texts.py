@@ -1,4 +1,4 @@
-"""Each statement of the source texts as a test, with their errors corrected (see docs/losses.md)."""
+"""Each statement of the source texts as a test, with their errors corrected (see docs/mathematics.md)."""
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +168,18 @@ def test_svm_loss_has_the_texts_gradient_over_a_batch(random):
     mean = lambda s: softjax.multiclass_svm_loss(s, y).mean()
     close(mean(s), margins.sum() / 6)
     close(jax.grad(mean)(s), ds / 6)
+
+
+def test_the_listing_divides_integers_in_place_which_numpy_refuses():
+    ds = (np.zeros((2, 3)) >= 0).astype("int")
+    with pytest.raises(TypeError, match="Cannot cast ufunc 'divide' output"):
+        ds /= 2
+
+
+def test_the_rule_for_or_holds_only_where_the_conditions_exclude_each_other():
+    x = np.array([4.0, 7.0, 11.0])  # at 7 both conditions of the text's example hold
+    np.testing.assert_array_equal((x > 5).astype(int) + (x < 10), [1, 2, 1])
+    np.testing.assert_array_equal((x > 5) | (x < 10), [1, 1, 1])
 
 
 def test_hinges_split_a_tie_as_jax_does():
