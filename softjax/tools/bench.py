@@ -363,7 +363,10 @@ def run(rounds: int, small: bool, picture: Path | None, report: Path | None) -> 
         report.write_text(json.dumps({"machine": host, "small": small, "rows": entries}, indent=1) + "\n")
         console.print(f"Figures: {report}")
     if picture is not None:
-        _draw(entries, host, picture)
+        from . import pictures  # matplotlib is not needed without a picture
+
+        title = f"Value and all gradients, float32, {host['processor']}, {host['cores']} cores"
+        pictures.save(pictures.comparison(entries, title), picture)
         console.print(f"Picture: {picture}")
     return 0
 
@@ -411,37 +414,3 @@ def _table(row: Row, results: dict[str, Result]) -> Table:
         memory = "" if result.temporaries is None else f"{result.temporaries / 1e6:.1f}"
         table.add_row(name, f"{result.seconds * 1e3:.1f}", cells[0], memory, cells[1])
     return table
-
-
-def _draw(entries, host, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    bars = [
-        (f"{entry['name']}\nagainst {limit['contestant']}", limit["ratio"], limit["most"])
-        for entry in entries
-        for limit in entry.get("limits", ())
-        if limit["what"] == "time" and limit["ratio"] is not None
-    ]
-    figure, axes = plt.subplots(figsize=(9, 0.55 * len(bars) + 1.2), layout="constrained")
-    places = range(len(bars))
-    axes.barh(
-        places,
-        [ratio for _, ratio, _ in bars],
-        color=["#4c78a8" if most is None or ratio <= most else "#e45756" for _, ratio, most in bars],
-    )
-    for place, (_, ratio, most) in zip(places, bars, strict=True):
-        if most is not None:
-            axes.plot([most, most], [place - 0.4, place + 0.4], color="black")
-        axes.text(max(ratio, most or 0) * 1.06, place, f"{ratio:.3f}", va="center", fontsize=8)
-    axes.set_yticks(list(places), [name for name, _, _ in bars], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlim(right=max(2.5, 2 * max(ratio for _, ratio, _ in bars)))
-    aims = "line: the aim" if any(most for _, _, most in bars) else "small sizes, without aims"
-    axes.set_xlabel(f"time of softjax / time of the other ({aims})")
-    axes.set_title(f"Value and all gradients, float32, {host['processor']}, {host['cores']} cores", fontsize=9)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
