@@ -5,6 +5,8 @@
 No array [N, K] is in memory, forward or backward.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax.numpy as jnp
