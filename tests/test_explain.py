@@ -15,8 +15,8 @@ from softjax.tools import command_line, explain, targets
 
 RESULTS = pathlib.Path(softjax.__file__).parents[1] / "benchmarks" / "results"
 CPU = explain.Device("cpu", "cpu", 10**10)
-# The model may be off by these factors of the compiled program's temporaries.
-LOW, HIGH = 0.75, 1.5
+# The temporaries of the model, as ratios to those of the compiled program.
+OF_CPUS, OF_ACCELERATORS = (0.8, 1.3), (0.9, 1.55)
 SIZES = [
     (1024, 256, 8192, "float32", "mean"),
     (1024, 64, 8192, "float32", "none"),
@@ -34,7 +34,7 @@ def test_the_model_of_cost_is_near_the_compiled_program(sizes, way):
     problem = explain.Problem(*sizes)
     found, wanted = explain.modelled(problem, CPU, way), explain.compiled(problem, CPU, way)
     assert wanted.source == "compiled program"
-    assert LOW <= found.temporaries / wanted.temporaries <= HIGH
+    assert OF_CPUS[0] <= found.temporaries / wanted.temporaries <= OF_CPUS[1]
     assert found.arguments == wanted.arguments
     assert found.gradients == pytest.approx(wanted.gradients, rel=1e-2)
     assert found.operations == pytest.approx(wanted.operations, rel=0.02)
@@ -48,7 +48,7 @@ def compiled_rows():
                 yield pytest.param(report["kind"], row, id=f"{report['kind']} {row['name']}")
 
 
-@pytest.mark.parametrize(("kind", "row"), compiled_rows())
+@pytest.mark.parametrize(("kind", "row"), list(compiled_rows()))
 def test_the_model_of_cost_is_near_the_programs_for_accelerators(kind, row):
     _, dtype, sizes = row["name"].split(", ")
     n, d, k = (int(part.split("=")[1]) for part in sizes.split())
@@ -56,7 +56,7 @@ def test_the_model_of_cost_is_near_the_programs_for_accelerators(kind, row):
     device = explain.Device(kind, targets.KINDS[kind].platform, explain.MEMORY[kind] * 10**9)
     for way, name in (("softjax", "softjax"), ("dense logits", "optax")):
         ratio = explain.modelled(problem, device, way).temporaries / row["results"][name]["temporaries"]
-        assert LOW <= ratio <= HIGH, (way, ratio)
+        assert OF_ACCELERATORS[0] <= ratio <= OF_ACCELERATORS[1], (way, ratio)
 
 
 @pytest.mark.usefixtures("optimised")
@@ -76,7 +76,8 @@ def test_dense_logits_are_those_of_optax():
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_products_are_counted_in_the_compiled_program(reduction):
     problem = explain.Problem(300, 128, 5000, "float32", reduction)
-    for way, products in (("softjax", 3 if reduction != "none" else 4), ("dense logits", 3)):
+    fused = 3 if reduction != "none" else 3 + 4096 / 5000  # a block is computed twice, and the smaller last one once
+    for way, products in (("softjax", fused), ("dense logits", 3)):
         assert explain.compiled(problem, CPU, way).operations == pytest.approx(products * problem.product, rel=0.02)
 
 

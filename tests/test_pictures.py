@@ -9,7 +9,8 @@ import matplotlib.colors
 import pytest
 
 import softjax
-from softjax.tools import pictures
+from softjax import __main__
+from softjax.tools import chart, pictures
 
 REPORT = pathlib.Path(softjax.__file__).parents[1] / "benchmarks" / "results" / "cpu-2-cores.json"
 
@@ -85,3 +86,41 @@ def test_numbers_have_three_digits(value, text):
 def test_a_picture_is_written(tmp_path):
     pictures.save(pictures.comparison(rows(), "a title"), tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(base64.b64decode("iVBORw0KGgo="))
+
+
+FIGURES = {
+    "machine": {"processor": "a processor", "cores": 2},
+    "examples": 2048,
+    "features": 256,
+    "classes": [4096, 8192],
+    "results": {
+        "softjax": {"seconds": [0.1, 0.2], "temporaries": [10**6, 2 * 10**6]},
+        "optax": {"seconds": [0.1, 0.25], "temporaries": [10**7, 10**8]},
+    },
+}
+
+
+def test_the_chart_shows_memory_first_and_both_from_0():
+    memory, time = chart.drawn(FIGURES).axes
+    assert [list(line.get_ydata()) for line in memory.lines] == [[1, 2], [10, 100]]
+    assert [list(line.get_ydata()) for line in time.lines] == [[100, 200], [100, 250]]
+    assert {text.get_text() for text in memory.texts} == {"softjax 2 MB", "optax 100 MB"}
+    assert {text.get_text() for text in time.texts} == {"softjax 200 ms", "optax 250 ms"}
+    assert all(axes.get_ylim()[0] == axes.get_xlim()[0] == 0 for axes in (memory, time))
+    assert [line.get_linestyle() for line in memory.lines] == ["-", "--"]
+
+
+def test_the_chart_is_measured_and_written_to_a_folder_that_is_given(tmp_path, monkeypatch, capsys):
+    command = ["bench", "--chart", "--small", "--rounds", "1"]
+    assert __main__.main([*command, "--folder", str(tmp_path)]) == 0
+    figures = json.loads((tmp_path / "classes.json").read_text())
+    assert list(figures["results"]) == ["softjax", "optax"]
+    for result in figures["results"].values():
+        assert len(result["seconds"]) == len(result["temporaries"]) == len(figures["classes"]) == 3
+        assert all(seconds > 0 for seconds in result["seconds"])
+    assert (tmp_path / "classes.png").read_bytes().startswith(base64.b64decode("iVBORw0KGgo="))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(chart, "measured", lambda *_: FIGURES)
+    assert __main__.main(command) == 0
+    assert not (tmp_path / "benchmarks").exists()
+    assert "Figures: " in capsys.readouterr().out

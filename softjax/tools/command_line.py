@@ -40,10 +40,10 @@ def _file(suffix: str, text: str) -> Path:
 def _bytes(text: str) -> int:
     units = {"": 1, "MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
     parts = re.fullmatch(r"(\d+\.?\d*(?:e\d+)?) ?([MG]i?B)?", text)
-    size = int(float(parts[1]) * units[parts[2] or ""]) if parts else 0
-    if size < 1:
+    size = float(parts[1]) * units[parts[2] or ""] if parts else 0
+    if not 1 <= size < 1e18:
         raise argparse.ArgumentTypeError(f"must be a number of bytes, as 16e9, 16GB or 16GiB, got {text!r}")
-    return size
+    return int(size)
 
 
 def _folder(text: str) -> Path:

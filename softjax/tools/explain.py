@@ -105,21 +105,59 @@ def modelled(problem: Problem, device: Device, way: Way) -> Cost:
 
 def _products(problem: Problem, place: Placement) -> float:
     """The scores and both gradients; scores that are not kept are computed twice."""
-    if place.gradient == "backward":
-        return 4.0
-    kept = problem.classes if place.kept is None else min(place.kept, problem.classes)
-    return 4.0 - kept / problem.classes
+    k, tail = problem.classes, problem.classes % place.block
+    if _at_once(problem, place):
+        return 3.0
+    if place.gradient == "forward":
+        return 4.0 - (k if place.kept is None else min(place.kept, k)) / k
+    # The last, smaller block is outside of the loops, and the compiler finds that it is computed twice.
+    return 4.0 - (tail / k if place.tile >= problem.examples else 0.0)
+
+
+def _at_once(problem: Problem, place: Placement) -> bool:
+    return place.tile >= problem.examples and place.block >= problem.classes
 
 
 def _dense_bytes(problem: Problem, device: Device) -> int:
     """The logits in float32 and their cotangent, which a TPU rounds for its matrix units."""
     rounded = 2 if device.platform == "tpu" or device.rounds(problem) else 4
-    return problem.examples * problem.classes * (4 + rounded)
+    return problem.examples * problem.classes * (4 + rounded) + _widened_kernel(problem, device)
+
+
+def _widened_kernel(problem: Problem, device: Device) -> int:
+    """A CPU multiplies in float32, and its compiler widens a bfloat16 kernel as a whole."""
+    widens = problem.dtype == "bfloat16" and device.platform == "cpu"
+    return 4 * problem.features * problem.classes if widens else 0
 
 
 def _fused_bytes(problem: Problem, device: Device, place: Placement) -> int:
-    """The scores that are kept, those of the block at hand, and sums that are not yet in the type of a gradient."""
-    raise NotImplementedError
+    """The scores in memory, and the gradients that are added up in float32 before they are rounded."""
+    n, d, k = problem.examples, problem.features, problem.classes
+    forward, tiles = place.gradient == "forward", place.tile < n
+    added_up = 0
+    if problem.itemsize < 4 and (tiles or (forward and not device.rounds(problem))):
+        added_up += 4 * d * k  # of the kernel
+    if problem.itemsize < 4 or (not forward and not _at_once(problem, place)):
+        added_up += 4 * n * d  # of the features
+    return _scores_bytes(problem, device, place) + added_up + _widened_kernel(problem, device)
+
+
+def _scores_bytes(problem: Problem, device: Device, place: Placement) -> int:
+    """The scores that are kept, and what belongs to the block at hand and to the last one, which is smaller."""
+    d, k, rounds = problem.features, problem.classes, device.rounds(problem)
+    forward = place.gradient == "forward"
+    tile, block = min(place.tile, problem.examples), min(place.block, k)
+    if _at_once(problem, place):
+        return tile * k * (4 + (2 if rounds else 0 if forward else 4))
+    kept = (k if place.kept is None else min(place.kept, k)) if forward else 0
+    held, blocks = tile * kept * (2 if rounds else 4), block + k % block
+    if device.platform == "tpu":  # it keeps a block on the chip
+        return held
+    if device.platform == "gpu":  # the cotangents of kept scores take their place
+        return held + 4 * tile * blocks + (0 if kept else tile * block * (2 if rounds else 4))
+    if block == k:  # a CPU keeps the scores of a tile and adds up a gradient of the kernel for each tile
+        return held + 4 * d * k
+    return held + 4 * (tile + d) * blocks + (4 * d * block if forward else 0)
 
 
 # ---------------------------------------------------------------------------------------------
