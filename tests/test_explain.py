@@ -131,7 +131,7 @@ def test_a_program_that_a_compiler_refuses_does_not_fit(monkeypatch, capsys):
     monkeypatch.setattr(explain, "compiled", refuse)
     assert __main__.main(["explain", "64", "8", "128", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert "dense logits: model of cost, the compiler says that it does not fit." in out
+    assert "model of cost: the compiler says that it does not fit" in out
     assert "does not fit: " in out
 
     def fail(*_):
@@ -147,7 +147,7 @@ def test_without_a_compiler_the_model_says_so(kind, monkeypatch, capsys):
     monkeypatch.setattr(targets, "missing", lambda kind: "the-compiler")
     assert __main__.main(["explain", "64", "8", "128", "--device", kind]) == 0
     out = capsys.readouterr().out
-    assert "softjax: model of cost, without the-compiler, which `make compilers` installs." in out
+    assert "model of cost: without the-compiler, which `make compilers` installs" in out
     assert f"fits in {explain.MEMORY[kind]} GB" in out
 
 

@@ -70,9 +70,9 @@ def test_the_wheel_holds_the_package_and_needs_jax_alone(archives):
 def test_the_source_archive_holds_what_its_tests_need_and_nothing_else(archives):
     with tarfile.open(archives / f"{NAME}.tar.gz") as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    tracked = done("git", "ls-files", cwd=ROOT)
-    if tracked.returncode == 0:
-        assert names - {"PKG-INFO"} == {name for name in tracked.stdout.split() if not name.startswith(".ci/")}
+    files = done("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    if files.returncode == 0:  # else the tests run in a source archive
+        assert names - {"PKG-INFO"} == {name for name in files.stdout.split() if not name.startswith(".ci/")}
     assert {"softjax/__init__.py", "tests/conftest.py", "README.md", "LICENSE", "notebooks/digits.png"} <= names
     assert not any("__pycache__" in name or name.startswith("dist") for name in names)
 

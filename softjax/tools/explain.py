@@ -309,15 +309,16 @@ def _verdict(device: Device, costs: dict[Way, Cost]) -> str:
 
 
 def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.0f}" if size >= 1e11 else f"{size / 1e9:.3g}"
+    size /= 1e9
+    return f"{size:,.0f}" if size >= 100 or size == int(size) else f"{size:.2f}" if size >= 0.1 else f"{size:.2g}"
 
 
 def _text(problem: Problem, device: Device, costs: dict[Way, Cost]) -> str:
     dimensions = f"N={problem.examples} D={problem.features} K={problem.classes}"
-    notes = [f"{way}: {cost.source}, {cost.note}." for way, cost in costs.items() if cost.note]
+    notes = dict.fromkeys(f"{cost.source}: {cost.note}" for cost in costs.values() if cost.note)
     lines = [
         f"Linear cross entropy, {problem.reduction}, {dimensions}, {problem.dtype}, on {device.name}:",
-        "the value and the gradients of the features and the kernel; nothing runs.",
+        "the value and the gradients of features and kernel, without other layers and the optimizer. Nothing runs.",
         str(device.placement(problem)),
         "",
         *_table(device, costs),
