@@ -106,7 +106,7 @@ def _transpose(cotangents, *args, program, transposed, **_):
 
     def transpose(*args):
         function = lambda *moving: core.jaxpr_as_fun(program.jaxpr)(*args[: len(fixed)], *moving)
-        return linear_transpose(function, [a.aval for a in linear])(list(args[len(fixed) :]))
+        return linear_transpose(function, *(a.aval for a in linear))(list(args[len(fixed) :]))
 
     jaxpr = jax.make_jaxpr(transpose)(*fixed, *cotangents)
     pushed = dataclasses.replace(program, jaxpr=jaxpr, linear=len(cotangents))

@@ -63,7 +63,7 @@ def test_the_wheel_holds_the_package_and_needs_jax_alone(archives):
     needed = [line.partition(">")[0] for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert needed == ["jax", "jaxlib"]
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert metadata.get_payload().strip() == (ROOT / "README.md").read_text().strip()
+    assert metadata.get_payload(decode=True).decode().strip() == (ROOT / "README.md").read_text().strip()
 
 
 @pytest.mark.slow
