@@ -2,13 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# With the oldest JAX: values and derivatives in all modes, in shard_map, under plain jit over a mesh, on explicit axes.
+CORE := tests/test_linear.py tests/test_derivatives.py tests/test_partition.py tests/test_mesh.py tests/test_explicit.py
+CORE_NAMES := label_out_of_range or (pairs_of_classes and none) or (ragged_blocks and float32) or \
+	(temperature_has and decode) or (every_mode_and_transformation and vocabulary) or \
+	over_classes_and_examples or taken_inside or batch_of_sequences
 
-.PHONY: help demo test test-all docs bench audit compilers clean
+.PHONY: help demo test test-all test-oldest docs bench audit compilers clean
 
 help:
 	@echo "make demo      trains on real images and draws what it learned"
 	@echo "make test      lint, types and the fast tests"
 	@echo "make test-all  all tests, the slow ones too, and their coverage"
+	@echo "make test-oldest  the core tests with the oldest JAX that is supported"
 	@echo "make docs      the pages, into the folder site, with warnings as errors"
 	@echo "make bench     time and memory beside what people use"
 	@echo "make audit     errors beside those of what people use"
@@ -24,11 +30,15 @@ test: .venv/.installed
 	$(PYTEST) -m "not slow"
 
 # Coverage costs the fast tests a third of their time, so it is measured here, over all tests.
-test-all: .venv/.installed
+test-all: .venv/.installed test-oldest
 	$(PYTEST) --cov --cov-report=term
 
 docs: .venv-docs/.installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+
+# Warnings are errors with the newest versions alone.
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest -n 2 -q -W default -m "not slow" $(CORE) -k "$(CORE_NAMES)"
 
 bench: .venv/.installed
 	$(BIN)/python -m softjax bench --json bench.json --output bench.png
@@ -53,10 +63,16 @@ compilers: .venv-tpu/.installed .venv-gpu/.installed
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
+.venv-oldest/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e . \
+		hypothesis optax pytest pytest-xdist
+	touch $@
+
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-docs .venv-tpu .venv-gpu site
+	rm -rf .venv .venv-docs .venv-oldest .venv-tpu .venv-gpu site

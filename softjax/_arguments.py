@@ -16,6 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from . import _checks
+from ._signatures import readable
 
 Role = Literal["examples", "classes", "replicated", "static"]
 Function = TypeVar("Function", bound=Callable)
@@ -215,7 +216,7 @@ def _with_arguments(dense, function):
     head, returns, tail = _OWN.sub("", text).partition("\n    Returns:")
     returned, example, tail = (returns + tail).partition("\n    Example:")
     function.__doc__ = "\n".join([head, "    Args:", *entries, returned]) + _RAISES + example + tail
-    return function
+    return readable(function)
 
 
 _wrapped = ft.partial(textwrap.fill, width=112, initial_indent=" " * 8, subsequent_indent=" " * 12)

@@ -4,6 +4,8 @@ The similarities [N, N] are not in memory. On a mesh, each device has some of th
 features are gathered.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax.numpy as jnp

@@ -8,6 +8,8 @@ tile or the mesh. It is a counter-based random number: 20 rounds of Threefry-2x3
 The results are constants of differentiation.
 """
 
+from __future__ import annotations
+
 import functools as ft
 import math
 from typing import NamedTuple
@@ -28,8 +30,10 @@ from ._mesh import AxisName
 from ._placement import BlockSize
 from ._products import PrecisionLike
 from ._rules import block_columns, divided
+from ._signatures import readable
 
 
+@readable
 class TopK(NamedTuple):
     """The k likeliest classes of each example, in order. Of equal logits, the lowest id comes first."""
 

@@ -1,5 +1,7 @@
 """Distillation: divergences between a teacher and the softmax of a linear layer, the student."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools as ft
 from typing import Any

@@ -1,10 +1,14 @@
 """Floating-point types: the common type of arrays, and the type in which sums are computed. Constants."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from ._signatures import readable
 
 
 class Constant(NamedTuple):
@@ -13,6 +17,7 @@ class Constant(NamedTuple):
     tree: Any
 
 
+@readable
 class PerPair(NamedTuple):
     """Data of each example and class, in the `example` of a loss: a constant of differentiation.
 

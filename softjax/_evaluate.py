@@ -4,6 +4,8 @@ The scores know nothing of losses, and a loss sees logits and knows nothing of s
 them is in memory at a time, and which rule or engine takes the gradient.
 """
 
+from __future__ import annotations
+
 import functools as ft
 import warnings
 from collections.abc import Callable

@@ -41,6 +41,8 @@ The base of a pair is a constant of differentiation: dA, dE and dD above are the
 not negative, y_k (m - h_k) and Y log(1 + r).
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools as ft
 from typing import NamedTuple
@@ -52,9 +54,11 @@ from jax import Array, lax
 from . import _mesh
 from ._labels import Labels
 from ._pair import Pair, renormalised, sum_and_error, tangent_of, with_value
+from ._signatures import readable
 from ._unknown import nan_if_moved, nan_unless
 
 
+@readable
 class Weights(NamedTuple):
     """Label weights y_k of the classes, of which a few belong to the example: its labels."""
 
@@ -70,6 +74,7 @@ class RoundedScores(NamedTuple):
     m: Array  # [...] the largest score of the block
 
 
+@readable
 class Columns(NamedTuple):
     """The contribution of a block of B classes, with consecutive ids, to the sums of N examples."""
 
@@ -81,6 +86,7 @@ class Columns(NamedTuple):
     l: tuple[Array, ...] = ()  # each [..., B], or [..., 1] if already summed over the block: a plain term
 
 
+@readable
 class Normaliser(NamedTuple):
     """log sum_k exp h_k = m + log(1 + r)."""
 
@@ -118,6 +124,7 @@ class Normaliser(NamedTuple):
         return _as_row(ids, self.m.ndim) == self.top[..., None]
 
 
+@readable
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mean(Pair):
@@ -125,7 +132,7 @@ class Mean(Pair):
 
     top: Array
 
-    def rebased(self, top: Array, p_of_others: Array) -> "Mean":
+    def rebased(self, top: Array, p_of_others: Array) -> Mean:
         """The same expectation with another payoff of the top class, a constant of differentiation."""
         above, lost = sum_and_error(self.base, -self.top)
         base, more = sum_and_error(top, above)
@@ -133,6 +140,7 @@ class Mean(Pair):
         return Mean(base, self.rest + lax.stop_gradient(more + lost + slip), top)
 
 
+@readable
 class CrossEntropy(NamedTuple):
     """The cross entropy of the label weights y and p."""
 
@@ -142,6 +150,7 @@ class CrossEntropy(NamedTuple):
     seen: Array  # [..., T] 1 where the label was one of the classes, else 0
 
 
+@readable
 class Entropy(NamedTuple):
     """The entropy of p. Its payoff is the score itself, whose largest is m: it costs less than the mean of another.
 
@@ -153,6 +162,7 @@ class Entropy(NamedTuple):
     value: Array  # [...] H; 0 until `close`
 
 
+@readable
 class Sums(NamedTuple):
     """Running sums over classes. `merge` is associative and commutative."""
 
@@ -166,6 +176,7 @@ class Sums(NamedTuple):
     s: Entropy | None = None  # where it is asked for
 
 
+@readable
 class Totals(NamedTuple):
     """The sums over all classes, from which a loss is finished."""
 

@@ -5,6 +5,8 @@
 No array [N, K] is in memory, forward or backward, and the kernel is neither transposed nor padded by a copy.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from typing import Any, NamedTuple
@@ -27,9 +29,11 @@ from ._pair import Pair
 from ._placement import BlockSize
 from ._products import PrecisionLike
 from ._reductions import Examples
+from ._signatures import readable
 from .losses import Loss
 
 
+@readable
 class Metrics(NamedTuple):
     """What a trainer logs of every example [...], from the pass over the classes that computes the loss.
 

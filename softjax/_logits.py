@@ -1,5 +1,7 @@
 """Functions of dense logits, over any axis or axes."""
 
+from __future__ import annotations
+
 import functools as ft
 import math
 from typing import Any, NamedTuple

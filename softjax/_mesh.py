@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ._older_jax import as_varying, gathered, varying_axes
+
 Names = tuple[str, ...]
 AxisName = str | Names | None
 
@@ -70,7 +72,7 @@ class Shards(NamedTuple):
 
 def varying(*trees: Any) -> frozenset[str]:
     """The axes along which any of the arrays varies."""
-    return frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in jax.tree.leaves(trees)))
+    return frozenset().union(*map(varying_axes, jax.tree.leaves(trees)))
 
 
 def vary(tree: Any, axes: frozenset[str], before: Callable = lambda a: a) -> Any:
@@ -82,7 +84,7 @@ def vary(tree: Any, axes: frozenset[str], before: Callable = lambda a: a) -> Any
 
     def cast(a):
         more = axes - varying(a)
-        return lax.pcast(before(a), tuple(sorted(more)), to="varying") if more else a
+        return as_varying(before(a), tuple(sorted(more))) if more else a
 
     return jax.tree.map(cast, tree)
 
@@ -153,8 +155,8 @@ def all_gather(x: Array, axes: Names, *, varying: bool = False) -> Array:
     """
     if not axes:
         return x
-    typed = not varying and jax.sharding.get_abstract_mesh().manual_axes  # else it is called by `_partition`
-    return lax.all_gather(vary(x, frozenset(axes)), axes, tiled=True, to="invarying" if typed else "varying")
+    typed = not varying and bool(jax.sharding.get_abstract_mesh().manual_axes)  # else it is called by `_partition`
+    return gathered(vary(x, frozenset(axes)), axes, replicated=typed)
 
 
 def at_class(ids: Array, values: Callable, count: int, axes: Names) -> Any:

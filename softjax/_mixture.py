@@ -7,6 +7,8 @@ a Gaussian class includes sum_d log(t_kd) / 2, which `gaussian_mixture_nll_loss`
 No array [N, K] is in memory, forward or backward.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,11 +1,15 @@
 """The collective operations of a compiled program, read from its text."""
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+
+from ._signatures import readable
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$", re.MULTILINE)
 _COLLECTIVE = re.compile(
@@ -16,6 +20,7 @@ _ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
+@readable
 class Collective(NamedTuple):
     """An operation in which devices exchange arrays."""
 
@@ -25,6 +30,7 @@ class Collective(NamedTuple):
     times: int  # the number of its runs; a loop of unknown length counts once
 
 
+@readable
 def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
     """The collective operations of a compiled program, which use the network when it runs.
 

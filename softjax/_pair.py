@@ -1,5 +1,7 @@
 """Numbers kept as unevaluated sums of two."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import jax
@@ -8,7 +10,10 @@ from jax import Array, lax
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
+from ._signatures import readable
 
+
+@readable
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -26,10 +31,10 @@ class Pair:
         """base + rest, rounded."""
         return self.base + self.rest
 
-    def __getitem__(self, index) -> "Pair":
+    def __getitem__(self, index) -> Pair:
         return Pair(self.base[index], self.rest[index])
 
-    def __sub__(self, other: "Pair | Array") -> "Pair":
+    def __sub__(self, other: Pair | Array) -> Pair:
         base, rest = (other.base, self.rest - other.rest) if isinstance(other, Pair) else (other, self.rest)
         high, low = sum_and_error(self.base, -base)
         high, lower = sum_and_error(high, rest)

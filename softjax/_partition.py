@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from . import _mesh
 from ._dtypes import is_inexact, is_per_pair, join, split, widened
 from ._mesh import Shards
+from ._older_jax import linear_transpose
 
 # The roles of an array: its first axis is that of the examples, and in pairs the second that of the classes; or it is
 # replicated; or an integer, its class axis.
@@ -105,7 +106,7 @@ def _transpose(cotangents, *args, program, transposed, **_):
 
     def transpose(*args):
         function = lambda *moving: core.jaxpr_as_fun(program.jaxpr)(*args[: len(fixed)], *moving)
-        return jax.linear_transpose(function, *(a.aval for a in linear))(list(args[len(fixed) :]))
+        return linear_transpose(function, *(a.aval for a in linear))(list(args[len(fixed) :]))
 
     jaxpr = jax.make_jaxpr(transpose)(*fixed, *cotangents)
     pushed = dataclasses.replace(program, jaxpr=jaxpr, linear=len(cotangents))

@@ -3,6 +3,8 @@
 docs/architecture.md has the measurements behind it; `python -m softjax bench --placements` repeats them.
 """
 
+from __future__ import annotations
+
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,8 +15,10 @@ from jax.typing import DTypeLike
 from . import _checks
 from ._arguments import documented
 from ._dtypes import compute_dtype
+from ._signatures import readable
 
 
+@readable
 class Placement(NamedTuple):
     """The sizes of the tile of examples and of the block of classes whose scores are in memory at a time.
 

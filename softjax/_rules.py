@@ -23,6 +23,7 @@ from . import _gibbs as g
 from . import _mesh, _partition
 from ._dtypes import common_dtype, compute_dtype, join, split, widened
 from ._loops import Layout, block_ids, over_blocks, over_tiles, put_block, take_block, take_examples
+from ._older_jax import linear_transpose
 
 
 def both_modes(rule: jax.custom_vjp, *, options: int = 0) -> Callable:
@@ -52,7 +53,7 @@ def both_modes(rule: jax.custom_vjp, *, options: int = 0) -> Callable:
             return split(out)[0], out
 
         inexact, pullback, out = jax.vjp(inexact_part, differentiable, has_aux=True)
-        (moved,) = jax.linear_transpose(pullback, inexact)((tangents,))
+        (moved,) = linear_transpose(pullback, inexact)((tangents,))
         still = jax.tree.map(zero_from_primal, split(out)[1])
         return out, join(moved, still)
 

@@ -5,16 +5,20 @@ blocks compute the sums, after a warning with the reason. It has reverse mode, a
 mode alone is refused by JAX, as for any `jax.custom_vjp`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax import Array
 
 from ._gibbs import CrossEntropy, Mean, Normaliser, Sums, Totals
+from ._signatures import readable
 
 __all__ = ["CrossEntropy", "Engine", "Mean", "Normaliser", "Sums", "Totals"]
 
 
+@readable
 class Engine(NamedTuple):
     """A way to compute sums over all classes of a device, and the cotangents of the arrays that they depend on.
 

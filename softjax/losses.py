@@ -5,6 +5,8 @@ logits, but not how they are computed or which device has which class. The numbe
 rate of a smoothing, have gradients: they are in a `jax.tree_util.Partial` with the function that uses them.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,9 +23,11 @@ from ._dtypes import cast, common_dtype, inexact_leaves, is_inexact
 from ._gibbs import Columns, Totals, Weights, dot
 from ._labels import Labels
 from ._pair import Pair
+from ._signatures import readable
 from ._unknown import nan_unless
 
 
+@readable
 class _Functions(NamedTuple):
     columns: Callable[[Array, Array, Any, Any], Columns]
     """(logits [N, B], class ids [B], example [N, ...], per class [B, ...]) -> Columns, for B of the classes"""
@@ -33,6 +37,7 @@ class _Functions(NamedTuple):
     """(example [N, ...], per class [N, ...]) -> t or e [N] of one class per example, without the error of a product"""
 
 
+@readable
 class Loss(_Functions):
     """The terms that are summed over the classes, and the loss from their sums: a named tuple of three functions.
 
@@ -46,7 +51,7 @@ class Loss(_Functions):
     """
 
     @classmethod
-    def _described(cls, text: str, *functions: Callable) -> "Loss":
+    def _described(cls, text: str, *functions: Callable) -> Loss:
         """A loss whose `help` is a text."""
         loss = cls(*functions)
         loss.__doc__ = text  # of this tuple alone, as the class has no `__slots__`
@@ -221,6 +226,7 @@ cross_entropy = Loss._described(
 )
 
 
+@readable
 def focal(gamma: ArrayLike = 2.0) -> Loss:
     """(1 - p_y)^gamma C, the focal loss of the label [N] (Lin et al., 2017)."""
     return Loss(cross_entropy.columns, Partial(_focal, checked("gamma", gamma)))
@@ -232,6 +238,7 @@ def _focal(gamma, q, _):
     return jnp.where(inside, (-jnp.expm1(-c)) ** gamma * c, q.C)
 
 
+@readable
 def poly_1(epsilon: ArrayLike = 2.0) -> Loss:
     """C + epsilon (1 - p_y), the poly-1 loss of the label [N] (Leng et al., 2022)."""
     return Loss(cross_entropy.columns, Partial(_poly_1, checked("epsilon", epsilon)))
@@ -268,6 +275,7 @@ brier = Loss._described(
 )
 
 
+@readable
 def weston_watkins(margin: ArrayLike = 1.0) -> Loss:
     """sum_{k != y} max(0, z_k - z_y + margin), a multiclass hinge (Weston and Watkins, 1999).
 
@@ -295,6 +303,7 @@ def _sum_over_the_label(q, example):
     return nan_unless((known == 1) & ~jnp.isnan(total), total)
 
 
+@readable
 def crammer_singer(margin: ArrayLike = 1.0) -> Loss:
     """max(0, max_{k != y} z_k - z_y + margin), a multiclass hinge (Crammer and Singer, 2001).
 
@@ -627,6 +636,7 @@ def _after(loss, function, *numbers):
     return loss._replace(finish=finish)
 
 
+@readable
 def softcap(loss: Loss, cap: ArrayLike) -> Loss:
     """The loss of the logits cap * tanh(z / cap), which are in (-cap, cap) (Gemma 2)."""
     return _before(loss, _softcap, checked("cap", cap))
@@ -636,6 +646,7 @@ def _softcap(columns, cap, z, *data):
     return columns(unless_left_out(lambda z: cap * jnp.tanh(z / cap), z), *data)
 
 
+@readable
 def temperature(loss: Loss, temperature: ArrayLike) -> Loss:
     """The loss of the logits z / temperature."""
     return _before(loss, _temperature, checked("temperature", temperature))
@@ -651,6 +662,7 @@ def unless_left_out(function: Callable, z: Array) -> Array:
     return jnp.where(left_out, -jnp.inf, function(jnp.where(left_out, 0, z)))
 
 
+@readable
 def margin(loss: Loss, margin: ArrayLike) -> Loss:
     """The loss with `margin` subtracted from the logit of the label [N], as in CosFace (Wang et al., 2018)."""
     return _before(loss, _margin, _checks.number("margin", margin))
@@ -660,6 +672,7 @@ def _margin(columns, margin, z, ids, y, per_class):
     return columns(jnp.where(_is_label(ids, _label_ids(y, z)), z - margin, z), ids, y, per_class)
 
 
+@readable
 def label_smoothing(loss: Loss, rate: ArrayLike, prior: ArrayLike) -> Loss:
     """The loss of labels with weights (1 - rate) y_k + rate * prior_k, for a prior [K] or a number, such as 1 / K."""
     if not isinstance(prior, int | float):
@@ -688,6 +701,7 @@ def _of_each(of_classes, ids):
     return jnp.where(ids < 0, 0, known)
 
 
+@readable
 def class_weights(loss: Loss, weights: ArrayLike) -> Loss:
     """The loss of labels with weights `weights_k y_k` in place of y_k, for weights [K]."""
     weights = _checks.floating("weights", weights)
@@ -702,6 +716,7 @@ def _class_weights(columns, weights, z, ids, example, per_class):
     return c._replace(y=Weights(c.y.ids, _of_each(weights, c.y.ids) * c.y.of_ids, of_classes))
 
 
+@readable
 def z_loss(loss: Loss, weight: ArrayLike) -> Loss:
     """The loss + weight * A^2, which keeps A = log sum_k exp z_k near 0 (Mesh TensorFlow; PaLM)."""
     return _after(loss, _z_loss, _checks.number("weight", weight))

@@ -4,6 +4,8 @@ A function below returns `Scores`, a value that is given to `softjax.of` with an
 They hold the arrays and the function from which a tile and block of the [N, K] scores is computed when needed.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools as ft
 import math
@@ -33,8 +35,10 @@ from ._dtypes import (
 )
 from ._mesh import AxisName, Shards
 from ._products import PrecisionLike, Product
+from ._signatures import readable
 
 
+@readable
 class Exact(NamedTuple):
     """The score of one class per example without the rounding error of a matrix product: a pytree."""
 
@@ -44,6 +48,7 @@ class Exact(NamedTuple):
     classes: Any  # a pytree of arrays [K, ...]
 
 
+@readable
 @ft.partial(
     jax.tree_util.register_dataclass,
     data_fields=["function", "examples", "classes", "live", "exact"],
@@ -85,7 +90,7 @@ class Scores:
         of_function = [a for a in inexact_leaves(self.function) if not a.weak_type]  # a Python number has no type
         return common_dtype(*of_function, *inexact_leaves((self.examples, self.classes)))
 
-    def computed_in(self, dtype: jnp.dtype) -> "Scores":
+    def computed_in(self, dtype: jnp.dtype) -> Scores:
         """The scores with their arrays cast. Half-precision arrays are widened later, a tile and block at a time."""
         function, exact = cast((self.function, self.exact), dtype)
         examples, classes = cast_unless_half((self.examples, self.classes), dtype)

@@ -21,6 +21,8 @@ If the number of classes is not a multiple of the number of devices, every call 
 avoid the copies, call `pad_classes` once, when the arrays are made.
 """
 
+from __future__ import annotations
+
 import functools as ft
 import inspect
 from collections.abc import Callable, Hashable
@@ -38,8 +40,10 @@ from . import _checks, _contrastive, _decoding, _distillation, _explicit, _linea
 from ._arguments import ARGUMENTS, Role
 from ._dtypes import PerPair
 from ._mesh import Shards
+from ._signatures import readable, with_texts
 
 
+@readable
 def pad_classes(x: ArrayLike, devices: int, *, class_axis: int = 0) -> tuple[Array, Array]:
     """Pads the classes with zeros, to a multiple of the number of devices.
 
@@ -118,7 +122,11 @@ def _over_mesh(function: Callable) -> Callable[..., Array]:
     of_mesh = ["mesh", "class_axis_name", "batch_axis_name"]
     if function in _VIEWS:
         of_mesh.remove("class_axis_name")
-    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in of_mesh]
+    types = {"mesh": "Mesh | AbstractMesh | None"}
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=types.get(name, "AxisName"))
+        for name in of_mesh
+    ]
     own = inspect.signature(function).parameters
     kept = [parameter for name, parameter in own.items() if name not in ("axis_name", "batch_axis_name")]
     signature = inspect.Signature(kept + more, return_annotation=function.__annotations__["return"])
@@ -130,7 +138,7 @@ def _over_mesh(function: Callable) -> Callable[..., Array]:
         given = {name: x for name, x in given.items() if not (x is None and name in optional)}
         return _run(function, given, **{name: given.pop(name, None) for name in of_mesh})
 
-    over_mesh.__signature__ = signature  # type: ignore[attr-defined]
+    with_texts(over_mesh, signature)
     over_mesh.__module__ = __name__
     over_mesh.__doc__ = f"""`softjax.{function.__name__}`, with the same arguments, over a mesh of devices.
 

@@ -1,5 +1,7 @@
 """Checks of a function against a definition in plain JAX, and of the collectives of a program."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,12 +12,14 @@ from jax import Array
 
 from ._dtypes import join, split
 from ._network import Collective, collectives
+from ._signatures import readable
 
 MODES = ("value", "vjp", "jvp", "hessian-vector product", "jit", "vmap")
 
 __all__ = ["MODES", "Collective", "assert_matches_autodiff", "collectives", "relative_errors"]
 
 
+@readable
 def assert_matches_autodiff(
     fun: Callable,
     reference: Callable,
@@ -65,6 +69,7 @@ def assert_matches_autodiff(
     return worst
 
 
+@readable
 def relative_errors(
     fun: Callable, reference: Callable, *args: Any, seed: int = 0, modes: Sequence[str] = MODES
 ) -> dict[str, float]:

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from softjax import __main__
-from softjax.tools import compilers, programs
+from softjax.tools import compilers, programs, targets
 
 LOOP = """HloModule step
 %body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
@@ -219,7 +219,7 @@ def test_a_roofline_is_the_longer_of_bytes_and_products():
   ROOT %z = f32[4096,4096]{1,0} negate(%y)
 }
 """
-    seconds = lambda text: programs.total(programs.parse(text), compilers.roofline)
+    seconds = lambda text: programs.total(programs.parse(text), targets.roofline)
     array = 4 * 4096**2
     for precision, rate in (("operand_precision={highest,highest}", 67e12), ("metadata={}", 495e12)):
         wanted = 2 * 4096**3 / rate + 2 * array / 3.35e12
@@ -272,9 +272,9 @@ def test_the_tables_are_printed_and_written(kind, tmp_path, monkeypatch, capsys)
 def test_a_function_is_compiled_for_the_description(monkeypatch):
     """With the compiler of this machine in place of another's."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    monkeypatch.setattr(compilers, "device", lambda kind: here)
+    monkeypatch.setattr(targets, "device", lambda kind: here)
     arguments = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((64, 32), (32, 16))]
-    found = compilers.estimate(compilers.KINDS["v5e"], lambda a, b: a @ b, arguments)
+    found = targets.estimate(targets.KINDS["v5e"], lambda a, b: a @ b, arguments)
     assert found.cost == 0  # a CPU's program has no estimates
 
 
@@ -286,10 +286,10 @@ def test_a_device_is_described(kind, monkeypatch):
         asked.update(options)
         return types.SimpleNamespace(devices=jax.devices())
 
-    monkeypatch.setattr(compilers.topologies, "get_topology_desc", describe)
-    with contextlib.closing(types.SimpleNamespace(close=compilers.device.cache_clear)):
-        compilers.device.cache_clear()
-        assert compilers.device(compilers.KINDS[kind]).device_set == {jax.devices()[0]}
+    monkeypatch.setattr(targets.topologies, "get_topology_desc", describe)
+    with contextlib.closing(types.SimpleNamespace(close=targets.device.cache_clear)):
+        targets.device.cache_clear()
+        assert targets.device(targets.KINDS[kind]).device_set == {jax.devices()[0]}
     assert asked["platform"] == {"v5e": "tpu", "h100": "cuda"}[kind]
     assert ("core_count: 132" in asked.get("target_config", "")) == (kind == "h100")
 
@@ -298,8 +298,8 @@ def test_a_device_is_described(kind, monkeypatch):
 @pytest.mark.usefixtures("optimised")
 def test_the_program_for_a_tpu_multiplies_in_bfloat16_and_keeps_a_block():
     pytest.importorskip("libtpu", reason="needs the compiler of TPUs: make compilers")
-    compilers.prepare()
-    kind = compilers.KINDS["v5e"]
+    targets.prepare()
+    kind = targets.KINDS["v5e"]
     layer = next(compilers.comparisons(kind)).row
     chosen = ("optax", compilers.ALL_SCORES, "softjax, blocks of 2048")
     layer = layer._replace(contestants={name: layer.contestants[name] for name in chosen})

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import jax
-import matplotlib.figure
 import nbclient
 import nbformat
 import pytest
@@ -136,20 +135,6 @@ def test_the_benchmark_measures_reports_and_draws(tmp_path):
         for result in row.get("results", {}).values():
             assert result["seconds"] > 0
     assert picture.read_bytes().startswith(base64.b64decode("iVBORw0KGgo="))
-
-
-@pytest.mark.parametrize("aims", [True, False])
-def test_figures_are_drawn_with_and_without_aims(aims, tmp_path, monkeypatch):
-    figures = json.loads((ROOT / "benchmarks" / "results" / "cpu-2-cores.json").read_text())
-    limits = [limit for row in figures["rows"] for limit in row.get("limits", ())]
-    for limit in limits if not aims else ():
-        limit["most"] = None
-    drawn = []
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.axes[0]))
-    bench._draw(figures["rows"], figures["machine"], tmp_path / "bench.png")
-    times = [limit["ratio"] for limit in limits if limit["what"] == "time" and limit["ratio"] is not None]
-    assert [bar.get_width() for bar in drawn[0].patches] == times
-    assert len(drawn[0].lines) == aims * len(times)
 
 
 @pytest.mark.slow

@@ -27,8 +27,8 @@ import softjax
 from softjax import Placement
 from softjax._products import LEVELS
 
-from . import audit, peers
-from .bench import OURS, Row, machine
+from . import audit, peers, pictures
+from .bench import Row, machine
 from .compilers import RESULTS, comparisons
 
 SECONDS = 480.0  # for everything
@@ -281,7 +281,8 @@ def run(folder: Path | None = None, small: bool = False, seconds: float = SECOND
         figures |= {"checks left out": unchecked, "not audited": left_out}
         (folder / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
         (folder / f"{name}.txt").write_text(console.export_text())
-        draw(rows, host["device"], folder / f"{name}.png")
+        picture = pictures.comparison(rows, f"Value and all gradients, {host['device']}")
+        pictures.save(picture, folder / f"{name}.png")
         print(f"Figures: {folder / name}.json, .txt and .png")
     return 1 if broken else 0
 
@@ -349,48 +350,3 @@ def _table_of_times(entry: dict[str, Any]) -> Table:
         memory = "" if result["temporaries"] is None else f"{result['temporaries'] / 1e9:.3f}"
         table.add_row(name, f"{result['seconds'] * 1e3:.2f}", ratio, memory, str(result["runs"]))
     return table
-
-
-HATCHES = ("", "//", "xx", "..", "\\\\", "++", "oo", "--", "**")
-
-
-def draw(rows: list[dict[str, Any]], device: str, path: Path) -> None:
-    """Draws time and temporaries of all contestants as grouped bars, told apart by hatches and numbers."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    shown = [row for row in rows if row["results"]]
-    names = list(dict.fromkeys(re.sub(r" of \d+", "", name) for row in shown for name in row["results"]))
-    figure, panels = plt.subplots(1, 2, figsize=(13, 0.28 * len(names) * len(shown) + 2), layout="constrained")
-    height = 0.85 / max(len(names), 1)
-    for axes, quantity, scale, unit in zip(panels, ("seconds", "temporaries"), (1e3, 1e-9), ("ms", "GB"), strict=True):
-        for place, name in enumerate(names):
-            bars = [
-                (i + (place - len(names) / 2 + 0.5) * height, result[quantity] * scale)
-                for i, row in enumerate(shown)
-                for other, result in row["results"].items()
-                if re.sub(r" of \d+", "", other) == name and result.get(quantity) is not None
-            ]
-            grey = "black" if name == OURS else str(0.5 + 0.45 * (place % 2))
-            hatch = HATCHES[place % len(HATCHES)]
-            axes.barh(
-                [y for y, _ in bars],
-                [x for _, x in bars],
-                height,
-                color=grey,
-                edgecolor="black",
-                hatch=hatch,
-                label=name,
-            )
-            for y, x in bars:
-                axes.text(x, y, f" {x:.3g}", va="center", fontsize=6)
-        axes.set_yticks(range(len(shown)), [row["name"].replace(", ", "\n") for row in shown], fontsize=7)
-        axes.invert_yaxis()
-        axes.set_xscale("symlog", linthresh=1e-3 if unit == "GB" else 1e-2)
-        axes.set_xlabel({"ms": "time, ms (median)", "GB": "temporaries, GB (as compiled)"}[unit])
-    panels[0].legend(fontsize=7)
-    figure.suptitle(f"Value and all gradients, {device}", fontsize=10)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -83,7 +83,8 @@ def _with_gradients(loss: Callable, count: int) -> Callable:
     return jax.value_and_grad(total, tuple(range(count)))
 
 
-def _linear_row(sizes: tuple[int, int, int], reduction: str, limits: tuple[Limit, ...]) -> Row:
+def linear_row(sizes: tuple[int, int, int], reduction: str, limits: tuple[Limit, ...]) -> Row:
+    """The cross entropy of a linear layer, for sizes (N, D, K)."""
     n, d, k = sizes
     x, w = _normal(0, (n, d), (d, k))
     labels = jax.random.randint(jax.random.key(1), (n,), 0, k)
@@ -206,9 +207,9 @@ def rows(small: bool) -> Iterator[Row]:
 
     products = Limit("3 products", "time", 1 / 0.80)
     large, middling = (size(4096), size(512), size(32768)), (size(2048), size(256), size(8192))
-    yield _linear_row(large, "mean", limits("optax", 0.90, 0.10, products))
-    yield _linear_row(middling, "mean", limits("optax", 0.80, 0.15))
-    yield _linear_row(middling, "none", limits("optax", 1.05, 0.10))
+    yield linear_row(large, "mean", limits("optax", 0.90, 0.10, products))
+    yield linear_row(middling, "mean", limits("optax", 0.80, 0.15))
+    yield linear_row(middling, "none", limits("optax", 1.05, 0.10))
     mixture = (size(4096), size(4096), size(16), size(64))
     yield _mixture_row("autoencoder", mixture, limits("matrix form", 0.45, 0.05, Limit("formula", "time", 1 / 40)))
     yield _mixture_row("EOL", mixture, limits("matrix form", 0.50, 0.05, Limit("formula", "time", 1 / 100)))
@@ -225,7 +226,7 @@ def growth(small: bool) -> Iterator[tuple[str, Row, Row]]:
         one, four = (ours(_mixture_row(kind, (n, count, 16, 64), ())) for count in (k, 4 * k))
         yield f"mixture {kind}, K from {k} to {4 * k}", one, four
     for reduction in ("mean", "none"):
-        one, four = (ours(_linear_row((n // 2, d, count), reduction, ())) for count in (2 * k, 8 * k))
+        one, four = (ours(linear_row((n // 2, d, count), reduction, ())) for count in (2 * k, 8 * k))
         yield f"linear cross entropy, {reduction}, K from {2 * k} to {8 * k}", one, four
 
 
@@ -338,7 +339,7 @@ def run_placements(rounds: int, small: bool) -> int:
     """Measures the choice of `_placement.py` beside others; returns the exit code."""
     console = Console(width=None if Console().is_terminal else 140)
     for row in placements(small):
-        console.print(_table(row, measure(row, rounds)))
+        console.print(table(row, measure(row, rounds)))
     return 0
 
 
@@ -354,7 +355,7 @@ def run(rounds: int, small: bool, picture: Path | None, report: Path | None) -> 
         with console.status(row.name):
             results = measure(row, rounds)
         entries.append(_entry(row, results))
-        console.print(_table(row, results))
+        console.print(table(row, results))
     for name, one, four in growth(small):
         with console.status(name):
             entries.append(_growth_entry(name, measure(one, rounds)[OURS], measure(four, rounds)[OURS], one, four))
@@ -363,7 +364,10 @@ def run(rounds: int, small: bool, picture: Path | None, report: Path | None) -> 
         report.write_text(json.dumps({"machine": host, "small": small, "rows": entries}, indent=1) + "\n")
         console.print(f"Figures: {report}")
     if picture is not None:
-        _draw(entries, host, picture)
+        from . import pictures  # matplotlib is not needed without a picture
+
+        title = f"Value and all gradients, float32, {host['processor']}, {host['cores']} cores"
+        pictures.save(pictures.comparison(entries, title), picture)
         console.print(f"Picture: {picture}")
     return 0
 
@@ -397,8 +401,9 @@ def _verdict(ratio, most):
     return f"[green](at most {most:.3g})[/green]" if ratio <= most else f"[red](more than {most:.3g})[/red]"
 
 
-def _table(row: Row, results: dict[str, Result]) -> Table:
-    table = Table(
+def table(row: Row, results: dict[str, Result]) -> Table:
+    """The results of a row, and their ratios."""
+    shown = Table(
         "", "ms", "time: softjax / other", "temporaries, MB", "softjax / other", title=row.name, title_justify="left"
     )
     for name, result in results.items():
@@ -409,39 +414,5 @@ def _table(row: Row, results: dict[str, Result]) -> Table:
             text = "" if ratio is None or name == OURS else f"{ratio:.3f}"
             cells.append(text if limit is None or not text else f"{text} {_verdict(ratio, limit)}")
         memory = "" if result.temporaries is None else f"{result.temporaries / 1e6:.1f}"
-        table.add_row(name, f"{result.seconds * 1e3:.1f}", cells[0], memory, cells[1])
-    return table
-
-
-def _draw(entries, host, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    bars = [
-        (f"{entry['name']}\nagainst {limit['contestant']}", limit["ratio"], limit["most"])
-        for entry in entries
-        for limit in entry.get("limits", ())
-        if limit["what"] == "time" and limit["ratio"] is not None
-    ]
-    figure, axes = plt.subplots(figsize=(9, 0.55 * len(bars) + 1.2), layout="constrained")
-    places = range(len(bars))
-    axes.barh(
-        places,
-        [ratio for _, ratio, _ in bars],
-        color=["#4c78a8" if most is None or ratio <= most else "#e45756" for _, ratio, most in bars],
-    )
-    for place, (_, ratio, most) in zip(places, bars, strict=True):
-        if most is not None:
-            axes.plot([most, most], [place - 0.4, place + 0.4], color="black")
-        axes.text(max(ratio, most or 0) * 1.06, place, f"{ratio:.3f}", va="center", fontsize=8)
-    axes.set_yticks(list(places), [name for name, _, _ in bars], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlim(right=max(2.5, 2 * max(ratio for _, ratio, _ in bars)))
-    aims = "line: the aim" if any(most for _, _, most in bars) else "small sizes, without aims"
-    axes.set_xlabel(f"time of softjax / time of the other ({aims})")
-    axes.set_title(f"Value and all gradients, float32, {host['processor']}, {host['cores']} cores", fontsize=9)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+        shown.add_row(name, f"{result.seconds * 1e3:.1f}", cells[0], memory, cells[1])
+    return shown

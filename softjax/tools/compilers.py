@@ -6,9 +6,7 @@ compilers` makes environments with the compilers.
 
 import functools as ft
 import importlib.metadata
-import importlib.util
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
 from rich.console import Console
 from rich.table import Table
 
@@ -27,64 +23,10 @@ from softjax import Placement, linear_softmax_cross_entropy
 
 from . import programs
 from .bench import MATRIX_FORMS, MIXTURES, OURS, Row
+from .targets import KINDS, Estimate, Kind, estimate, missing, prepare
 
 RESULTS = Path("benchmarks") / "results"
 PRODUCTS, ALL_SCORES = "bare products", "softjax, all scores"
-
-
-class Kind(NamedTuple):
-    """A device to compile for."""
-
-    platform: str
-    topology: str
-    gibibytes: int
-    """of memory"""
-    block: int
-    """the classes of a block, for the row of softjax in blocks"""
-
-    @property
-    def scores(self) -> int:
-        """The bytes that `softjax.placement` lets scores take: a tenth of the memory."""
-        return self.gibibytes * 2**30 // 10
-
-
-KINDS = {
-    "v5e": Kind("tpu", "v5e:2x2", 16, 2048),
-    "v5p": Kind("tpu", "v5p:2x2x1", 95, 2048),
-    "v6e": Kind("tpu", "v6e:2x2", 32, 2048),
-    "h100": Kind("gpu", "1x1x1", 80, 8192),
-}
-# The H100 SXM, in XLA's words: the figures of NVIDIA's data sheet and of its table of compute capabilities.
-_H100 = {
-    "core_count": 132,
-    "fpus_per_core": 128,
-    "clock_rate_ghz": 1.98,
-    "memory_bandwidth": 3_352_320_000_000,
-    "device_memory_size": 84_929_347_584,
-    "l2_cache_size": 52_428_800,
-    "shared_memory_per_core": 233_472,
-    "shared_memory_per_block": 49_152,
-    "shared_memory_per_block_optin": 232_448,
-    "registers_per_core_limit": 65_536,
-    "registers_per_block_limit": 65_536,
-    "threads_per_core_limit": 2048,
-    "threads_per_block_limit": 1024,
-    "threads_per_warp": 32,
-    "block_dim_limit_x": 2**31 - 1,
-    "block_dim_limit_y": 2**16 - 1,
-    "block_dim_limit_z": 2**16 - 1,
-}
-BANDWIDTH = 3.35e12  # bytes per second of an H100
-RATES = {"bfloat16": 989e12, "float16": 989e12, "tf32": 495e12, "float32": 67e12, "float64": 67e12}  # operations
-_SETTINGS = {
-    "TPU_SKIP_MDS_QUERY": "1",  # it would ask a server of the cloud for the devices
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it takes a lock, as if there were a device
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # it warns that these are unknown
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "CUDA_VISIBLE_DEVICES": "-1",  # a device of this machine, if any, stays out of it
-}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -179,76 +121,14 @@ def comparisons(kind: Kind | None, small: bool = False) -> Iterator[Comparison]:
             yield _mixture(of, n, k, d, e, places(n, k, d, "float32"))
 
 
-# ---------------------------------------------------------------------------------------------
-# The compilers
-
-
-class Estimate(NamedTuple):
-    """What a compiled program costs."""
-
-    cost: float
-    """cycles of a TPU; seconds of a GPU's roofline"""
-    temporaries: int
-    """bytes"""
-    products: tuple[programs.Product, ...]
-
-
-def missing(kind: Kind) -> str | None:
-    """The package of a compiler that is not installed."""
-    packages = ("libtpu",) if kind.platform == "tpu" else ("jax_cuda12_plugin", "jax_cuda13_plugin")
-    return None if any(importlib.util.find_spec(name) for name in packages) else packages[0]
-
-
-@ft.cache
-def device(kind: Kind) -> SingleDeviceSharding:
-    """The first core of a device that need not be there."""
-    if kind.platform == "tpu":
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=kind.topology)
-    else:
-        info = " ".join(f"{name}: {value}" for name, value in _H100.items())
-        target = f"gpu_device_info {{ {info} cuda_compute_capability {{ major: 9 }} }} "
-        target += 'platform_name: "CUDA" dnn_version_info { major: 9 minor: 7 } runtime_version { major: 12 minor: 8 } '
-        target += 'device_description_str: "NVIDIA H100 80GB HBM3"'
-        topology = topologies.get_topology_desc(
-            platform="cuda", topology_name="", target_config=target, topology=kind.topology
-        )
-    return SingleDeviceSharding(topology.devices[0])
-
-
-def estimate(kind: Kind, function: Callable, arguments: tuple[Any, ...]) -> Estimate:
-    """Compiles a function of arrays like the arguments, and reads the program."""
-    on_device = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device(kind)) for a in arguments]
-    # Autotuning would run kernels.
-    options: dict[str, Any] | None = {"xla_gpu_autotune_level": "0"} if kind.platform == "gpu" else None
-    compiled: Any = jax.jit(function).lower(*on_device).compile(options)
-    program = programs.parse(compiled.as_text())
-    cost = programs.total(program, programs.cycles if kind.platform == "tpu" else roofline)
-    found = tuple(programs.products(program, kind.platform))
-    return Estimate(cost, compiled.memory_analysis().temp_size_in_bytes, found)
-
-
 def estimates(kind: Kind, row: Row) -> dict[str, Estimate]:
     """The estimates of the contestants of a row."""
     of_function = {f: estimate(kind, f, row.arguments) for f in dict.fromkeys(row.contestants.values())}
     return {name: of_function[f] for name, f in row.contestants.items()}
 
 
-def roofline(program: programs.Program, table: programs.Table, operation: programs.Operation) -> float:
-    """The seconds that an H100 needs at least for an operation: for its bytes or for its products."""
-    products = programs.products_of(program, "gpu", table, operation)
-    multiplying = sum(p.passes * p.flops / min(RATES[dtype] for dtype in p.types) for p in products)
-    return max(programs.traffic(program, table, operation) / BANDWIDTH, multiplying)
-
-
 # ---------------------------------------------------------------------------------------------
 # The report
-
-
-def prepare() -> None:
-    """Settings without which the compilers look for devices; before JAX's first computation."""
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    jax.config.update("jax_platforms", "cpu")
 
 
 def run(name: str, folder: Path | None = None, small: bool = False) -> int:

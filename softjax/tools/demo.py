@@ -15,7 +15,6 @@ import numpy as np
 import optax
 from flax import nnx
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.optimize import linear_sum_assignment
@@ -24,6 +23,8 @@ from sklearn.decomposition import PCA
 
 import softjax
 from softjax.testing import relative_errors
+
+from . import pictures
 
 SIDE, GAP = 8, 2  # pixels
 BATCH = 256
@@ -169,22 +170,24 @@ def cost(model: MixtureAutoencoder, x: np.ndarray, rounds: int = 30) -> str:
     return f"Value and gradients for {len(x)} digits and {model.centers.shape[0]} classes: {', '.join(results)}"
 
 
+@pictures.styled()
 def draw(model: MixtureAutoencoder, rows: list[np.ndarray], output: Path) -> None:
     """Draws held-out digits and their reconstructions, and below them the learned values, arranged by their centers."""
     classes, latents = model.centers.shape
-    figure = Figure(figsize=(9, 12), layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=[len(rows) / len(rows[0]), 1])
+    figure, axes = pictures.panels(2, 1, 9, 12, height_ratios=[len(rows) / len(rows[0]), 1])
+    above, below = axes[:, 0]
     show = functools.partial(Axes.imshow, cmap="gray_r", vmin=0, vmax=1, interpolation="bicubic")
     show(above, tiled(np.stack(rows)))
     above.set_yticks([(i + 0.5) * (SIDE + GAP) for i in range(len(rows))], ["held out", "rebuilt", "PCA"])
     above.set_xticks([])
     above.tick_params(length=0)
+    above.grid(visible=False)
     above.spines[:].set_visible(False)
     above.set_title(f"Held-out digits, rebuilt from z in {latents} dimensions")
     show(below, tiled(atlas(np.asarray(model.centers[...]), np.asarray(model.values[...]))))
     below.set_axis_off()
     below.set_title(f"Learned values $A_k$ (K = {classes}), arranged by their centers $c_k$")
-    figure.savefig(output, dpi=90)
+    pictures.save(figure, output)
 
 
 def tiled(digits: np.ndarray) -> np.ndarray:

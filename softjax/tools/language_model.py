@@ -20,12 +20,12 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from softjax import sharded
 
+from . import pictures
 from .demo import interrupts
 
 WIDTH, BLOCKS, HEADS = 64, 2, 4
@@ -244,18 +244,25 @@ def difference(*losses: list[float]) -> np.ndarray:
     return abs(a - b) / b
 
 
+@pictures.styled()
 def draw(curves: dict[str, Curve], vocabulary: int, output: Path) -> None:
     """Draws the losses by step, and below them the relative differences if there are two curves."""
-    figure = Figure(figsize=(8, 4 if len(curves) == 1 else 6), layout="constrained")
-    axes = figure.subplots(len(curves), 1, sharex=True, squeeze=False, height_ratios=[2, 1][: len(curves)])[:, 0]
-    for (name, curve), style in zip(curves.items(), ["-", "--"], strict=False):
-        axes[0].plot(curve.losses, style, label=name)
-    axes[0].axhline(math.log(vocabulary), color="gray", linewidth=0.8, linestyle=":", label=f"log {vocabulary:,}")
+    height, ratios = (4, [1]) if len(curves) == 1 else (6, [2, 1])
+    figure, panels = pictures.panels(len(curves), 1, 8, height, sharex=True, height_ratios=ratios)
+    axes, inks = panels[:, 0], pictures.inks(curves, ours=next(iter(curves)))
+    for name, curve in curves.items():
+        axes[0].plot(curve.losses, inks[name].line, color=inks[name].colour, label=name)
+    uniform = math.log(vocabulary)
+    axes[0].axhline(uniform, color=pictures.TEXT, linewidth=0.8, linestyle=":")
+    axes[0].annotate(
+        f"log {vocabulary:,}, of a uniform guess", (1, uniform), (0, -4), ("axes fraction", "data"), "offset points",
+        ha="right", va="top", size=8,
+    )  # fmt: skip
     axes[0].set_ylabel("cross entropy, nats")
     axes[0].set_title("The next token of Python's standard library")
-    axes[0].legend()
+    axes[0].legend(loc="lower left")
     if len(curves) == 2:
-        axes[1].plot(difference(*(curve.losses for curve in curves.values())), ".", color="black", markersize=3)
+        axes[1].plot(difference(*(curve.losses for curve in curves.values())), ".", color=pictures.TEXT, markersize=3)
         axes[1].set_ylabel("relative difference")
     axes[-1].set_xlabel("step")
-    figure.savefig(output, dpi=90)
+    pictures.save(figure, output)
