@@ -37,11 +37,14 @@ from ._logits import softargmax as softargmax
 from ._logits import softmax as softmax
 from ._logits import softmax_cross_entropy as softmax_cross_entropy
 from ._logits import softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels
+from ._mixture import Quantized as Quantized
 from ._mixture import eol_loss as eol_loss
+from ._mixture import gaussian_mixture_nll_loss as gaussian_mixture_nll_loss
 from ._mixture import leop_loss as leop_loss
 from ._mixture import mixture_autoencoder_loss as mixture_autoencoder_loss
 from ._mixture import mixture_expectation as mixture_expectation
 from ._mixture import of_mixture as of_mixture
+from ._mixture import soft_quantize as soft_quantize
 from ._pair import Pair as Pair
 from ._placement import Placement as Placement
 from ._placement import placement as placement

@@ -75,6 +75,12 @@ ARGUMENTS = {
     "classes": Argument("classes", "a pytree of arrays [K, ...]."),
     "bias": Argument("classes", "[K]; None for 0. A class with bias -inf is left out.", _floating),
     "log_prior": Argument("classes", "[K], added to the scores; None for 0. A class with -inf is left out.", _floating),
+    "precisions": Argument(
+        "classes",
+        "t, positive factors of the squared differences, such as inverse variances: [K, D]; [K, 1], one of each class; "
+        "or [D], one of each dimension; None for 1.",
+        _floating,
+    ),
     "where": Argument(
         "classes",
         "the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids (example ids "

@@ -258,12 +258,23 @@ def class_kernel(kernel: ArrayLike, class_axis: int) -> tuple[Array, int]:
     return kernel, axis
 
 
-def latents_and_centers(z: ArrayLike, centers: ArrayLike) -> tuple[Array, Array]:
-    z, centers = floating("z", z), floating("centers", centers)
+def precisions(x: ArrayLike | None, k: int, d: int) -> tuple[Array | None, Array | None]:
+    """(precisions [K, D] or [K, 1] that differ between classes, or None; those [D] of all classes, or None)."""
+    if x is None:
+        return None, None
+    x = floating("precisions", x)
+    if x.shape not in ((k, d), (k, 1), (d,)):
+        wanted = f"{(k, d)}, {(k, 1)} or {(d,)} ([K, D], [K, 1] or [D] for the shape [K, D] of `centers`)"
+        raise ValueError(f"`precisions` must have shape {wanted}, got {x.shape}.")
+    return (None, x) if x.ndim == 1 else (x, None)
+
+
+def latents_and_centers(z: ArrayLike, centers: ArrayLike, name: str = "z") -> tuple[Array, Array]:
+    z, centers = floating(name, z), floating("centers", centers)
     if centers.ndim != 2:
         raise ValueError(f"`centers` must have shape [K, D], got {centers.shape}.")
     if centers.shape[0] == 0:
         raise ValueError(f"`centers` must hold at least one class, got shape {centers.shape}.")
     known_count("centers", centers.shape, centers.shape[0])
-    shape("z", z, (*z.shape[:-1], centers.shape[1]), "[..., D] for the D of `centers`")
+    shape(name, z, (*z.shape[:-1], centers.shape[1]), "[..., D] for the D of `centers`")
     return z, centers

@@ -23,33 +23,59 @@ FEW = 2
 
 
 def scores(
-    z: Array, c: Array, reference: Array | None = None, temperature: Array | float = 1.0, offset: Array | None = None
+    z: Array,
+    c: Array,
+    reference: Array | None = None,
+    temperature: Array | float = 1.0,
+    offset: Array | None = None,
+    precisions: Array | None = None,
 ) -> Array:
-    """(|z - r|^2 - |z - c_k|^2) / temperature + offset_k [N, B] for z [N, D], c [B, D] and the reference r of z."""
+    """(|z - r|^2 - |z - c_k|^2) / temperature + offset_k [N, B] for z [N, D], c [B, D] and the reference r of z.
+
+    Precisions [D] are factors of the squares in both distances. With precisions [B, D] or [B, 1], which differ between
+    classes, nothing is common to all classes: the scores are -|z - c_k|^2 / temperature + offset_k.
+    """
+    s = jnp.atleast_1d((1 if precisions is None else precisions) / jnp.asarray(temperature, z.dtype))
     if z.shape[-1] <= FEW:
-        h = _from_differences(z, c, z if reference is None else reference, temperature)
+        h = _from_differences(z, c, z if reference is None else reference, s)
         return h if offset is None else h + offset[None]
     z, c = _moved(z, reference), _moved(c, reference)
-    squares = (c**2).sum(-1) / temperature
-    return _affine((2 / temperature * z, c, -squares if offset is None else offset - squares), ())
+    squares = (s * c**2).sum(-1)
+    offset = -squares if offset is None else offset - squares
+    if s.ndim == 1:
+        return _affine((2 * s * z, c, offset), ())
+    square = z**2 if s.shape[-1] > 1 else (z**2).sum(-1, keepdims=True)
+    return _affine((jnp.concatenate([z, square], -1), jnp.concatenate([2 * s * c, -s], -1), offset), ())
 
 
-def _from_differences(z, c, reference, temperature):
+def _from_differences(z, c, reference, s):
+    """The scores for factors s of the squares: a number, [D], or [B, D] or [B, 1] of the classes."""
     r = lax.stop_gradient(reference)
-    ahead = 2 * z - r
-    parts = [(c[None, :, d] - r[:, d, None]) * (ahead[:, d, None] - c[None, :, d]) for d in range(z.shape[-1])]
-    above = sum(parts, jnp.zeros((z.shape[0], c.shape[0]), z.dtype)) / temperature
+
+    def of_dimension(d):
+        of_z, of_c = z[:, d, None], c[None, :, d]
+        if s.ndim == 2:
+            return -s[None, :, d % s.shape[1]] * (of_z - of_c) ** 2
+        return s[d % s.size] * ((of_c - r[:, d, None]) * ((2 * z - r)[:, d, None] - of_c))
+
+    above = sum(map(of_dimension, range(z.shape[-1])), jnp.zeros((z.shape[0], c.shape[0]), z.dtype))
     # A center too far away for a floating-point number is possible; its score is not that of one that is left out.
     unknown = jnp.where(jnp.isfinite(z).all(-1), 0, jnp.nan).astype(z.dtype)
     return jnp.maximum(above, jnp.finfo(z.dtype).min) + unknown[:, None]
 
 
-def common_part(z: Array, reference: Array | None = None, temperature: Array | float = 1.0) -> Array:
+def common_part(
+    z: Array,
+    reference: Array | None = None,
+    temperature: Array | float = 1.0,
+    precisions: Array | None = None,
+) -> Array:
     """|z - r|^2 / temperature [N], the part that all classes have in common and `scores` leaves out."""
-    if z.shape[-1] <= FEW:
-        reference = z if reference is None else reference
-        return ((z - reference) ** 2).sum(-1) / temperature
-    return (_moved(z, reference) ** 2).sum(-1) / temperature
+    if precisions is not None and precisions.ndim == 2:
+        return jnp.zeros(z.shape[0], z.dtype)
+    of_few = lambda: z - lax.stop_gradient(z if reference is None else reference)  # the reference of `scores`
+    above = of_few() if z.shape[-1] <= FEW else _moved(z, reference)
+    return ((1 if precisions is None else precisions) * above**2).sum(-1) / temperature
 
 
 def reference_of(z: Array, a: Array, live: Array | None, shards: Shards) -> Array:

@@ -212,7 +212,7 @@ def _with_exact_tops(totals, score, payoff, targets, classes, layout):
     The products that compute the scores and payoffs of all classes lose digits where an example is close to a class.
     The part of the top class is a constant of differentiation, and so is its replacement.
     """
-    score, ((of_score, common), example), classes = lax.stop_gradient((score, targets, classes))
+    score, payoff, ((of_score, common), example), classes = lax.stop_gradient((score, payoff, targets, classes))
     known = totals.a.top >= 0
 
     def at(top):

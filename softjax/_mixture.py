@@ -2,17 +2,21 @@
 
     h_k = -|z - c_k|^2 / temperature + log_prior_k        p = softmax(h)
 
+With precisions t, |z - c_k|^2 stands for sum_d t_kd (z_d - c_kd)^2. Where they differ between classes, the log-prior of
+a Gaussian class includes sum_d log(t_kd) / 2, which `gaussian_mixture_nll_loss` adds and the other functions do not.
 No array [N, K] is in memory, forward or backward.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from . import _checks, _distances, losses, scores
+from . import _checks, _distances, _explicit, losses, scores
 from ._arguments import checked_array, documented
 from ._checks import Where
 from ._dtypes import cast, common_dtype, compute_dtype, inexact_leaves
@@ -33,6 +37,7 @@ def of_mixture(
     per_class: Any = None,
     *,
     log_prior: ArrayLike | None = None,
+    precisions: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     where: Where = None,
     weights: ArrayLike | None = None,
@@ -59,15 +64,15 @@ def of_mixture(
     z, centers = _checks.latents_and_centers(z, centers)
     example = _checks.leading("example", example, z.shape[:-1], "the leading axes of `z`")
     per_class = _checks.leading("per_class", per_class, centers.shape[:1], "[K] for the K of `centers`")
-    z = z.astype(compute_dtype(_given_dtype(log_prior, z, centers, example, per_class)))
-    distances = scores.distances(z, centers, log_prior, temperature, where, axis_name, batch_axis_name)
+    z = z.astype(compute_dtype(_given_dtype(log_prior, precisions, z, centers, example, per_class)))
+    distances = scores.distances(z, centers, log_prior, temperature, where, axis_name, batch_axis_name, precisions)
     return evaluate(loss, distances, example, per_class, weights, reduction, block_size)
 
 
-def _given_dtype(log_prior, *trees):
+def _given_dtype(log_prior, precisions, *trees):
     """The floating-point type that all arrays promote to."""
-    prior = [] if log_prior is None else [checked_array("log_prior", log_prior)]
-    return common_dtype(*prior, *inexact_leaves(trees))
+    given = {"log_prior": log_prior, "precisions": precisions}
+    return common_dtype(*(checked_array(name, x) for name, x in given.items() if x is not None), *inexact_leaves(trees))
 
 
 def _of_data(loss, z, x, centers, values, of_scores, weights, reduction, block_size):
@@ -75,7 +80,7 @@ def _of_data(loss, z, x, centers, values, of_scores, weights, reduction, block_s
     z, centers = _checks.latents_and_centers(z, centers)
     values, x = _checks.class_values(values, centers.shape[0], "centers"), checked_array("x", x)
     _checks.shape("x", x, (*z.shape[:-1], values.shape[1]), "the leading axes of `z`, and the E of `values`")
-    z, x = cast((z, x), compute_dtype(_given_dtype(of_scores[0], z, x, centers, values)))
+    z, x = cast((z, x), compute_dtype(_given_dtype(of_scores[0], of_scores[-1], z, x, centers, values)))
     distances, values = scores.distances(z, centers, *of_scores), _distances.of_classes(values, x.dtype)
     middle = _middle_of_values(values, distances, x.dtype)
     x = x.reshape(distances.n, values.shape[1])
@@ -93,8 +98,10 @@ def _about(middle, loss):
     return loss._replace(columns=columns, finish=finish)
 
 
-def _columns_about(middle, columns, h, ids, x, values):
-    return columns(h, ids, _about_middle(x, middle), _about_middle(values.astype(middle.dtype), middle))
+def _columns_about(middle, columns, h, ids, x, of_classes):
+    values, *precisions = cast(of_classes if isinstance(of_classes, tuple) else (of_classes,), middle.dtype)
+    values = _about_middle(values, middle)
+    return columns(h, ids, _about_middle(x, middle), (values, *precisions) if precisions else values)
 
 
 def _finish_about(middle, finish, q, x):
@@ -114,6 +121,7 @@ def mixture_autoencoder_loss(
     values: ArrayLike,
     *,
     log_prior: ArrayLike | None = None,
+    precisions: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     where: Where = None,
     weights: ArrayLike | None = None,
@@ -138,7 +146,7 @@ def mixture_autoencoder_loss(
 
     Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder, there without its minus sign.
     """
-    of_scores = log_prior, temperature, where, axis_name, batch_axis_name
+    of_scores = log_prior, temperature, where, axis_name, batch_axis_name, precisions
     return _of_data(losses.mixture_autoencoder, z, x, centers, values, of_scores, weights, reduction, block_size)
 
 
@@ -151,6 +159,7 @@ def eol_loss(
     values: ArrayLike,
     *,
     log_prior: ArrayLike | None = None,
+    precisions: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     where: Where = None,
     weights: ArrayLike | None = None,
@@ -176,7 +185,7 @@ def eol_loss(
 
     Source: CATSMILE-1012 (softargmax), EOL, there to be maximised.
     """
-    of_scores = log_prior, temperature, where, axis_name, batch_axis_name
+    of_scores = log_prior, temperature, where, axis_name, batch_axis_name, precisions
     return _of_data(losses.eol, z, x, centers, values, of_scores, weights, reduction, block_size)
 
 
@@ -189,6 +198,7 @@ def leop_loss(
     values: ArrayLike,
     *,
     log_prior: ArrayLike | None = None,
+    precisions: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     where: Where = None,
     weights: ArrayLike | None = None,
@@ -213,7 +223,7 @@ def leop_loss(
 
     Source: the log-likelihood of the mixture whose expectation CATSMILE-1012 (softargmax) calls EOL.
     """
-    of_scores = log_prior, temperature, where, axis_name, batch_axis_name
+    of_scores = log_prior, temperature, where, axis_name, batch_axis_name, precisions
     return _of_data(losses.leop, z, x, centers, values, of_scores, weights, reduction, block_size)
 
 
@@ -225,6 +235,7 @@ def mixture_expectation(
     values: ArrayLike,
     *,
     log_prior: ArrayLike | None = None,
+    precisions: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     where: Where = None,
     block_size: BlockSize = None,
@@ -247,16 +258,140 @@ def mixture_expectation(
     """
     z, centers = _checks.latents_and_centers(z, centers)
     payoffs = _checks.class_values(values, centers.shape[0], "centers")
-    given = _given_dtype(log_prior, z, centers, payoffs)
+    of_scores = log_prior, temperature, where, axis_name, None, precisions
+    return _expectation(z, centers, payoffs, of_scores, block_size)
+
+
+def _expectation(z, centers, payoffs, of_scores, block_size, **options):
+    """E_p[v], or the pair of it and what is observed."""
+    given = _given_dtype(of_scores[0], of_scores[-1], z, centers, payoffs)
     z = z.astype(compute_dtype(given))
-    distances = scores.distances(z, centers, log_prior, temperature, where, axis_name)
-    payoffs = _distances.of_classes(payoffs, z.dtype)
+    distances, payoffs = scores.distances(z, centers, *of_scores), _distances.of_classes(payoffs, z.dtype)
     middle = _middle_of_values(payoffs, distances, z.dtype)
     loss = _about(middle, losses.expectation._replace(finish=Partial(_moved_back, middle)))
-    return evaluate(loss, distances, None, payoffs, block_size=block_size).astype(given)
+    return cast(evaluate(loss, distances, None, payoffs, block_size=block_size, **options), given)
 
 
 def _moved_back(middle, q, _):
     """E_p[v] for values that were moved by their middle; 0 where all classes are left out."""
     any_class = jnp.expand_dims(~jnp.isneginf(q.a.m), -1)
     return (q.v[0] - jnp.where(any_class, -middle, 0)).value
+
+
+@documented()
+@sharded_like("x")
+def gaussian_mixture_nll_loss(
+    x: ArrayLike,
+    centers: ArrayLike,
+    precisions: ArrayLike | None = None,
+    *,
+    log_prior: ArrayLike | None = None,
+    where: Where = None,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
+    block_size: BlockSize = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
+) -> Array:
+    """Negative log-likelihood of a mixture of Gaussians with diagonal covariances.
+
+    -log sum_k p_k N(x; c_k, 1 / t_k), with p = softmax(log_prior), means c and precisions t, the inverse variances.
+    It is LEOP with scores that do not depend on the data.
+
+    Args:
+        x: data [..., D].
+        centers: the means c [K, D].
+        log_prior: [K], the log-weights of the components, up to a number common to all; None for 0. A class with -inf
+            is left out.
+
+    Returns:
+        The loss [...], or a scalar, in nats, in at least float32: a sum over d, not a mean.
+
+    Example:
+        >>> import softjax, jax.numpy as jnp
+        >>> means, precisions = jnp.array([[-1.0], [1.0]]), jnp.array([[1.0], [4.0]])
+        >>> print(softjax.gaussian_mixture_nll_loss(jnp.array([[0.0], [1.0]]), means, precisions))
+        [1.6368 0.8534]
+
+    Source: the log-likelihood of the mixture in CATSMILE-1012 (softargmax); `GaussianMixture.score_samples` of
+    scikit-learn, with `covariance_type="diag"`, has the other sign.
+    """
+    data, means = _checks.latents_and_centers(x, centers, "x")
+    of_each, of_all = _checks.precisions(precisions, *means.shape)
+    data = data.astype(compute_dtype(_given_dtype(log_prior, precisions, data, means)))
+    nothing = jnp.zeros((*data.shape[:-1], 0), data.dtype), jnp.zeros((means.shape[0], 0), data.dtype)
+    prior = scores.distances(*nothing, log_prior, 1.0, where, axis_name, batch_axis_name)
+    means, of_each = jax.tree.map(lambda a: _distances.of_classes(a, data.dtype), (means, of_each))
+    middle = _middle_of_values(means, prior, data.dtype)
+    loss = _about(middle, losses.gaussian_mixture(1.0 if of_all is None else of_all))
+    of_classes = means if of_each is None else (means, of_each)
+    return evaluate(loss, prior, data.reshape(prior.n, data.shape[-1]), of_classes, weights, reduction, block_size)
+
+
+class Quantized(NamedTuple):
+    """The result of `soft_quantize`. Only `values` has a gradient."""
+
+    values: Array  # [..., D] or [..., E], the expectation of the codes
+    ids: Array  # [...] the code with the largest score, as integers in [0, K); -1 where all codes are left out
+    usage: Array  # [K], the share of the examples with this id; float32
+    perplexity: Array  # exp(-sum_k usage_k log usage_k), the number of codes in use: a scalar in [1, K]
+
+
+def _partition_of_quantized(given):
+    of_examples = P(*_explicit.partition(given["z"])[:-1])
+    return Quantized._make((of_examples, of_examples, P(), P()))
+
+
+@documented()
+@_explicit.over_explicit_axes(_partition_of_quantized)
+def soft_quantize(
+    z: ArrayLike,
+    centers: ArrayLike,
+    values: ArrayLike | None = None,
+    *,
+    log_prior: ArrayLike | None = None,
+    precisions: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    where: Where = None,
+    block_size: BlockSize = None,
+) -> Quantized:
+    """A soft codebook: the expectation of the codes under a mixture, and the usage of the codes.
+
+    E_p[c] = sum_k p_k c_k, with p = softmax(h), h_k = -|z - c_k|^2 / temperature + log_prior_k. As the temperature goes
+    to 0, it becomes the nearest code, as in the vector quantiser of a VQ-VAE. z and the codes have exact gradients at
+    every temperature, so that neither a straight-through estimate nor a commitment loss is needed. The ids come from
+    the same pass.
+
+    Args:
+        centers: the codes c [K, D].
+        values: v [K, E], to take the expectation of, in place of the codes; None for the codes.
+
+    Returns:
+        The `Quantized` values [..., D] or [..., E], ids [...], usage [K] and perplexity.
+
+    Example:
+        >>> import softjax, jax.numpy as jnp
+        >>> codes = jnp.array([[0.0], [1.0], [5.0]])
+        >>> out = softjax.soft_quantize(jnp.array([[0.1], [0.2], [0.9], [1.1]]), codes, temperature=0.01)
+        >>> print(out.values[:, 0], out.ids, out.usage, out.perplexity)
+        [0. 0. 1. 1.] [0 0 1 1] [0.5 0.5 0. ] 2.0
+
+    Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder; van den Oord et al., Neural discrete representation
+    learning (2017), for the hard limit and the perplexity.
+    """
+    z, centers = _checks.latents_and_centers(z, centers)
+    payoffs = centers if values is None else _checks.class_values(values, centers.shape[0], "centers")
+    of_scores = log_prior, temperature, where, None, None, precisions
+    codes, ids = _expectation(z, centers, payoffs, of_scores, block_size, observe=Partial(_top_class))
+    return Quantized(codes, ids, *_usage(ids, centers.shape[0]))
+
+
+def _top_class(totals, _):
+    return totals.a.top
+
+
+def _usage(ids, k):
+    """(the share of each class in the ids, the perplexity of the shares)."""
+    counts = jnp.zeros(k, jnp.float32).at[jnp.where(ids < 0, k, ids).ravel()].add(1, mode="drop")
+    usage = counts / jnp.maximum(counts.sum(), 1)
+    return usage, jnp.exp(-jnp.where(usage > 0, usage * jnp.log(jnp.where(usage > 0, usage, 1)), 0).sum())

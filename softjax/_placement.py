@@ -123,9 +123,10 @@ def _of_cpu(n, k, d, scalar, scores):
         return Placement(tile, k if tile * k <= scores(8) else min(k, 4096), "forward")
     if wide:
         return Placement(n, min(k, max(128, min(scores(8) // n, 4096))))
-    # The scores of a block, read several times, stay in the caches of two cores. With fewer classes in a block, sums
-    # over examples of vectors, as long as a block is wide, would cost as much as the scores.
-    tile = -(-n // -(-n // 512))
+    # The scores of a block, read several times, stay in the caches of two cores. A tile has more examples than a block
+    # has classes, as the products of the gradient sum over the examples. With still fewer classes in a block, sums over
+    # the classes of vectors as long as a block is wide would cost as much as the scores.
+    tile = -(-n // -(-n // 1024))
     return Placement(tile, min(k, max(128, min(scores(1) // tile, 4096))))
 
 

@@ -5,6 +5,7 @@ logits, but not how they are computed or which device has which class. The numbe
 rate of a smoothing, have gradients: they are in a `jax.tree_util.Partial` with the function that uses them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from . import _checks, _distances
-from ._arguments import checked
+from ._arguments import checked, checked_array
 from ._dtypes import cast, common_dtype, inexact_leaves, is_inexact
 from ._gibbs import Columns, Totals, Weights, dot
 from ._labels import Labels
@@ -559,6 +560,59 @@ leop = Loss._described(
     _leop,
     _log_likelihood,
 )
+
+
+def gaussian_mixture(precisions: ArrayLike = 1.0) -> Loss:
+    """-log sum_k p_k N(x; c_k, 1 / t_k), the negative log-likelihood of Gaussians with probabilities p = softmax(z).
+
+    The example is the data x [N, D]. The data of the classes are the means c [K, D], with precisions t, the inverse
+    variances, that are a number or [D], the same for all classes; or a pair of c and of factors of t [K, D] or [K, 1].
+    With scores of a linear layer it is the loss of a mixture density network whose components are shared
+    (Bishop, Mixture density networks, 1994).
+    """
+    precisions = checked_array("precisions", precisions)
+    if precisions.ndim > 1:
+        raise ValueError(f"`precisions` must be a scalar or have shape [D], got {precisions.shape}.")
+    return Loss(*(Partial(f, precisions) for f in (_gaussian_columns, _gaussian_mixture, _log_gaussian)))
+
+
+def _gaussian_columns(of_all, z, ids, x, of_classes):  # noqa: ARG001
+    x, c, t, offset = _gaussians(of_all, x, of_classes)
+    _check_data(x, c)
+    e = _distances.scores(x, c, None, 2.0, offset, t)
+    return Columns(z, e=(e - _distances.common_part(x, None, 2.0, t)[:, None],))
+
+
+def _log_gaussian(of_all, x, of_classes):
+    """The exponent of one class per example."""
+    x, c, t, offset = _gaussians(of_all, x, of_classes)
+    e = -(t * (x - c) ** 2).sum(-1) / 2
+    return e if offset is None else e + offset
+
+
+def _gaussians(of_all, x, of_classes):
+    """(the data, the means, the precisions, the logarithms of the factors of each class)."""
+    c, *of_each = of_classes if isinstance(of_classes, tuple) else (of_classes,)
+    x, c, *of_each = _floats(x, c, *of_each)
+    if not of_each:
+        return x, c, _of_dimensions(of_all, x), None
+    return x, c, of_all * of_each[0], _half_log(of_each[0], x.shape[-1])
+
+
+def _gaussian_mixture(of_all, q, x):
+    (x,), d = _floats(x), x.shape[1]
+    common = _half_log(_of_dimensions(of_all, x), d) - d / 2 * math.log(2 * math.pi)
+    return -(q.e[0] - (-common)).value
+
+
+def _of_dimensions(precisions, x):
+    return jnp.broadcast_to(precisions, x.shape[-1:]).astype(x.dtype)
+
+
+def _half_log(t, d):
+    """sum_d log(t_d) / 2 of precisions [..., D] or [..., 1]; without a gradient where it is -inf."""
+    none = t == 0
+    return jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1, t))).sum(-1) * (d / max(t.shape[-1], 1) / 2)
 
 
 def _before(loss, function, *numbers):

@@ -215,8 +215,11 @@ def distances(
     where: Where = None,
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
+    precisions: ArrayLike | None = None,
 ) -> Scores:
-    """Scores of a mixture, h_k = -|z - c_k|^2 / temperature + log_prior_k, up to a number common to all classes.
+    """Scores of a mixture, h_k = -sum_d t_kd (z_d - c_kd)^2 / temperature + log_prior_k, up to a common number.
+
+    For classes that are Gaussians with precisions t_kd, the temperature is 2 and log_prior_k has sum_d log(t_kd) / 2.
 
     Returns:
         Scores of [...] examples and K classes.
@@ -230,14 +233,17 @@ def distances(
     of_classes, pairs = _by_pair(where, batch, k)
     live, prior = _checks.live_classes(of_classes, "log_prior", log_prior, k, "[K] for the K of `centers`")
     temperature = checked_scalar("temperature", temperature)
-    dtype = compute_dtype(common_dtype(*inexact_leaves((z, centers, prior))))
+    of_each, of_all_classes = _checks.precisions(precisions, k, d)
+    dtype = compute_dtype(common_dtype(*inexact_leaves((z, centers, prior, of_each, of_all_classes))))
     z, temperature = z.reshape(math.prod(batch), d).astype(dtype), jnp.asarray(temperature, dtype)
-    centers = _distances.of_classes(centers, dtype)
-    reference, common = _reference(z, centers, temperature, live, shards)
+    centers, of_each = jax.tree.map(lambda a: _distances.of_classes(a, dtype), (centers, of_each))
+    of_all_classes = cast(of_all_classes, dtype)
+    known = of_all_classes if of_each is None else of_each
+    reference, common = _reference(z, centers, temperature, known, live, shards)
     of_example, of_all = (reference, None) if reference.ndim == 2 else (None, reference)
-    function = Partial(_distance_scores, of_all, temperature, _largest(prior, live, shards))
+    function = Partial(_distance_scores, of_all, temperature, _largest(prior, live, shards), of_all_classes)
     exact = Exact(Partial(_exact_distance, function), z, common, ())
-    examples, classes = (z, of_example), ((centers, prior),)
+    examples, classes = (z, of_example), ((centers, prior, of_each),)
     made = Scores("distances", function, examples, classes, (0,), live, exact, k, d, batch, shards)
     return _masked(made, pairs)
 
@@ -248,10 +254,10 @@ def _partition_of_reference(given):
 
 
 @_explicit.over_explicit_axes(_partition_of_reference)
-def _reference(z, centers, temperature, live, shards):
+def _reference(z, centers, temperature, precisions, live, shards):
     """(the reference of the distances, the part that all classes have in common)."""
     reference = _distances.reference_of(z, centers, live, shards)
-    return reference, _distances.common_part(z, reference, temperature)
+    return reference, _distances.common_part(z, reference, temperature, precisions)
 
 
 def _largest(prior, live, shards):
@@ -261,21 +267,22 @@ def _largest(prior, live, shards):
     return _mesh.pmax(jnp.max(prior, initial=jnp.finfo(prior.dtype).min, where=live), shards.classes)
 
 
-def _distance_scores(reference, temperature, largest, examples, classes, live):
+def _distance_scores(reference, temperature, largest, precisions, examples, classes, live):
     """Relative to the distance of the reference, which is one of each example or of all."""
-    (z, of_example), ((centers, prior),) = examples, classes
-    centers, prior = zeroed(live, (centers.astype(z.dtype), prior))
+    (z, of_example), ((centers, prior, of_each),) = examples, classes
+    centers, prior, of_each = zeroed(live, (centers.astype(z.dtype), prior, cast(of_each, z.dtype)))
     offset = None if prior is None else prior.astype(z.dtype) - largest
     reference = reference if of_example is None else of_example
-    h = _distances.scores(z, centers, reference, temperature, offset)
+    h = _distances.scores(z, centers, reference, temperature, offset, precisions if of_each is None else of_each)
     return h if live is None else jnp.where(live[None], h, -jnp.inf)
 
 
 def _exact_distance(function, z, classes):
     """h [N] of one class per example."""
-    _, temperature, largest = function.args
-    (((centers, prior),), _) = classes
-    h = -((z - centers) ** 2).sum(-1) / temperature
+    _, temperature, largest, precisions = function.args
+    (((centers, prior, of_each),), _) = classes
+    precisions = precisions if of_each is None else of_each
+    h = -((1 if precisions is None else precisions) * (z - centers) ** 2).sum(-1) / temperature
     return h if prior is None else h + (prior - largest)
 
 

@@ -193,6 +193,7 @@ def _sorted(given):
 
     replicated = {x: given.pop(x) for x in _names_of("replicated") if not isinstance(given.get(x, 0), int | float)}
     replicated |= {"where": given.pop("where")} if _checks.is_function(given.get("where")) else {}
+    replicated |= {"precisions": given.pop("precisions")} if jnp.ndim(given.get("precisions", ((),))) == 1 else {}
     arrays = {name: as_arrays(name, given.pop(name)) for name in _names_of("examples", "classes") if name in given}
     numbers = {name: as_numbers(name, x) for name, x in replicated.items()}
     for name, x in given.items():
@@ -295,6 +296,7 @@ linear_sigmoid_binary_cross_entropy = _over_mesh(_linear.linear_sigmoid_binary_c
 linear_softmax_cross_entropy = _over_mesh(_linear.linear_softmax_cross_entropy)
 of_linear = _over_mesh(_linear.of_linear)
 eol_loss = _over_mesh(_mixture.eol_loss)
+gaussian_mixture_nll_loss = _over_mesh(_mixture.gaussian_mixture_nll_loss)
 leop_loss = _over_mesh(_mixture.leop_loss)
 mixture_autoencoder_loss = _over_mesh(_mixture.mixture_autoencoder_loss)
 mixture_expectation = _over_mesh(_mixture.mixture_expectation)
@@ -305,5 +307,5 @@ FUNCTIONS = (
     *(contrastive_loss, nt_xent_loss, siglip_loss, supervised_contrastive_loss),
     *(linear_distillation_loss, linear_sigmoid_binary_cross_entropy),
     *(linear_expectation, linear_logsumexp, linear_softmax_cross_entropy, of_linear),
-    *(eol_loss, leop_loss, mixture_autoencoder_loss, mixture_expectation, of_mixture),
+    *(eol_loss, gaussian_mixture_nll_loss, leop_loss, mixture_autoencoder_loss, mixture_expectation, of_mixture),
 )

@@ -6,6 +6,7 @@ library's own sums. The 50-digit truth in `softjax.tools.truth` does not depend 
 """
 
 import functools as ft
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -354,15 +355,16 @@ def siglip_loss(x, y, *, temperature=1.0, logit_bias=0.0, where=None, weights=No
 # Mixtures
 
 
-def distance_scores(z, centers, log_prior=None, temperature=1.0):
-    """h_k = -sum_d (z_d - c_kd)^2 / temperature + log_prior_k."""
-    h = -((z[..., None, :] - centers) ** 2).sum(-1) / temperature
+def distance_scores(z, centers, log_prior=None, precisions=None, temperature=1.0):
+    """h_k = -sum_d t_kd (z_d - c_kd)^2 / temperature + log_prior_k."""
+    squares = (z[..., None, :] - centers) ** 2
+    h = -(squares if precisions is None else precisions * squares).sum(-1) / temperature
     return h if log_prior is None else h + log_prior
 
 
-def mixture(z, centers, log_prior=None, temperature=1.0, where=None):
+def mixture(z, centers, log_prior=None, precisions=None, temperature=1.0, where=None):
     """p = softargmax(h)."""
-    return softmax(distance_scores(z, centers, log_prior, temperature), where=where)
+    return softmax(distance_scores(z, centers, log_prior, precisions, temperature), where=where)
 
 
 def log_likelihood(x, values):
@@ -370,29 +372,90 @@ def log_likelihood(x, values):
     return -((x[..., None, :] - values) ** 2).sum(-1)
 
 
-def mixture_expectation(z, centers, values, *, log_prior=None, temperature=1.0, where=None):
-    return mixture(z, centers, log_prior, temperature, where) @ values
+def mixture_expectation(z, centers, values, *, log_prior=None, precisions=None, temperature=1.0, where=None):
+    return mixture(z, centers, log_prior, precisions, temperature, where) @ values
 
 
 def mixture_autoencoder_loss(
-    z, x, centers, values, *, log_prior=None, temperature=1.0, where=None, weights=None, reduction="none"
+    z,
+    x,
+    centers,
+    values,
+    *,
+    log_prior=None,
+    precisions=None,
+    temperature=1.0,
+    where=None,
+    weights=None,
+    reduction="none",
 ):
     """sum_e (x_e - sum_k p_k v_ke)^2."""
-    mean = mixture_expectation(z, centers, values, log_prior=log_prior, temperature=temperature, where=where)
+    mean = mixture(z, centers, log_prior, precisions, temperature, where) @ values
     return reduced(((x - mean) ** 2).sum(-1), reduction, weights)
 
 
-def eol_loss(z, x, centers, values, *, log_prior=None, temperature=1.0, where=None, weights=None, reduction="none"):
+def eol_loss(
+    z,
+    x,
+    centers,
+    values,
+    *,
+    log_prior=None,
+    precisions=None,
+    temperature=1.0,
+    where=None,
+    weights=None,
+    reduction="none",
+):
     """-sum_k p_k log p(x|k)."""
-    p = mixture(z, centers, log_prior, temperature, where)
+    p = mixture(z, centers, log_prior, precisions, temperature, where)
     return reduced(-(p * log_likelihood(x, values)).sum(-1), reduction, weights)
 
 
-def leop_loss(z, x, centers, values, *, log_prior=None, temperature=1.0, where=None, weights=None, reduction="none"):
+def leop_loss(
+    z,
+    x,
+    centers,
+    values,
+    *,
+    log_prior=None,
+    precisions=None,
+    temperature=1.0,
+    where=None,
+    weights=None,
+    reduction="none",
+):
     """-log sum_k p_k p(x|k)."""
-    h = distance_scores(z, centers, log_prior, temperature)
+    h = distance_scores(z, centers, log_prior, precisions, temperature)
     both = log_sum_exp(h + log_likelihood(x, values), where=where)
     return reduced(log_sum_exp(h, where=where) - both, reduction, weights)
+
+
+def log_gaussian(x, means, precisions=None):
+    """log N(x; c_k, 1 / t_k) = sum_d (log t_kd - log 2 pi - t_kd (x_d - c_kd)^2) / 2."""
+    xp = namespace(x, means)
+    t = xp.ones_like(means) if precisions is None else xp.broadcast_to(precisions, means.shape)
+    return (xp.log(t) - math.log(2 * math.pi) - t * (x[..., None, :] - means) ** 2).sum(-1) / 2
+
+
+def gaussian_mixture_nll_loss(
+    x, centers, precisions=None, *, log_prior=None, where=None, weights=None, reduction="none"
+):
+    """-log sum_k p_k N(x; c_k, 1 / t_k), with p = softargmax(log_prior)."""
+    xp = namespace(x, centers)
+    prior = xp.zeros(centers.shape[0], centers.dtype) if log_prior is None else log_prior
+    both = log_sum_exp(prior + log_gaussian(x, centers, precisions), where=where)
+    prior = xp.broadcast_to(prior, (*x.shape[:-1], centers.shape[0]))
+    return reduced(log_sum_exp(prior, where=where) - both, reduction, weights)
+
+
+def soft_quantize(z, centers, values=None, *, log_prior=None, precisions=None, temperature=1.0, where=None):
+    """E_p[c], its largest classes, and their usage, as `softjax.Quantized`."""
+    xp, h = namespace(z, centers), left_out(distance_scores(z, centers, log_prior, precisions, temperature), where)
+    ids = h.argmax(-1)
+    usage = hot(ids.ravel(), centers.shape[0], "float32").mean(0)
+    in_use = -(usage * xp.log(xp.where(usage > 0, usage, 1))).sum()
+    return softjax.Quantized(softmax(h) @ (centers if values is None else values), ids, usage, xp.exp(in_use))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -544,6 +607,13 @@ UNLABELLED = [
         "leop",
         losses.leop,
         lambda z, x, v: log_sum_exp(z) - log_sum_exp(z + log_likelihood(x, v)),
+        DATA,
+        VALUES,
+    ),
+    LossRow(
+        "gaussian_mixture",
+        losses.gaussian_mixture(0.7),
+        lambda z, x, c: log_sum_exp(z) - log_sum_exp(z + log_gaussian(x, c, in_type(c, np.full(c.shape, 0.7)))),
         DATA,
         VALUES,
     ),
@@ -741,12 +811,13 @@ def of_mixture(
     per_class=None,
     *,
     log_prior=None,
+    precisions=None,
     temperature=1.0,
     where=None,
     weights=None,
     reduction="none",
 ):
-    h = distance_scores(z, centers, log_prior, temperature)
+    h = distance_scores(z, centers, log_prior, precisions, temperature)
     return of_live_classes(loss, h, example, per_class, where, weights, reduction)
 
 
@@ -845,9 +916,20 @@ FUNCTIONS = {
             apart=False,
         ),
         Row("mixture_autoencoder_loss", mixture_autoencoder_loss, MIXTURE),
-        Row("eol_loss", eol_loss, MIXTURE),
-        Row("leop_loss", leop_loss, MIXTURE),
-        Row("mixture_expectation", mixture_expectation, "z centers values log_prior temperature where"),
+        Row("eol_loss", eol_loss, MIXTURE + " precisions"),
+        Row("leop_loss", leop_loss, MIXTURE + " scales", {"scales": "precisions"}),
+        Row(
+            "gaussian_mixture_nll_loss",
+            gaussian_mixture_nll_loss,
+            "x values precisions_of_values log_prior where weights",
+            {"values": "centers", "precisions_of_values": "precisions"},
+        ),
+        Row(
+            "mixture_expectation",
+            mixture_expectation,
+            "z centers values log_prior temperature temperatures where",
+            {"temperatures": "precisions"},
+        ),
         Row(
             "of_mixture",
             with_loss(of_mixture, "entropy"),

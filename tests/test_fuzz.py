@@ -175,7 +175,13 @@ def mixture_arguments(d, s):
     shapes = {"z": (*s.batch, D), "x": (*s.batch, E), "centers": (s.k, D), "values": (s.k, E)}
     arrays = {name: d.normal(*shape, dtype=s.dtype) for name, shape in shapes.items()}
     options = linear_arguments(d, s, "where", "temperature", "weights", "reduction", "block_size")
-    return arrays | {"log_prior": d.one(None, d.normal(s.k, dtype=s.dtype))} | options
+    precisions = d.one(None, *(jnp.exp(d.normal(*shape, dtype=s.dtype)) for shape in ((s.k, D), (s.k, 1), (D,))))
+    return arrays | {"log_prior": d.one(None, d.normal(s.k, dtype=s.dtype)), "precisions": precisions} | options
+
+
+def gaussian_arguments(d, s):
+    given = without(mixture_arguments, "x", "values", "temperature")(d, s)
+    return {("x" if name == "z" else name): a for name, a in given.items()}
 
 
 def without(arguments, *names):
@@ -226,8 +232,9 @@ DRAWN = {  # (arguments, names of the arguments that decide the type of the resu
     "leop_loss": (mixture_arguments, ()),
     "mixture_expectation": (
         without(mixture_arguments, "x", "weights", "reduction"),
-        ("z", "centers", "values", "log_prior"),
+        ("z", "centers", "values", "log_prior", "precisions"),
     ),
+    "gaussian_mixture_nll_loss": (gaussian_arguments, ()),
 }
 FUNCTIONS = {
     name: Function(getattr(softjax, name), arguments, by_table(name), typed_by)

@@ -206,6 +206,24 @@ def rows():
             lambda z, c, y: table.of_mixture(table.LOSSES["focal"], z, c, y),
             (z, centers, y),
         ),
+        Row(
+            "gaussian_mixture_nll_loss",
+            lambda s, x, c, t, b: s.gaussian_mixture_nll_loss(x, c, t, log_prior=b),
+            lambda x, c, t, b: table.gaussian_mixture_nll_loss(x, c, t, log_prior=b),
+            (data, values, jnp.exp(r.normal(len(values), 1)), prior),
+        ),
+        Row(
+            "eol_loss, precisions",
+            lambda s, z, x, c, v, t: s.eol_loss(z, x, c, v, precisions=t),
+            lambda z, x, c, v, t: table.eol_loss(z, x, c, v, precisions=t),
+            (z, data, centers, values, jnp.exp(r.normal(*centers.shape))),
+        ),
+        Row(
+            "leop_loss, scales",
+            lambda s, z, x, c, v, t: s.leop_loss(z, x, c, v, precisions=t),
+            lambda z, x, c, v, t: table.leop_loss(z, x, c, v, precisions=t),
+            (z, data, centers, values, jnp.exp(r.normal(centers.shape[1]))),
+        ),
         *(
             Row(
                 case.name,
@@ -218,7 +236,15 @@ def rows():
     ]
 
 
-ROWS = ["of_linear", "linear_expectation", "linear_logsumexp", "contrastive_loss", "contrastive_loss, weighed mean"]
+MIXTURE_OPTIONS = ("gaussian_mixture_nll_loss", "eol_loss, precisions", "leop_loss, scales")
+ROWS = [
+    *MIXTURE_OPTIONS,
+    "of_linear",
+    "linear_expectation",
+    "linear_logsumexp",
+    "contrastive_loss",
+    "contrastive_loss, weighed mean",
+]
 ROWS += ["of_mixture", *(case.name for case in cases.MIXTURES)]
 
 

@@ -163,6 +163,7 @@ OF_CLASSES = {
     "centers": 0,
 }
 OF_CLASSES |= {"centers": 0, "values": 0, "log_prior": 0, "class_weights": 0, "where": 0}
+OF_CLASSES |= {"precisions": 0, "precisions_of_values": 0, "temperatures": 0}
 OF_PAIRS = {"features": 0, "others": 0, "weights": 0}  # whose examples are each other's classes
 
 
@@ -282,6 +283,7 @@ PLACEMENTS = [
     softjax.Placement(9, 3, "forward", 6),
 ]
 PADDING = {"kernel": -1, "bias": 0, "centers": 0, "values": 0, "log_prior": 0, "class_weights": 0, "where": 0}
+PADDING |= {"precisions": 0, "precisions_of_values": 0, "temperatures": 0}
 PLACED = ("linear_softmax_cross_entropy", "mixture_autoencoder_loss", "leop_loss", "mixture_expectation")
 
 

@@ -48,6 +48,10 @@ MADE = {
     "centers": lambda r: r.normal(K, D),
     "values": lambda r: r.normal(K, E),
     "log_prior": lambda r: r.normal(K),
+    "precisions": lambda r: jnp.exp(r.normal(K, D, scale=0.3)),
+    "precisions_of_values": lambda r: jnp.exp(r.normal(K, E, scale=0.3)),
+    "temperatures": lambda r: jnp.exp(r.normal(K, 1, scale=0.3)),
+    "scales": lambda r: jnp.exp(r.normal(D, scale=0.3)),
     "class_weights": lambda r: jnp.exp(r.normal(K)),
     "weights": lambda r: jnp.exp(r.normal(N)),
     "where": lambda r: jnp.asarray(LIVE),
@@ -71,7 +75,7 @@ IN_BLOCKS = dict.fromkeys(
     (
         name
         for name in table.FUNCTIONS
-        if name.startswith(("linear", "of_linear", "of_mixture", "mixture", "eol", "leop"))
+        if name.startswith(("linear", "of_linear", "of_mixture", "mixture", "eol", "leop", "gaussian"))
     ),
     BLOCK,
 )
