@@ -62,7 +62,7 @@ def placement(
     Example:
         >>> import softjax
         >>> print(softjax.placement(4096, 32768, 512, reduction="mean", platform="cpu"))
-        Placement(tile=512, block=4096, gradient='forward', kept=None)
+        Placement(tile=512, block=2048, gradient='forward', kept=None)
     """
     sizes = {"examples": examples, "classes": classes, "features": features}
     n, k, d = (_checks.positive(name, size) for name, size in sizes.items())
@@ -124,7 +124,7 @@ def _of_cpu(n, k, d, scalar, scores):
     wide = d >= 128
     if scalar and wide and min(n, 256) * k <= scores(256):
         tile = min(n, max(256, min(512, n // 8)))
-        return Placement(tile, k if tile * k <= scores(8) else min(k, 4096), "forward")
+        return Placement(tile, k if tile * k <= scores(8) else min(k, 2048), "forward")
     if wide:
         return Placement(n, min(k, max(128, min(scores(8) // n, 4096))))
     # The scores of a block, read several times, stay in the caches of two cores. A tile has more examples than a block
