@@ -267,10 +267,10 @@ def mixture_expectation(
     z, centers = _checks.latents_and_centers(z, centers)
     payoffs = _checks.class_values(values, centers.shape[0], "centers")
     of_scores = log_prior, temperature, where, axis_name, None, precisions
-    return _expectation(z, centers, payoffs, of_scores, block_size)
+    return _expected_values(z, centers, payoffs, of_scores, block_size)
 
 
-def _expectation(z, centers, payoffs, of_scores, block_size, **options):
+def _expected_values(z, centers, payoffs, of_scores, block_size, **options):
     """E_p[v], or the pair of it and what is observed."""
     given = _given_dtype(of_scores[0], of_scores[-1], z, centers, payoffs)
     z = z.astype(compute_dtype(given))
@@ -389,7 +389,7 @@ def soft_quantize(
     z, centers = _checks.latents_and_centers(z, centers)
     payoffs = centers if values is None else _checks.class_values(values, centers.shape[0], "centers")
     of_scores = log_prior, temperature, where, None, None, precisions
-    codes, ids = _expectation(z, centers, payoffs, of_scores, block_size, observe=Partial(_top_class))
+    codes, ids = _expected_values(z, centers, payoffs, of_scores, block_size, observe=Partial(_top_class))
     return Quantized(codes, ids, *_usage(ids, centers.shape[0]))
 
 

@@ -201,7 +201,8 @@ def _sorted(given):
 
     replicated = {x: given.pop(x) for x in _names_of("replicated") if not isinstance(given.get(x, 0), int | float)}
     replicated |= {"where": given.pop("where")} if _checks.is_function(given.get("where")) else {}
-    replicated |= {"precisions": given.pop("precisions")} if jnp.ndim(given.get("precisions", ((),))) == 1 else {}
+    if "precisions" in given and jnp.ndim(given["precisions"]) == 1:  # of dimensions, the same for all classes
+        replicated["precisions"] = given.pop("precisions")
     arrays = {name: as_arrays(name, given.pop(name)) for name in _names_of("examples", "classes") if name in given}
     numbers = {name: as_numbers(name, x) for name, x in replicated.items()}
     for name, x in given.items():
