@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ._older_jax import as_varying, gathered, varying_axes
+from ._older_jax import as_varying, gather_shards, varying_axes
 
 Names = tuple[str, ...]
 AxisName = str | Names | None
@@ -156,7 +156,7 @@ def all_gather(x: Array, axes: Names, *, varying: bool = False) -> Array:
     if not axes:
         return x
     typed = not varying and bool(jax.sharding.get_abstract_mesh().manual_axes)  # else it is called by `_partition`
-    return gathered(vary(x, frozenset(axes)), axes, replicated=typed)
+    return gather_shards(vary(x, frozenset(axes)), axes, replicated=typed)
 
 
 def at_class(ids: Array, values: Callable, count: int, axes: Names) -> Any:

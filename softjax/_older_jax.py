@@ -24,7 +24,7 @@ def as_varying(x: Array, axes: tuple[str, ...]) -> Array:
     return _lax.pvary(x, axes)  # pragma: no cover
 
 
-def gathered(x: Array, axes: tuple[str, ...], *, replicated: bool) -> Array:
+def gather_shards(x: Array, axes: tuple[str, ...], *, replicated: bool) -> Array:
     """The shards [N, ...] of all devices, typed as replicated or as varying."""
     if replicated and not _IS_10:  # pragma: no cover
         return _summed_shards(x, axes)
@@ -45,10 +45,10 @@ def linear_transpose(function: Callable, *arguments: Any) -> Callable:
     """
     if _IS_10:
         return jax.linear_transpose(function, *arguments)
-    return jax.vjp(function, *jax.tree.map(_zeros, arguments))[1]  # pragma: no cover
+    return jax.vjp(function, *jax.tree.map(_varying_zeros, arguments))[1]  # pragma: no cover
 
 
-def _zeros(like):  # pragma: no cover
+def _varying_zeros(like):  # pragma: no cover
     zeros = jnp.zeros(like.shape, like.dtype)
     axes = like.vma if hasattr(like, "vma") else varying_axes(like)
     return as_varying(zeros, tuple(sorted(axes))) if axes else zeros

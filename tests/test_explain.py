@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,9 @@ SIZES = [
     (1024, 64, 8192, "float32", "none"),
     (512, 256, 20000, "float32", "none"),
     (1000, 128, 9000, "bfloat16", "mean"),
+    (1000, 128, 9000, "float32", "mean"),
     (1024, 32, 20000, "float32", "sum"),
+    (300, 128, 5000, "float32", "none"),
 ]
 
 
@@ -73,10 +76,11 @@ def test_dense_logits_are_those_of_optax():
     assert jnp.allclose(function(x, w, y)[0], theirs(x, w, y)[0])
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_products_are_counted_in_the_compiled_program(reduction):
-    problem = explain.Problem(300, 128, 5000, "float32", reduction)
-    fused = 3 if reduction != "none" else 3 + 4096 / 5000  # a block is computed twice, and the smaller last one once
+    problem = explain.Problem(300, 128, 9000, "float32", reduction)
+    fused = 3 if reduction != "none" else 3 + 8192 / 9000  # blocks are computed twice, the last smaller one once
     for way, products in (("softjax", fused), ("dense logits", 3)):
         assert explain.compiled(problem, CPU, way).operations == pytest.approx(products * problem.product, rel=0.02)
 
@@ -212,3 +216,11 @@ def test_products_whose_sizes_are_not_in_the_text_are_not_counted():
     """As in a TPU's program."""
     text = "ENTRY %main (x: f32[2]) -> f32[2] {\n  ROOT %x = f32[2] parameter(0)\n}"
     assert math.isnan(explain._multiplied(text, "cpu"))
+
+
+def test_the_answer_in_the_docs_is_that_of_the_command(monkeypatch, capsys):
+    document = pathlib.Path(softjax.__file__).parents[1] / "docs" / "performance.md"
+    (block,) = re.findall(r"```\n\$ python -m softjax (explain .*)\n((?:.*\n)*?)```", document.read_text())
+    monkeypatch.setattr(targets, "missing", lambda kind: "libtpu")
+    assert __main__.main(block[0].split()) == 0
+    assert capsys.readouterr().out == block[1]

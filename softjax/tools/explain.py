@@ -106,8 +106,8 @@ def modelled(problem: Problem, device: Device, way: Way) -> Cost:
 def _products(problem: Problem, place: Placement) -> float:
     """The scores and both gradients; scores that are not kept are computed twice."""
     k, tail = problem.classes, problem.classes % place.block
-    if _at_once(problem, place):
-        return 3.0
+    if place.tile >= problem.examples and k < 2 * place.block:
+        return 3.0  # no loop runs more than once, and the compiler finds that the scores are computed twice
     if place.gradient == "forward":
         return 4.0 - (k if place.kept is None else min(place.kept, k)) / k
     # The last, smaller block is outside of the loops, and the compiler finds that it is computed twice.
@@ -150,7 +150,8 @@ def _scores_bytes(problem: Problem, device: Device, place: Placement) -> int:
     if _at_once(problem, place):
         return tile * k * (4 + (2 if rounds else 0 if forward else 4))
     kept = (k if place.kept is None else min(place.kept, k)) if forward else 0
-    held, blocks = tile * kept * (2 if rounds else 4), block + k % block
+    tiles = tile + problem.examples % tile  # the last tile, which is smaller, is outside of the loop
+    held, blocks = tiles * kept * (2 if rounds else 4), block + k % block
     if device.platform == "tpu":  # it keeps a block on the chip
         return held
     if device.platform == "gpu":  # the cotangents of kept scores take their place
