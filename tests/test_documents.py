@@ -126,9 +126,9 @@ def test_the_benchmark_measures_reports_and_draws(tmp_path):
     assert done.returncode == 0, done.stderr
     figures = json.loads(report.read_text())
     assert figures["machine"]["versions"]["jax"] == jax.__version__
-    assert len(figures["rows"]) == 15
+    assert len(figures["rows"]) == 21
     limits = [limit for row in figures["rows"] for limit in row.get("limits", ())]
-    assert len(limits) == 21
+    assert len(limits) == 37
     assert all(limit["ratio"] > 0 and limit["most"] is None for limit in limits if limit["what"] == "time")
     for row in figures["rows"]:
         assert row["name"] in done.stdout
@@ -185,8 +185,10 @@ def test_a_slow_contestant_is_not_run_again_and_an_absent_one_has_no_ratio(monke
     assert [bench._ratio(results, limit) for limit in limits] == [None, None]
     monkeypatch.setattr(bench, "rows", lambda small: [row])
     monkeypatch.setattr(bench, "growth", lambda small: [])
-    assert bench.run(1, True, None, None) == 0
+    assert bench.run(1, True, "row", None, None) == 0
     assert "a row" in capsys.readouterr().out
+    assert bench.run(1, True, "another", None, None) == 0
+    assert "a row" not in capsys.readouterr().out
 
 
 def test_bad_options_are_refused_in_words():

@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     bench = commands.add_parser("bench", help="time and memory beside optax, PyTorch, KeOps and the plain formulas")
     bench.add_argument("--rounds", type=_positive, default=7, help="runs of each contestant (default: %(default)s)")
+    bench.add_argument("-k", dest="text", default="", help="only rows whose name contains this")
     bench.add_argument("--small", action="store_true", help="small sizes, to show that it runs")
     bench.add_argument("--placements", action="store_true", help="compare the default placement with others")
     bench.add_argument(
@@ -173,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
             return tool.run(options.rounds, options.folder, options.small)
         if options.placements:
             return tool.run_placements(options.rounds, options.small)
-        return tool.run(options.rounds, options.small, options.output, options.json)
+        return tool.run(options.rounds, options.small, options.text, options.output, options.json)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
