@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import typing
 import subprocess
 from pathlib import Path
 
@@ -57,7 +58,7 @@ IS_LOSS = lambda value: (
     isinstance(value, softjax.Loss)
     or (
         inspect.isfunction(value)
-        and inspect.signature(value).return_annotation is softjax.Loss
+        and typing.get_type_hints(value).get("return") is softjax.Loss
         and value.__name__ not in ("as_tree", "as_partials")
     )
 )
