@@ -3,8 +3,8 @@
 import importlib
 import inspect
 import re
-import typing
 import subprocess
+import typing
 from pathlib import Path
 
 import pytest
