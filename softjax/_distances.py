@@ -35,28 +35,30 @@ def scores(
     Precisions [D] are factors of the squares in both distances. With precisions [B, D] or [B, 1], which differ between
     classes, nothing is common to all classes: the scores are -|z - c_k|^2 / temperature + offset_k.
     """
-    s = jnp.atleast_1d((1 if precisions is None else precisions) / jnp.asarray(temperature, z.dtype))
+    of_classes = precisions is not None and precisions.ndim == 2
+    s = jnp.atleast_2d((1 if precisions is None else precisions) / jnp.asarray(temperature, z.dtype))
     if z.shape[-1] <= FEW:
-        h = _from_differences(z, c, z if reference is None else reference, s)
+        h = _from_differences(z, c, z if reference is None else reference, s, of_classes)
         return h if offset is None else h + offset[None]
     z, c = _moved(z, reference), _moved(c, reference)
     squares = (s * c**2).sum(-1)
     offset = -squares if offset is None else offset - squares
-    if s.ndim == 1:
+    if not of_classes:
         return _affine((2 * s * z, c, offset), ())
     square = z**2 if s.shape[-1] > 1 else (z**2).sum(-1, keepdims=True)
     return _affine((jnp.concatenate([z, square], -1), jnp.concatenate([2 * s * c, -s], -1), offset), ())
 
 
-def _from_differences(z, c, reference, s):
-    """The scores for factors s of the squares: a number, [D], or [B, D] or [B, 1] of the classes."""
+def _from_differences(z, c, reference, s, of_classes):
+    """The scores for factors s of the squares, [1, 1] or [1, D], or [B, 1] or [B, D] of the classes."""
     r = lax.stop_gradient(reference)
 
     def of_dimension(d):
         of_z, of_c = z[:, d, None], c[None, :, d]
-        if s.ndim == 2:
-            return -s[None, :, d % s.shape[1]] * (of_z - of_c) ** 2
-        return s[d % s.size] * ((of_c - r[:, d, None]) * ((2 * z - r)[:, d, None] - of_c))
+        of_d = s[None, :, d % s.shape[1]]
+        if of_classes:
+            return -of_d * (of_z - of_c) ** 2
+        return of_d * ((of_c - r[:, d, None]) * ((2 * z - r)[:, d, None] - of_c))
 
     above = sum(map(of_dimension, range(z.shape[-1])), jnp.zeros((z.shape[0], c.shape[0]), z.dtype))
     # A center too far away for a floating-point number is possible; its score is not that of one that is left out.
@@ -75,7 +77,7 @@ def common_part(
         return jnp.zeros(z.shape[0], z.dtype)
     of_few = lambda: z - lax.stop_gradient(z if reference is None else reference)  # the reference of `scores`
     above = of_few() if z.shape[-1] <= FEW else _moved(z, reference)
-    return ((1 if precisions is None else precisions) * above**2).sum(-1) / temperature
+    return (above**2 if precisions is None else precisions[None] * above**2).sum(-1) / temperature
 
 
 def reference_of(z: Array, a: Array, live: Array | None, shards: Shards) -> Array:

@@ -327,8 +327,8 @@ def gaussian_mixture_nll_loss(
     data, means = _checks.latents_and_centers(x, centers, "x")
     of_each, of_all = _checks.precisions(precisions, *means.shape)
     data = data.astype(compute_dtype(_given_dtype(log_prior, precisions, data, means)))
-    nothing = jnp.zeros((*data.shape[:-1], 0), data.dtype), jnp.zeros((means.shape[0], 0), data.dtype)
-    prior = scores.distances(*nothing, log_prior, 1.0, where, axis_name, batch_axis_name)
+    # Distances in no dimension are 0: these scores are the log-prior alone.
+    prior = scores.distances(data[..., :0], means[:, :0], log_prior, 1.0, where, axis_name, batch_axis_name)
     means, of_each = jax.tree.map(lambda a: _distances.of_classes(a, data.dtype), (means, of_each))
     loss = _centred(losses.gaussian_mixture(1.0 if of_all is None else of_all), means, prior, data.dtype)
     of_classes = means if of_each is None else (means, of_each)

@@ -595,7 +595,7 @@ def _gaussian_columns(of_all, z, ids, x, of_classes):  # noqa: ARG001
 def _log_gaussian(of_all, x, of_classes):
     """The exponent of one class per example."""
     x, c, t, offset = _gaussians(of_all, x, of_classes)
-    e = -(t * (x - c) ** 2).sum(-1) / 2
+    e = -(jnp.atleast_2d(t) * (x - c) ** 2).sum(-1) / 2
     return e if offset is None else e + offset
 
 
@@ -605,7 +605,7 @@ def _gaussians(of_all, x, of_classes):
     x, c, *of_each = _floats(x, c, *of_each)
     if not of_each:
         return x, c, _of_dimensions(of_all, x), None
-    return x, c, of_all * of_each[0], _half_log(of_each[0], x.shape[-1])
+    return x, c, _of_dimensions(of_all, x)[None] * of_each[0], _half_log(of_each[0], x.shape[-1])
 
 
 def _gaussian_mixture(of_all, q, x):

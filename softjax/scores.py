@@ -287,7 +287,8 @@ def _exact_distance(function, z, classes):
     _, temperature, largest, precisions = function.args
     (((centers, prior, of_each),), _) = classes
     precisions = precisions if of_each is None else of_each
-    h = -((1 if precisions is None else precisions) * (z - centers) ** 2).sum(-1) / temperature
+    squares = (z - centers) ** 2
+    h = -(squares if precisions is None else jnp.atleast_2d(precisions) * squares).sum(-1) / temperature
     return h if prior is None else h + (prior - largest)
 
 
