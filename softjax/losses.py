@@ -579,9 +579,10 @@ def gaussian_mixture(precisions: ArrayLike = 1.0) -> Loss:
     With scores of a linear layer it is the loss of a mixture density network whose components are shared
     (Bishop, Mixture density networks, 1994).
     """
-    precisions = checked_array("precisions", precisions)
-    if precisions.ndim > 1:
-        raise ValueError(f"`precisions` must be a scalar or have shape [D], got {precisions.shape}.")
+    is_number = isinstance(precisions, int | float)  # it keeps all its digits
+    precisions = _checks.number("precisions", precisions) if is_number else checked_array("precisions", precisions)
+    if jnp.ndim(precisions) > 1:
+        raise ValueError(f"`precisions` must be a scalar or have shape [D], got {jnp.shape(precisions)}.")
     return Loss(*(Partial(f, precisions) for f in (_gaussian_columns, _gaussian_mixture, _log_gaussian)))
 
 

@@ -162,6 +162,16 @@ ARRAYS = {
         ValueError,
         r"`log_prior` must have shape \(3,\) \(\[K\] for the K of `centers`\), got \(4,\)",
     ),
+    "precisions of another K": (
+        lambda: mixture(precisions=jnp.ones((4, 1))),
+        ValueError,
+        r"`precisions` must have shape \(3, 2\), \(3, 1\) or \(2,\) \(\[K, D\], \[K, 1\] or \[D\] for the shape",
+    ),
+    "precisions of a loss of each class": (
+        lambda: losses.gaussian_mixture(jnp.ones((3, 2))),
+        ValueError,
+        r"`precisions` must be a scalar or have shape \[D\], got \(3, 2\)",
+    ),
     "where of another K": (
         lambda: mixture(where=jnp.ones(4, bool)),
         ValueError,
