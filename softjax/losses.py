@@ -606,7 +606,9 @@ def _gaussians(of_all, x, of_classes):
     x, c, *of_each = _floats(x, c, *of_each)
     if not of_each:
         return x, c, _of_dimensions(of_all, x), None
-    return x, c, _of_dimensions(of_all, x)[None] * of_each[0], _half_log(of_each[0], x.shape[-1])
+    # One precision of each class stays one: the scores are then a product of D + 2 numbers, not of 2 D + 1.
+    t = jnp.atleast_2d(of_all).astype(x.dtype) * of_each[0]
+    return x, c, t, _half_log(of_each[0], x.shape[-1])
 
 
 def _gaussian_mixture(of_all, q, x):
