@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _checks, _mesh, losses, scores
-from ._arguments import checked, checked_array, checked_scalar, documented
+from ._arguments import checked, checked_array, checked_scalar
 from ._checks import Where
 from ._dtypes import common_dtype, compute_dtype, widened
 from ._evaluate import evaluate
@@ -24,10 +24,11 @@ from ._linear import linear_softmax_cross_entropy
 from ._mesh import AxisName, Shards
 from ._placement import BlockSize
 from ._products import PrecisionLike
+from ._signatures import readable
 from .losses import Loss
 
 
-@documented()
+@readable
 @sharded_like("x")
 def contrastive_loss(
     x: ArrayLike,
@@ -53,16 +54,30 @@ def contrastive_loss(
 
     Args:
         x: features of one view [N, D].
+        y: features of the other view [N, D], in the same order.
         temperature: a positive scalar that divides the similarities: CLIP's exp(-logit_scale).
+        symmetric: whether each view is also told apart given the other.
         where: the pairs to include: booleans [N, N] (not on a mesh), or a function of ids as in
             `softjax.linear_logsumexp`; None for all. Leave out known false negatives.
         weights: [N], a factor of the loss of each example; None for 1.
-        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for none.
-            x, y and weights are then this device's shard. Each example is compared with the examples of all devices,
-            and a sum or mean is over all examples.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for
+            none. x, y and weights are then this device's shard. Each example is compared with the examples of
+            all devices, and a sum or mean is over all examples.
 
     Returns:
         L in nats [N], or a scalar, in at least float32. All arguments have gradients.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -86,7 +101,7 @@ def contrastive_loss(
     return views.of_device(loss)
 
 
-@documented()
+@readable
 @sharded_like("x")
 def nt_xent_loss(
     x: ArrayLike,
@@ -108,13 +123,26 @@ def nt_xent_loss(
 
     Args:
         x: features of one view [N, D].
+        y: features of the other view [N, D], in the same order.
         temperature: a positive scalar that divides the similarities.
         weights: [N], a factor of the loss of each example; None for 1.
-        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for none.
-            Each view is compared with the views of all devices, and a sum or mean is over all examples.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for
+            none. Each view is compared with the views of all devices, and a sum or mean is over all examples.
 
     Returns:
         L in nats [N], or a scalar, in at least float32. All arguments have gradients.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -148,7 +176,7 @@ def nt_xent_loss(
     return views.of_device(loss.reshape(-1, 2, n).mean(1).reshape(-1))
 
 
-@documented()
+@readable
 @sharded_like("x")
 def supervised_contrastive_loss(
     x: ArrayLike,
@@ -173,11 +201,24 @@ def supervised_contrastive_loss(
         labels: integers [N]; any integer is a label.
         temperature: a positive scalar that divides the similarities.
         weights: [N], a factor of the loss of each example; None for 1.
-        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for none.
-            Each example is compared with the examples of all devices, and a sum or mean is over all examples.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for
+            none. Each example is compared with the examples of all devices, and a sum or mean is over all
+            examples.
 
     Returns:
         L in nats [N], or a scalar, in at least float32.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -206,7 +247,7 @@ def _supervised_columns(z, ids, example, labels):
 _SUPERVISED = Loss(_supervised_columns, lambda q, _: q.C / jnp.maximum(q.Y, 1))
 
 
-@documented()
+@readable
 @sharded_like("x")
 def siglip_loss(
     x: ArrayLike,
@@ -229,16 +270,30 @@ def siglip_loss(
 
     Args:
         x: features of one view [N, D].
+        y: features of the other view [N, D], in the same order.
         temperature: a positive scalar that divides the similarities: 1 / t of the paper, which starts at 1/10.
         logit_bias: a scalar that is added to them; the paper starts at -10.
         where: the pairs to include: booleans [N, N] (not on a mesh), or a function of ids as in
             `softjax.linear_logsumexp`; None for all.
         weights: [N], a factor of the loss of each example; None for 1.
-        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for none.
-            Each example is compared with the examples of all devices, and a sum or mean is over all examples.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for
+            none. Each example is compared with the examples of all devices, and a sum or mean is over all
+            examples.
 
     Returns:
         L in nats [N], or a scalar, in at least float32. All arguments have gradients.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp

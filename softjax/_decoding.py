@@ -20,7 +20,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _dtypes, _gibbs, _mesh, _partition, _placement, losses, scores
-from ._arguments import checked, documented
+from ._arguments import checked
 from ._checks import Where
 from ._evaluate import BlockColumns
 from ._explicit import sharded_like
@@ -52,7 +52,7 @@ class Ranked(NamedTuple):
     ids: Array  # [..., k]; -1 where the value is -inf
 
 
-@documented()
+@readable
 @sharded_like("features")
 def linear_top_k(
     features: ArrayLike,
@@ -75,8 +75,34 @@ def linear_top_k(
     z = softcap tanh((features @ kernel + bias) / softcap) / temperature, p = softmax(z). The results are constants of
     differentiation; `linear_log_probs` of the ids has gradients.
 
+    Args:
+        features: [..., D].
+        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
+        k: how many classes, at most K.
+        bias: [K]; None for 0. A class with bias -inf is left out.
+        class_axis: the axis of the classes in the kernel, 0 or -1.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        softcap: a positive scalar, the bound of the logits; None for none.
+        temperature: a positive scalar that divides the logits or squared distances.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
+
     Returns:
         A `softjax.TopK` of logits, log-probabilities and ids [..., k]; the first two in at least float32.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -93,7 +119,7 @@ def linear_top_k(
     return TopK(best.values, log_probs, best.ids)
 
 
-@documented()
+@readable
 @sharded_like("features")
 def linear_argmax(
     features: ArrayLike,
@@ -112,8 +138,31 @@ def linear_argmax(
 
     A softcap or a temperature does not change it. The result is a constant of differentiation.
 
+    Args:
+        features: [..., D].
+        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
+        bias: [K]; None for 0. A class with bias -inf is left out.
+        class_axis: the axis of the classes in the kernel, 0 or -1.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
+
     Returns:
         Class ids [...], int32: the lowest at a tie, as in `jax.numpy.argmax`; -1 where all classes are left out.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -124,7 +173,7 @@ def linear_argmax(
     return _searched(linear, None, 1.0, block_size, Search(1))[0].ids[..., 0]
 
 
-@documented()
+@readable
 @sharded_like("features")
 def linear_sample(
     key: ArrayLike,
@@ -150,8 +199,35 @@ def linear_sample(
     number of the sample, the index of the example among those of all devices, and the class id. So the samples are the
     same for every block size, tile and mesh, but for ties within the rounding of the scores.
 
+    Args:
+        key: a key of `jax.random`.
+        features: [..., D].
+        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
+        bias: [K]; None for 0. A class with bias -inf is left out.
+        shape: the shape of the samples of each example: an integer or a tuple.
+        class_axis: the axis of the classes in the kernel, 0 or -1.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        softcap: a positive scalar, the bound of the logits; None for none.
+        temperature: a positive scalar that divides the logits or squared distances.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
+
     Returns:
         Class ids [..., *shape], int32; -1 where all classes are left out.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import jax, softjax, jax.numpy as jnp

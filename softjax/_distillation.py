@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _checks, losses, scores
-from ._arguments import checked_array, checked_scalar, documented
+from ._arguments import checked_array, checked_scalar
 from ._checks import Where
 from ._dtypes import Constant, PerPair
 from ._evaluate import evaluate
@@ -25,12 +25,13 @@ from ._mesh import AxisName
 from ._placement import BlockSize
 from ._products import PrecisionLike
 from ._reductions import Examples
+from ._signatures import readable
 from .losses import Loss
 
 _DIVERGENCES = ("forward", "reverse", "jensen_shannon")
 
 
-@documented()
+@readable
 @sharded_like("features")
 def linear_distillation_loss(
     features: ArrayLike,
@@ -67,17 +68,44 @@ def linear_distillation_loss(
     the divergence. Some authors multiply the loss by temperature^2 (Hinton et al., 2015); it is not done here.
 
     Args:
+        features: [..., D].
+        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
         teacher_features: [..., D'], with the leading axes of the features.
         teacher_kernel: [D', K], or [K, D'] with `class_axis=0`.
         teacher_bias: [K]; None for 0. A class that is left out of one of both is left out of both.
-        teacher_probs: in place of the teacher's layer, probabilities [..., K], normalised where their sum is not 1; or
-            a pair (indices [..., T], probabilities [..., T]) with different indices in [0, K), of which all other
-            classes have probability 0. For a pair, "reverse" is refused, as it would be infinite.
+        teacher_probs: in place of the teacher's layer, probabilities [..., K], normalised where their sum is
+            not 1; or a pair (indices [..., T], probabilities [..., T]) with different indices in [0, K), of
+            which all other classes have probability 0. For a pair, "reverse" is refused, as it would be
+            infinite.
         divergence: "forward", "reverse" or "jensen_shannon".
+        bias: [K]; None for 0. A class with bias -inf is left out.
+        class_axis: the axis of the classes in the kernel, 0 or -1.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        weights: [...], a factor of the loss of each example; None for 1.
+        softcap: a positive scalar, the bound of the logits; None for none.
         teacher_softcap: a positive scalar, the bound of the teacher's logits; None for none.
+        temperature: a positive scalar that divides the logits or squared distances.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
 
     Returns:
         The divergence in nats [...], or a scalar, in at least float32.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp

@@ -20,12 +20,13 @@ from jax.typing import ArrayLike
 
 from . import _checks, _dtypes, _explicit, _gibbs, _mesh, _placement, _rules
 from . import losses as _losses
-from ._arguments import checked, documented
+from ._arguments import checked
 from ._dtypes import is_per_pair
 from ._loops import Layout
 from ._pair import Pair
 from ._placement import BlockSize, Placement
 from ._reductions import Examples
+from ._signatures import readable
 from .engines import Engine
 from .losses import Loss
 from .scores import Scores
@@ -53,7 +54,7 @@ def _partition_of_losses(given):
     return _explicit.of_outputs(known, given)
 
 
-@documented()
+@readable
 @_explicit.over_explicit_axes(_partition_of_losses)
 def of(
     loss: Loss,
@@ -69,10 +70,26 @@ def of(
     """A loss of scores, which are never in memory all at once.
 
     Args:
+        loss: a `softjax.Loss`, from `softjax.losses` or your own. One of several numbers per example, such as
+            `losses.expectation`, is not reduced: take `reduction="none"`, and the mean of the result over its
+            axes.
         scores: made by a function of `softjax.scores`, which also takes the mesh axes.
+        example: data of each example for the loss: a pytree of arrays [..., *].
+        per_class: data of each class for the loss: a pytree of arrays [K, *].
+        weights: [...], a factor of the loss of each example; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        engine: a `softjax.engines.Engine` that computes the sums where it applies; None for the library's
+            loops.
 
     Returns:
         The loss [...], or a scalar, in at least float32.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import jax.numpy as jnp

@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _checks, _mesh, losses, scores
-from ._arguments import checked, checked_array, checked_scalar, documented
+from ._arguments import checked, checked_array, checked_scalar
 from ._checks import Where
 from ._dtypes import PerPair, common_dtype, compute_dtype, is_inexact
 from ._evaluate import evaluate, of
@@ -54,7 +54,7 @@ class Metrics(NamedTuple):
     """booleans: whether that is the label; of a pair, the label with the largest probability, the first at a tie"""
 
 
-@documented()
+@readable
 @sharded_like("features")
 def of_linear(
     loss: Loss,
@@ -76,8 +76,39 @@ def of_linear(
 ) -> Array:
     """A loss of a linear layer, z_k = sum_d features_d kernel_dk + bias_k, without the logits [..., K].
 
+    Args:
+        loss: a `softjax.Loss`, from `softjax.losses` or your own. One of several numbers per example, such as
+            `losses.expectation`, is not reduced: take `reduction="none"`, and the mean of the result over its
+            axes.
+        features: [..., D].
+        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
+        example: data of each example for the loss: a pytree of arrays [..., *].
+        per_class: data of each class for the loss: a pytree of arrays [K, *].
+        bias: [K]; None for 0. A class with bias -inf is left out.
+        class_axis: the axis of the classes in the kernel, 0 or -1.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        weights: [...], a factor of the loss of each example; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
+
     Returns:
         The loss [...], or a scalar, in at least float32.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -91,7 +122,7 @@ def of_linear(
     return of(loss, linear, example, per_class, weights=weights, reduction=reduction, block_size=block_size)
 
 
-@documented()
+@readable
 @sharded_like("features")
 def linear_softmax_cross_entropy(
     features: ArrayLike,
@@ -126,14 +157,46 @@ def linear_softmax_cross_entropy(
     otherwise in the backward pass, in four.
 
     Args:
-        labels: integers [...] in [0, K), or a pair (indices [..., T], probabilities [..., T]), whose probabilities
-            need not sum to 1 and are added for a repeated class. A label out of range gives NaN, in loss and gradient,
-            which is 0 where the cotangent of the loss is 0; a label on a class that is left out costs +inf.
-        reduction: "none", "sum", or "mean": sum(w L) / sum(w v), and 0 if sum(w v) is 0; v is the class weight of the
-            label, or 1 with a pair, as in PyTorch.
+        features: [..., D].
+        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
+        labels: integers [...] in [0, K), or a pair (indices [..., T], probabilities [..., T]), whose
+            probabilities need not sum to 1 and are added for a repeated class. A label out of range gives NaN,
+            in loss and gradient, which is 0 where the cotangent of the loss is 0; a label on a class that is
+            left out costs +inf.
+        bias: [K]; None for 0. A class with bias -inf is left out.
+        class_axis: the axis of the classes in the kernel, 0 or -1.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        weights: [...], a factor of the loss of each example; None for 1.
+        class_weights: [K], a factor of the cross entropy of each class; None for 1.
+        ignore_index: a label whose examples have loss and gradient 0 and are left out of the mean; None for
+            none. In a pair, its entries have weight 0, and an example with no other entry is ignored.
+        label_smoothing: in [0, 1]: the share of the label that is spread over all classes that are not left
+            out.
+        z_loss: the factor of A^2 in the loss.
+        softcap: a positive scalar, the bound of the logits; None for none.
+        temperature: a positive scalar that divides the logits or squared distances.
+        reduction: "none", "sum", or "mean": sum(w L) / sum(w v), and 0 if sum(w v) is 0; v is the class weight
+            of the label, or 1 with a pair, as in PyTorch.
+        has_aux: whether `softjax.Metrics` of every example are returned too, as in `jax.value_and_grad`.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
 
     Returns:
         L in nats [...], or a scalar, in at least float32; with `has_aux`, the pair (L, `softjax.Metrics`).
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -280,7 +343,7 @@ def of_scaled_logits(loss: Loss, softcap: ArrayLike | None, temperature: ArrayLi
     return loss if softcap is None else losses.softcap(loss, checked_scalar("softcap", softcap))
 
 
-@documented()
+@readable
 @sharded_like("features")
 def linear_sigmoid_binary_cross_entropy(
     features: ArrayLike,
@@ -308,14 +371,40 @@ def linear_sigmoid_binary_cross_entropy(
     `optax.sigmoid_binary_cross_entropy`.
 
     Args:
-        labels: integers [..., T] in [0, K), the classes of the example, each at most once; any other label gives NaN.
-            Or a pair (indices [..., T], targets [..., T]), with targets y in [0, 1]. Or the targets [..., K] of all
-            classes, which are constants of differentiation. A label on a class that is left out costs +inf; in targets
-            of all classes, that class is not in the sum.
+        features: [..., D].
+        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
+        labels: integers [..., T] in [0, K), the classes of the example, each at most once; any other label
+            gives NaN. Or a pair (indices [..., T], targets [..., T]), with targets y in [0, 1]. Or the targets
+            [..., K] of all classes, which are constants of differentiation. A label on a class that is left out
+            costs +inf; in targets of all classes, that class is not in the sum.
+        bias: [K]; None for 0. A class with bias -inf is left out.
+        class_axis: the axis of the classes in the kernel, 0 or -1.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        weights: [...], a factor of the loss of each example; None for 1.
         ignore_index: an entry that is no label, as lists may differ in length; None for none.
+        softcap: a positive scalar, the bound of the logits; None for none.
+        temperature: a positive scalar that divides the logits or squared distances.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
 
     Returns:
         L in nats [...], or a scalar, in at least float32.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -347,7 +436,7 @@ def _label_sets(labels, ignore_index, linear):
     return (ids, targets), known.all(-1)
 
 
-@documented()
+@readable
 @sharded_like("features")
 def linear_expectation(
     features: ArrayLike,
@@ -368,8 +457,31 @@ def linear_expectation(
     E_p[v] = sum_k p_k v_k, with p = softmax((features @ kernel + bias) / temperature): attention of the features to
     K keys, the kernel, and their values.
 
+    Args:
+        features: [..., D].
+        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
+        values: v [K, E].
+        bias: [K]; None for 0. A class with bias -inf is left out.
+        class_axis: the axis of the classes in the kernel, 0 or -1.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        temperature: a positive scalar that divides the logits or squared distances.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+
     Returns:
         E_p[v] [..., E], in the type that the arguments promote to; 0 where all classes are left out.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -385,7 +497,7 @@ def linear_expectation(
     return evaluate(loss, linear, None, values, block_size=block_size).astype(common_dtype(linear, values))
 
 
-@documented()
+@readable
 @sharded_like("features")
 def linear_logsumexp(
     features: ArrayLike,
@@ -405,8 +517,31 @@ def linear_logsumexp(
 
     A = log sum_k exp z_k, with z = softcap tanh((features @ kernel + bias) / softcap) / temperature.
 
+    Args:
+        features: [..., D].
+        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
+        bias: [K]; None for 0. A class with bias -inf is left out.
+        class_axis: the axis of the classes in the kernel, 0 or -1.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        softcap: a positive scalar, the bound of the logits; None for none.
+        temperature: a positive scalar that divides the logits or squared distances.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+
     Returns:
         A [...], in at least float32; -inf where all classes are left out.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -419,7 +554,7 @@ def linear_logsumexp(
     return evaluate(of_scaled_logits(losses.logsumexp, softcap, temperature), linear, block_size=block_size)
 
 
-@documented()
+@readable
 @sharded_like("features")
 def linear_log_probs(
     features: ArrayLike,
@@ -446,12 +581,36 @@ def linear_log_probs(
     over the classes forward and one backward.
 
     Args:
+        features: [..., D].
+        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
+        tokens: integers [...] in [0, K). Any other token gives NaN, in value and gradient.
+        bias: [K]; None for 0. A class with bias -inf is left out.
+        class_axis: the axis of the classes in the kernel, 0 or -1.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
         ignore_index: a token whose log-probability, entropy and gradient are 0; None for none.
+        softcap: a positive scalar, the bound of the logits; None for none.
+        temperature: a positive scalar that divides the logits or squared distances.
         entropy: whether the entropies -sum_k p_k log p_k are returned too.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
 
     Returns:
         log p_token [...], in at least float32; -inf for a class that is left out. With `entropy`, the pair
         (log-probabilities, entropies).
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp

@@ -12,11 +12,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from . import _checks, _rows, losses, scores
-from ._arguments import checked, checked_array, checked_scalar, documented
+from ._arguments import checked, checked_array, checked_scalar
 from ._checks import Axis
 from ._dtypes import common_dtype, compute_dtype
 from ._evaluate import evaluate, of
 from ._explicit import sharded_like
+from ._signatures import readable
 from ._unknown import nan_unless
 from .losses import Loss
 
@@ -77,7 +78,7 @@ def _cross_entropy_logits(x: ArrayLike, axis: Axis, where: ArrayLike | None) -> 
     return _Masked(logits, axes, None, live)
 
 
-@documented()
+@readable
 @sharded_like("logits")
 def of_logits(
     loss: Loss,
@@ -92,10 +93,23 @@ def of_logits(
     """A loss of dense logits.
 
     Args:
+        loss: a `softjax.Loss`, from `softjax.losses` or your own. One of several numbers per example, such as
+            `losses.expectation`, is not reduced: take `reduction="none"`, and the mean of the result over its
+            axes.
+        logits: z [..., K].
+        example: data of each example for the loss: a pytree of arrays [..., *].
+        per_class: data of each class for the loss: a pytree of arrays [K, *].
         where: booleans broadcastable to the logits, the classes to include; None for all.
+        weights: [...], a factor of the loss of each example; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
 
     Returns:
         The loss [...], or a scalar, in at least float32.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -108,7 +122,7 @@ def of_logits(
     return of(loss, dense, example, per_class, weights=weights, reduction=reduction)
 
 
-@documented(dense=True)
+@readable
 @sharded_like("x", with_classes=True)
 def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Softmax, which the source texts call softargmax.
@@ -120,9 +134,15 @@ def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Ar
 
     Args:
         x: logits [...], of any floating-point type; integers are promoted.
+        axis: the axis or axes of the classes; None for all.
+        where: booleans broadcastable to the logits, the classes to include; None for all.
 
     Returns:
         Probabilities of the shape and type of x.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -138,7 +158,7 @@ def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Ar
 softargmax = softmax
 
 
-@documented(dense=True)
+@readable
 @sharded_like("x", with_classes=True)
 def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Logarithm of the softmax.
@@ -146,8 +166,17 @@ def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
     log p_k = x_k - log sum_j exp(x_j), with all digits also for a likely class, where it is close to 0.
     Takes the arguments of `jax.nn.log_softmax`; a class that is left out has -inf and gradient 0.
 
+    Args:
+        x: logits [...].
+        axis: the axis or axes of the classes; None for all.
+        where: booleans broadcastable to the logits, the classes to include; None for all.
+
     Returns:
         Log-probabilities of the shape and type of x.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -160,7 +189,7 @@ def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
     return rows.restore(_rows.row_log_softmax(logits).astype(logits.dtype))
 
 
-@documented(dense=True)
+@readable
 @sharded_like("a")
 def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None, keepdims: bool = False) -> Array:
     """Logarithm of the sum of exponentials: a smooth maximum.
@@ -170,10 +199,17 @@ def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None
     are left out or there are none, and NaN where a class has +inf.
 
     Args:
+        a: logits [...].
         axis: the axis or axes to sum over; None for all.
+        where: booleans broadcastable to the logits, the classes to include; None for all.
+        keepdims: whether the summed axes stay, with size 1.
 
     Returns:
         A of the type of a, and its shape less `axis`.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -187,15 +223,24 @@ def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None
     return jnp.expand_dims(total, rows.axes) if checked("keepdims", keepdims) else total
 
 
-@documented(dense=True)
+@readable
 @sharded_like("logits")
 def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Entropy of the softmax, in nats.
 
     H(p) = -sum_k p_k log p_k = A - E_p[z], without loss of digits where p is nearly certain.
 
+    Args:
+        logits: z [...].
+        axis: the axis or axes of the classes; None for all.
+        where: booleans broadcastable to the logits, the classes to include; None for all.
+
     Returns:
         H in at least float32, of the logits' shape less `axis`; -inf where all classes are left out.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -208,7 +253,7 @@ def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
     return evaluate(losses.entropy, scores.dense(logits))
 
 
-@documented(dense=True)
+@readable
 @sharded_like("logits", "values")
 def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Expectation of the values under the softmax of the logits.
@@ -218,11 +263,17 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
     A class that is left out contributes 0, even where its value is infinite or NaN.
 
     Args:
+        logits: z [...].
+        values: t, broadcastable against the logits.
         axis: the axis or axes of the classes, in the shape that the two broadcast to; None for all.
         where: booleans broadcastable to that shape, the classes to include; None for all.
 
     Returns:
         E_p[t], in the type that logits and values promote to; 0 where all classes are left out.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import jax, softjax, jax.numpy as jnp
@@ -245,7 +296,7 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
     return _rows.row_expectation(z.astype(dtype), t).astype(dtype)
 
 
-@documented(dense=True)
+@readable
 @sharded_like("logits")
 def softmax_cross_entropy(
     logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
@@ -257,11 +308,17 @@ def softmax_cross_entropy(
     +inf; a class with `where` False is not in the sum.
 
     Args:
+        logits: z [...].
         labels: y, broadcastable to the logits.
+        axis: the axis or axes of the classes; None for all.
         where: booleans, one per example, or broadcastable to the logits: the examples or classes to include.
 
     Returns:
         L in nats, in at least float32, of the logits' shape less `axis`.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import jax, softjax, jax.numpy as jnp
@@ -280,7 +337,7 @@ def softmax_cross_entropy(
     return _of_kept(_rows.row_cross_entropy, kept, z.astype(dtype), y)
 
 
-@documented(dense=True)
+@readable
 @sharded_like("logits")
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike,
@@ -297,14 +354,22 @@ def softmax_cross_entropy_with_integer_labels(
     Takes the arguments of `optax.softmax_cross_entropy_with_integer_labels`.
 
     Args:
+        logits: z [...].
         labels: y, integers in [0, K), of the logits' shape less `axis`; with several axes, indices into these
-            flattened. A label out of range gives NaN, in loss and gradient; where the cotangent of the loss is 0, the
-            gradient is 0.
-        where: booleans, one per example, or broadcastable to the logits: the examples or classes to include. A label
-            that is left out costs +inf; an example without a class costs 0.
+            flattened. A label out of range gives NaN, in loss and gradient; where the cotangent of the loss is
+            0, the gradient is 0.
+        axis: the axis or axes of the classes; None for all.
+        where: booleans, one per example, or broadcastable to the logits: the examples or classes to include. A
+            label that is left out costs +inf; an example without a class costs 0.
+        ignore_index: a label whose examples have loss and gradient 0 and are left out of the mean; None for
+            none. In a pair, its entries have weight 0, and an example with no other entry is ignored.
 
     Returns:
         L in nats, in at least float32, of the labels' shape.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -335,7 +400,7 @@ def _of_kept(function, kept, *rows):
     return jnp.where(kept, function(*(_rows.still_unless(kept, x) for x in rows)), 0)
 
 
-@documented(dense=True)
+@readable
 @sharded_like("scores")
 def multiclass_svm_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLike = 1.0) -> Array:
     """Multiclass SVM loss of Weston and Watkins.
@@ -345,8 +410,17 @@ def multiclass_svm_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLi
     Its gradient for s_k, k != y, is 1 where s_k - s_y + margin > 0 and 1/2 where it is 0, as in JAX's `maximum`
     (the text takes 1 there); for s_y it is minus their sum.
 
+    Args:
+        scores: s [..., K].
+        labels: integers [...] in [0, K). Any other label gives NaN, in loss and gradient.
+        margin: a scalar, at least 0; of a hinge.
+
     Returns:
         L [...], in at least float32. A class of score -inf costs nothing.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import jax.numpy as jnp
@@ -361,7 +435,7 @@ def multiclass_svm_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLi
     return of_logits(losses.weston_watkins(margin), s, (jnp.where(known, y, -1), label_scores))
 
 
-@documented(dense=True)
+@readable
 @sharded_like("scores")
 def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, margin: ArrayLike = 1.0) -> Array:
     """Multiclass hinge loss of Crammer and Singer.
@@ -371,8 +445,17 @@ def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, margin: Array
     With margin 1 it is `optax.losses.multiclass_hinge_loss`. Classes that tie for the maximum, the label included,
     share its gradient equally, as in JAX's `max`.
 
+    Args:
+        scores: s [..., K].
+        labels: integers [...] in [0, K). Any other label gives NaN, in loss and gradient.
+        margin: a scalar, at least 0; of a hinge.
+
     Returns:
         L [...], in at least float32. A class of score -inf costs nothing.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import jax.numpy as jnp

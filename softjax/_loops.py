@@ -8,14 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.experimental.layout import Layout as Format
-from jax.experimental.layout import with_layout_constraint
-from jax.extend import core
-from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 
 from . import _checks, _mesh
 from ._dtypes import Constant, is_constant, is_per_pair, widened
+from ._jax import row_major
 
 
 class Layout(NamedTuple):
@@ -75,29 +72,10 @@ def put_block(classes: tuple, layout: Layout, start: ArrayLike, block: tuple) ->
     """The class arrays with a block replaced."""
 
     def on_axis(axis, tree, block):
-        write = lambda a, b: lax.dynamic_update_slice_in_dim(a, _row_major_p.bind(b.astype(a.dtype)), start, axis)
+        write = lambda a, b: lax.dynamic_update_slice_in_dim(a, row_major(b.astype(a.dtype)), start, axis)
         return jax.tree.map(write, tree, block)
 
     return tuple(map(on_axis, layout.axes, classes, block))
-
-
-_row_major_p = core.Primitive("softjax_row_major")
-_row_major_p.def_impl(lambda block: block)
-_row_major_p.def_abstract_eval(lambda block: block)
-ad.deflinear2(_row_major_p, lambda ct, _: [_row_major_p.bind(ct)])
-batching.primitive_batchers[_row_major_p] = lambda blocks, axes: (_row_major_p.bind(*blocks), *axes)
-
-
-def _lowered_for_tpus(context, block):
-    """In the layout that arrays have on TPUs, whose compiler would otherwise transpose the whole array."""
-    if context.module_context.lowering_parameters.for_export:  # the constraint cannot be exported
-        return [block]
-    in_rows = lambda a: with_layout_constraint(a, Format(tuple(range(a.ndim))))
-    return mlir.lower_fun(in_rows, multiple_results=False)(context, block)
-
-
-mlir.register_lowering(_row_major_p, lambda _, block: [block])
-mlir.register_lowering(_row_major_p, _lowered_for_tpus, platform="tpu")
 
 
 def block_ids(layout: Layout, start: ArrayLike, size: int) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ._older_jax import as_varying, gather_shards, varying_axes
+from ._jax import as_varying, gather_shards, varying_axes
 
 Names = tuple[str, ...]
 AxisName = str | Names | None

@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from . import _checks, _distances, _explicit, losses, scores
-from ._arguments import checked_array, documented
+from ._arguments import checked_array
 from ._checks import Where
 from ._dtypes import cast, common_dtype, compute_dtype, inexact_leaves
 from ._evaluate import evaluate
@@ -30,7 +30,7 @@ from ._signatures import readable
 from .losses import Loss
 
 
-@documented()
+@readable
 @sharded_like("z")
 def of_mixture(
     loss: Loss,
@@ -53,8 +53,37 @@ def of_mixture(
 
     h_k = -|z - c_k|^2 / temperature + log_prior_k, up to a number that is common to all classes.
 
+    Args:
+        loss: a `softjax.Loss`, from `softjax.losses` or your own. One of several numbers per example, such as
+            `losses.expectation`, is not reduced: take `reduction="none"`, and the mean of the result over its
+            axes.
+        z: latents [..., D].
+        centers: c [K, D].
+        example: data of each example for the loss: a pytree of arrays [..., *].
+        per_class: data of each class for the loss: a pytree of arrays [K, *].
+        log_prior: [K], added to the scores; None for 0. A class with -inf is left out.
+        precisions: t, positive factors of the squared differences, such as inverse variances: [K, D]; [K, 1],
+            one of each class; or [D], one of each dimension; None for 1.
+        temperature: a positive scalar that divides the logits or squared distances.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        weights: [...], a factor of the loss of each example; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
+
     Returns:
         The loss [...], or a scalar, in at least float32.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -121,7 +150,7 @@ def _about_middle(a, middle):
     return None if a is None else a - middle[None]
 
 
-@documented()
+@readable
 @sharded_like("z")
 def mixture_autoencoder_loss(
     z: ArrayLike,
@@ -144,8 +173,34 @@ def mixture_autoencoder_loss(
     LOE = |x - sum_k p_k v_k|^2, with p = softmax(h), h_k = -|z - c_k|^2 / temperature + log_prior_k.
     All arrays have gradients. The text's k-vector t_k = sum_e 2 (x_e - E_p[v]_e) v_ke is computed block by block.
 
+    Args:
+        z: latents [..., D].
+        x: data [..., E], with the leading axes of z.
+        centers: c [K, D].
+        values: v [K, E].
+        log_prior: [K], added to the scores; None for 0. A class with -inf is left out.
+        precisions: t, positive factors of the squared differences, such as inverse variances: [K, D]; [K, 1],
+            one of each class; or [D], one of each dimension; None for 1.
+        temperature: a positive scalar that divides the logits or squared distances.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        weights: [...], a factor of the loss of each example; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
+
     Returns:
         The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -159,7 +214,7 @@ def mixture_autoencoder_loss(
     return _of_data(losses.mixture_autoencoder, z, x, centers, values, of_scores, weights, reduction, block_size)
 
 
-@documented()
+@readable
 @sharded_like("z")
 def eol_loss(
     z: ArrayLike,
@@ -183,8 +238,34 @@ def eol_loss(
     with p = softmax(h), h_k = -|z - c_k|^2 / temperature + log_prior_k.
     It is at least `leop_loss`, and more than `mixture_autoencoder_loss` by tr Var_p(v).
 
+    Args:
+        z: latents [..., D].
+        x: data [..., E], with the leading axes of z.
+        centers: c [K, D].
+        values: v [K, E].
+        log_prior: [K], added to the scores; None for 0. A class with -inf is left out.
+        precisions: t, positive factors of the squared differences, such as inverse variances: [K, D]; [K, 1],
+            one of each class; or [D], one of each dimension; None for 1.
+        temperature: a positive scalar that divides the logits or squared distances.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        weights: [...], a factor of the loss of each example; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
+
     Returns:
         The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -198,7 +279,7 @@ def eol_loss(
     return _of_data(losses.eol, z, x, centers, values, of_scores, weights, reduction, block_size)
 
 
-@documented()
+@readable
 @sharded_like("z")
 def leop_loss(
     z: ArrayLike,
@@ -221,8 +302,34 @@ def leop_loss(
     LEOP = -log sum_k p_k exp(-|x - v_k|^2), with p = softmax(h), h_k = -|z - c_k|^2 / temperature + log_prior_k.
     It is at most `eol_loss`, by Jensen's inequality.
 
+    Args:
+        z: latents [..., D].
+        x: data [..., E], with the leading axes of z.
+        centers: c [K, D].
+        values: v [K, E].
+        log_prior: [K], added to the scores; None for 0. A class with -inf is left out.
+        precisions: t, positive factors of the squared differences, such as inverse variances: [K, D]; [K, 1],
+            one of each class; or [D], one of each dimension; None for 1.
+        temperature: a positive scalar that divides the logits or squared distances.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        weights: [...], a factor of the loss of each example; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
+
     Returns:
         The loss [...], or a scalar, in at least float32: a sum over e, not a mean.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -236,7 +343,7 @@ def leop_loss(
     return _of_data(losses.leop, z, x, centers, values, of_scores, weights, reduction, block_size)
 
 
-@documented()
+@readable
 @sharded_like("z")
 def mixture_expectation(
     z: ArrayLike,
@@ -254,8 +361,28 @@ def mixture_expectation(
 
     E_p[v] = sum_k p_k v_k, with p = softmax(h), h_k = -|z - c_k|^2 / temperature + log_prior_k.
 
+    Args:
+        z: latents [..., D].
+        centers: c [K, D].
+        values: v [K, E].
+        log_prior: [K], added to the scores; None for 0. A class with -inf is left out.
+        precisions: t, positive factors of the squared differences, such as inverse variances: [K, D]; [K, 1],
+            one of each class; or [D], one of each dimension; None for 1.
+        temperature: a positive scalar that divides the logits or squared distances.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+
     Returns:
         E_p[v] [..., E], in the type that the arguments promote to; 0 where all classes are left out.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -287,7 +414,7 @@ def _moved_back(middle, q, _):
     return (q.v[0] - jnp.where(any_class, -middle, 0)).value
 
 
-@documented()
+@readable
 @sharded_like("x")
 def gaussian_mixture_nll_loss(
     x: ArrayLike,
@@ -310,11 +437,29 @@ def gaussian_mixture_nll_loss(
     Args:
         x: data [..., D].
         centers: the means c [K, D].
-        log_prior: [K], the log-weights of the components, up to a number common to all; None for 0. A class with -inf
-            is left out.
+        precisions: t, positive factors of the squared differences, such as inverse variances: [K, D]; [K, 1],
+            one of each class; or [D], one of each dimension; None for 1.
+        log_prior: [K], the log-weights of the components, up to a number common to all; None for 0. A class
+            with -inf is left out.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        weights: [...], a factor of the loss of each example; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
 
     Returns:
         The loss [...], or a scalar, in nats, in at least float32: a sum over d, not a mean.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
@@ -351,7 +496,7 @@ def _partition_of_quantized(given):
     return Quantized._make((of_examples, of_examples, P(), P()))
 
 
-@documented()
+@readable
 @_explicit.over_explicit_axes(_partition_of_quantized)
 def soft_quantize(
     z: ArrayLike,
@@ -372,11 +517,25 @@ def soft_quantize(
     the same pass.
 
     Args:
+        z: latents [..., D].
         centers: the codes c [K, D].
         values: v [K, E], to take the expectation of, in place of the codes; None for the codes.
+        log_prior: [K], added to the scores; None for 0. A class with -inf is left out.
+        precisions: t, positive factors of the squared differences, such as inverse variances: [K, D]; [K, 1],
+            one of each class; or [D], one of each dimension; None for 1.
+        temperature: a positive scalar that divides the logits or squared distances.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
+            choose.
 
     Returns:
         The `Quantized` values [..., D] or [..., E], ids [...], usage [K] and perplexity.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp

@@ -7,9 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend import core
-from jax.interpreters import ad, batching, mlir
 
+from ._jax import elementwise
 from ._signatures import readable
 
 
@@ -63,7 +62,7 @@ def renormalised(base: Array, rest: Array) -> tuple[Array, Array]:
 
 def tangent_of(x: Array) -> Array:
     """0, with the derivative of x where x is finite. Without a derivative, x is not computed."""
-    return _tangent_p.bind(x)
+    return _tangent(x)
 
 
 def with_value(value: Array | int, where: Array, x: Array) -> Array:
@@ -71,14 +70,10 @@ def with_value(value: Array | int, where: Array, x: Array) -> Array:
     return lax.stop_gradient(jnp.where(where, value, x)) + tangent_of(x)
 
 
-_tangent_p = core.Primitive("softjax_tangent")
-_tangent_p.def_impl(jnp.zeros_like)
-_tangent_p.def_abstract_eval(lambda x: x)
-ad.primitive_jvps[_tangent_p] = lambda primals, tangents: _jvp_of_tangent(*primals, *tangents)
-batching.primitive_batchers[_tangent_p] = lambda args, axes: (_tangent_p.bind(*args), *axes)
-mlir.register_lowering(_tangent_p, mlir.lower_fun(jnp.zeros_like, multiple_results=False))
+def _jvp_of_tangent(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    moved = None if dx is None else jnp.where(jnp.isfinite(lax.stop_gradient(x)), dx, jnp.zeros_like(dx))
+    return tangent_of(x), moved
 
 
-def _jvp_of_tangent(x, dx):
-    still = isinstance(dx, ad.Zero)
-    return _tangent_p.bind(x), dx if still else jnp.where(jnp.isfinite(lax.stop_gradient(x)), dx, jnp.zeros_like(dx))
+_tangent = elementwise("softjax_tangent", jnp.zeros_like, _jvp_of_tangent)

@@ -11,17 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.custom_derivatives import zero_from_primal
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.extend import core
-from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from . import _mesh
-from ._dtypes import is_inexact, is_per_pair, join, split, widened
+from . import _jax, _mesh
+from ._dtypes import is_per_pair, widened
 from ._mesh import Shards
-from ._older_jax import linear_transpose
 
 # The roles of an array: its first axis is that of the examples, and in pairs the second that of the classes; or it is
 # replicated; or an integer, its class axis.
@@ -33,13 +28,22 @@ ArrayRole = str | int
 class Program:
     """A computation, and how it is divided."""
 
-    jaxpr: core.ClosedJaxpr  # the computation itself, which derivatives and vmap use
+    jaxpr: _jax.Jaxpr  # the computation itself, which derivatives and vmap use
     local: Callable  # (shards, *leaves) -> leaves, of the arrays of one device
     roles: tuple[tuple[ArrayRole, ...], tuple[ArrayRole, ...]]  # of the leaves of the arguments, and of the result
-    linear: int  # the number of last arguments in which the result is linear
+    linear: int = 0  # the number of last arguments in which the result is linear
+    content: str = ""  # all of `local` that the computation itself does not say
+    divided: _jax.Jaxpr | None = None  # the computation, divided; None for a transpose
+    transposed: "Program | None" = None  # the program of which this is the transpose
+
+    def lowered(self, context: Any, args: tuple) -> Any:
+        """The computation in the program that is being lowered."""
+        if self.divided is None or _jax.of_one_device(context):
+            return _jax.lowered_jaxpr(context, args, self.jaxpr)
+        return _jax.lowered_partitioned(context, args, self.divided, self.jaxpr, self.content)
 
 
-def call(local: Callable, args: tuple, roles: tuple, of_result: Any, *, linear: int = 0) -> Any:
+def call(local: Callable, args: tuple, roles: tuple, of_result: Any, *, linear: int = 0, content: str) -> Any:
     """`local(Shards(), *args)`, computed by every device for its shard.
 
     Args:
@@ -48,6 +52,8 @@ def call(local: Callable, args: tuple, roles: tuple, of_result: Any, *, linear: 
         roles: for each argument, a tree of roles that is a prefix of it.
         of_result: the same for the result.
         linear: the number of last arguments in which the result is linear.
+        content: the name and the options of `local`. Equal texts are one computation to a compilation cache, if
+            `local(Shards(), *args)` is the same program too.
     """
     if jax.sharding.get_abstract_mesh().manual_axes or _mesh.explicit_axes(jax.sharding.get_abstract_mesh()):
         return local(Shards(), *args)
@@ -56,14 +62,14 @@ def call(local: Callable, args: tuple, roles: tuple, of_result: Any, *, linear: 
     jaxpr, shape = jax.make_jaxpr(ft.partial(of_leaves, Shards()), return_shape=True)(*leaves)
     flat = lambda shards, *leaves: jax.tree.leaves(of_leaves(shards, *leaves))
     count = len(jax.tree.leaves(args[len(args) - linear :])) if linear else 0
-    program = Program(jaxpr, flat, (_flat_roles(roles, args), _flat_roles(of_result, shape)), count)
+    roles = _flat_roles(roles, args), _flat_roles(of_result, shape)
+    program = Program(jaxpr, flat, roles, count, f"{content} {roles}")
     return jax.tree.unflatten(jax.tree.structure(shape), _bind(program, leaves))
 
 
-def _bind(program, leaves, transposed=None):
-    divided = custom_partitioning(core.jaxpr_as_fun(program.jaxpr))
-    divided.def_partition(_partition_of(program), sharding_rule=_rule(program), decode_shardings=True)
-    return _call_p.bind(*leaves, divided=jax.make_jaxpr(divided)(*leaves), program=program, transposed=transposed)
+def _bind(program, leaves):
+    divided = _jax.custom_partitioned(program.jaxpr, _partition_of(program), _rule(program), leaves)
+    return _divided_call(*leaves, call=dataclasses.replace(program, divided=divided))
 
 
 def _flat_roles(roles, tree):
@@ -72,71 +78,31 @@ def _flat_roles(roles, tree):
     return tuple(jax.tree.leaves(jax.tree.map(of_leaves, roles, tree)))
 
 
-_call_p = core.Primitive("softjax_call")
-_call_p.multiple_results = True
-_call_p.def_impl(lambda *args, program, **_: core.jaxpr_as_fun(program.jaxpr)(*args))
-_call_p.def_abstract_eval(lambda *_, program, **__: program.jaxpr.out_avals)
-
-
-def _jvp(primals, tangents, *, program, **params):
-    moving = [a for a in primals if is_inexact(a)]
-    tangents = [ad.instantiate_zeros(t) for t, a in zip(tangents, primals, strict=True) if is_inexact(a)]
-
-    def function(*moving):
-        given = iter(moving)
-        out = core.jaxpr_as_fun(program.jaxpr)(*(next(given) if is_inexact(a) else a for a in primals))
-        return split(out)
-
-    _, moved, fixed = jax.jvp(function, moving, tangents, has_aux=True)
-    moved = join(moved, [None if a is None else zero_from_primal(a) for a in fixed])
-    return _call_p.bind(*primals, program=program, **params), moved
-
-
-def _batch(args, axes, *, program, **_):
-    out = jax.vmap(core.jaxpr_as_fun(program.jaxpr), axes)(*args)
-    return out, [0] * len(out)
-
-
-def _transpose(cotangents, *args, program, transposed, **_):
+def _transpose(program, cotangents, args):
     """The transpose, as an equation whose own transpose is the divided computation again."""
     fixed, linear = args[: len(args) - program.linear], args[len(args) - program.linear :]
-    cotangents = [ad.instantiate_zeros(ct) for ct in cotangents]
-    if transposed is not None:
-        return [None] * len(fixed) + _bind(transposed, [*fixed, *cotangents])
+    if program.transposed is not None:
+        return _bind(program.transposed, [*fixed, *cotangents])
 
     def transpose(*args):
-        function = lambda *moving: core.jaxpr_as_fun(program.jaxpr)(*args[: len(fixed)], *moving)
-        return linear_transpose(function, *(a.aval for a in linear))(list(args[len(fixed) :]))
+        function = lambda *moving: _jax.of_jaxpr(program.jaxpr)(*args[: len(fixed)], *moving)
+        return _jax.linear_transpose(function, *(a.aval for a in linear))(list(args[len(fixed) :]))
 
     jaxpr = jax.make_jaxpr(transpose)(*fixed, *cotangents)
-    pushed = dataclasses.replace(program, jaxpr=jaxpr, linear=len(cotangents))
-    out = _call_p.bind(*fixed, *cotangents, divided=jaxpr, program=pushed, transposed=program)
-    return [None] * len(fixed) + out
+    return _divided_call(
+        *fixed, *cotangents, call=Program(jaxpr, _not_divided, ((), ()), len(cotangents), transposed=program)
+    )
 
 
-ad.primitive_jvps[_call_p] = _jvp
-ad.primitive_transposes[_call_p] = _transpose
-batching.primitive_batchers[_call_p] = _batch
+def _not_divided(*_):
+    raise NotImplementedError
 
 
-def _lower(context, *args, divided, program, **_):
-    module = context.module_context
-    on_one_device = getattr(module.axis_context, "num_devices", 2) == 1
-    plain = on_one_device or module.lowering_parameters.for_export  # an exported program cannot call back
-    function = core.jaxpr_as_fun(program.jaxpr if plain else divided)
-    return mlir.lower_fun(function, multiple_results=True)(context, *args)
-
-
-mlir.register_lowering(_call_p, _lower)
+_divided_call: Callable = _jax.primitive_call("softjax_call", _transpose)
 
 
 def _partition_of(program):
-    """The function that chooses how the arrays are sharded, for `custom_partitioning`."""
-    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
-
-    def local(shards, *leaves):
-        with jax.enable_x64(x64):  # XLA calls this in a thread of its own, which does not know of `with` statements
-            return program.local(shards, *leaves)
+    """How arrays are sharded, and the computation of one device, for the partitioner."""
 
     def partition(mesh, args, results):
         shards = _shards(mesh, args, program.roles[0])
@@ -144,7 +110,7 @@ def _partition_of(program):
         of_args, of_results = (
             tuple(map(spec, roles, arrays)) for roles, arrays in zip(program.roles, (args, results), strict=True)
         )
-        return mesh, ft.partial(local, shards), list(of_results), of_args
+        return ft.partial(program.local, shards), list(of_results), of_args
 
     return partition
 

@@ -13,7 +13,6 @@ from jax import export
 from jax.typing import DTypeLike
 
 from . import _checks
-from ._arguments import documented
 from ._dtypes import compute_dtype
 from ._signatures import readable
 
@@ -35,7 +34,7 @@ class Placement(NamedTuple):
 BlockSize = int | Placement | None
 
 
-@documented()
+@readable
 def placement(
     examples: int,
     classes: int,
@@ -52,12 +51,18 @@ def placement(
         examples: N, the number of examples.
         classes: K, the number of classes.
         features: D, the size of the features or latents.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
+            0.
         dtype: the type of the arrays; the scores are computed in at least float32.
         platform: "cpu", "gpu" or "tpu"; None for JAX's default.
         memory: the bytes that scores may take on a GPU or TPU; None for a tenth of the memory of the device.
 
     Returns:
         The placement.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import softjax

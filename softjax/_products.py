@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 
 from . import _checks
 from ._dtypes import common_dtype
+from ._jax import setting
 from ._rules import both_modes
 
 PrecisionLike = str | lax.Precision | None
@@ -53,7 +54,7 @@ def chosen(precision: PrecisionLike, dtype: DTypeLike | None, features: Array, k
         raise ValueError(f"`precision` must be one of {LEVELS}, a `jax.lax.Precision` or None, got {precision!r}.")
     given = common_dtype(features, kernel)
     operands = given if dtype is None else _checks.floating_dtype("dtype", dtype)
-    default = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    default = setting("jax_default_matmul_precision")
     if operands.itemsize >= 4:
         return Product(None, level or default or "highest")
     if level is None and default is None:

@@ -13,15 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, export, lax
-from jax.extend import core
-from jax.interpreters import ad, batching, mlir
 from jax.tree_util import Partial
 
 from . import _gibbs as g
 from . import _mesh, _rules
 from ._dtypes import join, split, widened
+from ._jax import elementwise
 from ._loops import Layout, over_tiles
-from ._unknown import batched_in_front
 
 _SCORES_ALONE = Partial(lambda logits, _, ids: g.Columns(widened(logits)))
 
@@ -96,23 +94,15 @@ def still_unless(kept: Array, x: Array) -> Array:
 
     Their derivative is 0 even where it would be NaN. A selection from x has this derivative too, but is an array more.
     """
-    return _still_p.bind(*_mesh.vary_together((x, kept)))
-
-
-_still_p = core.Primitive("softjax_still")
-_still_p.def_impl(lambda x, _: x)
-_still_p.def_abstract_eval(lambda x, _: x)
-mlir.register_lowering(_still_p, lambda _, x, __: [x])
+    return _still(*_mesh.vary_together((x, kept)))
 
 
 def _jvp_of_still(primals, tangents):
     (x, kept), (dx, _) = primals, tangents
-    moved = dx if isinstance(dx, ad.Zero) else jnp.where(kept[..., None], dx, 0)
-    return _still_p.bind(x, kept), moved
+    return _still(x, kept), None if dx is None else jnp.where(kept[..., None], dx, 0)
 
 
-ad.primitive_jvps[_still_p] = _jvp_of_still
-batching.primitive_batchers[_still_p] = lambda args, axes: (_still_p.bind(*batched_in_front(args, axes)), 0)
+_still = elementwise("softjax_still", lambda x, _: x, _jvp_of_still)
 
 _left_out = jnp.isneginf
 

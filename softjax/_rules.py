@@ -22,8 +22,8 @@ from jax.custom_derivatives import zero_from_primal
 from . import _gibbs as g
 from . import _mesh, _partition
 from ._dtypes import common_dtype, compute_dtype, join, split, widened
+from ._jax import linear_transpose
 from ._loops import Layout, block_ids, over_blocks, over_tiles, put_block, take_block, take_examples
-from ._older_jax import linear_transpose
 
 
 def both_modes(rule: jax.custom_vjp, *, options: int = 0) -> Callable:
@@ -183,7 +183,14 @@ def divided(
     loops = layout.tile < layout.examples or layout.block < layout.classes
     if layout.mesh or not isinstance(layout.examples, int) or (loops_alone and not loops):
         return local(_mesh.Shards(), *args)
-    return _partition.call(local, args, roles, of_result, linear=linear)
+    return _partition.call(local, args, roles, of_result, linear=linear, content=f"{_named(function)} {layout}")
+
+
+def _named(function):
+    """The name of a function, with the options that it was given."""
+    if isinstance(function, ft.partial):
+        return f"{_named(function.func)} {function.args} {function.keywords}"
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _of_device(layout, shards):

@@ -4,21 +4,24 @@ The derivative of such a loss is NaN too, but 0 where its cotangent is 0: a row 
 as in `jnp.where(mask, loss, 0)`, has gradient 0. A factor of NaN would make it NaN.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend import core
-from jax.interpreters import ad, batching, mlir
+from jax.custom_derivatives import zero_from_primal
+
+from ._jax import elementwise
 
 
 def nan_unless(known: Array, x: Array) -> Array:
     """x, or NaN where `known` is False, in value and derivative; `known` has the shape of x, or of its first axes."""
-    return _nan_p.bind(x, _shaped_as(known, x), always=True)
+    return _nan_where(x, _shaped_as(known, x), always=True)
 
 
 def nan_if_moved(known: Array, ct: Array) -> Array:
     """The cotangent, or NaN where `known` is False and it is not 0: the transpose of `nan_unless`."""
-    return _nan_p.bind(ct, _shaped_as(known, ct), always=False)
+    return _nan_where(ct, _shaped_as(known, ct), always=False)
 
 
 def _shaped_as(known, x):
@@ -30,36 +33,19 @@ def _nan(x, known, always):
         return jnp.where(known if always else known | (x == 0), x, jnp.nan)
 
 
-# It counts as linear in x. A tangent of an unknown loss is always NaN, a cotangent if it is not 0.
-_nan_p = core.Primitive("softjax_nan")
-_nan_p.def_impl(jax.jit(_nan, static_argnames="always"))
-_nan_p.def_abstract_eval(lambda x, *_, **__: x)
-mlir.register_lowering(_nan_p, mlir.lower_fun(_nan, multiple_results=False))
-
-
 def _jvp_of_nan(primals, tangents, *, always):
     (x, known), (dx, _) = primals, tangents
-    out = _nan_p.bind(x, known, always=always)
-    if isinstance(dx, ad.Zero) and not always:
-        return out, dx
-    return out, _nan_p.bind(ad.instantiate_zeros(dx), known, always=always)
+    out = _nan_where(x, known, always=always)
+    if dx is None and not always:
+        return out, None
+    return out, _nan_where(zero_from_primal(x) if dx is None else dx, known, always=always)
 
 
-def _transpose_of_nan(ct, _, known, *, always):
-    return (ct if isinstance(ct, ad.Zero) else _nan_p.bind(ct, known, always=not always)), None
-
-
-def batched_in_front(args: tuple, axes: tuple) -> list[Array]:
-    """The arguments of a batching rule, all with the batch as their first axis."""
-    size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
-    front = lambda a, axis: jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
-    return [front(a, axis) for a, axis in zip(args, axes, strict=True)]
-
-
-def _batch_of_nan(args, axes, *, always):
-    return _nan_p.bind(*batched_in_front(args, axes), always=always), 0
-
-
-ad.primitive_jvps[_nan_p] = _jvp_of_nan
-ad.primitive_transposes[_nan_p] = _transpose_of_nan
-batching.primitive_batchers[_nan_p] = _batch_of_nan
+# It counts as linear in x. A tangent of an unknown loss is always NaN, a cotangent if it is not 0.
+_nan_where: Callable = elementwise(
+    "softjax_nan",
+    _nan,
+    _jvp_of_nan,
+    lambda ct, _, known, *, always: _nan_where(ct, known, always=not always),
+    static=("always",),
+)

@@ -20,7 +20,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _checks, _distances, _explicit, _mesh, _products
-from ._arguments import checked_array, checked_scalar, documented
+from ._arguments import checked_array, checked_scalar
 from ._checks import Where
 from ._dtypes import (
     PerPair,
@@ -97,7 +97,7 @@ class Scores:
         return dataclasses.replace(self, function=function, examples=examples, exact=exact, classes=classes)
 
 
-@documented()
+@readable
 def linear(
     features: ArrayLike,
     kernel: ArrayLike,
@@ -111,8 +111,29 @@ def linear(
 ) -> Scores:
     """Scores of a linear layer, z_k = sum_d features_d kernel_dk + bias_k.
 
+    Args:
+        features: [..., D].
+        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
+        bias: [K]; None for 0. A class with bias -inf is left out.
+        class_axis: the axis of the classes in the kernel, 0 or -1.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
+        precision: "default", "high" or "highest": of the products of features and kernel. None takes
+            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
+        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
+            types. None for the type that they promote to.
+
     Returns:
         Scores of [...] examples and K classes.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
     """
     shards = Shards.named(axis_name, batch_axis_name)
     features = checked_array("features", features)
@@ -211,7 +232,7 @@ class _UnmaskedScore:
         return score(examples, (of_scores[: self.count], more))
 
 
-@documented()
+@readable
 def distances(
     z: ArrayLike,
     centers: ArrayLike,
@@ -226,8 +247,27 @@ def distances(
 
     For classes that are Gaussians with precisions t_kd, the temperature is 2 and log_prior_k has sum_d log(t_kd) / 2.
 
+    Args:
+        z: latents [..., D].
+        centers: c [K, D].
+        log_prior: [K], added to the scores; None for 0. A class with -inf is left out.
+        temperature: a positive scalar that divides the logits or squared distances.
+        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
+            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
+            `jax.tree_util.Partial`; None for all.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
+        precisions: t, positive factors of the squared differences, such as inverse variances: [K, D]; [K, 1],
+            one of each class; or [D], one of each dimension; None for 1.
+
     Returns:
         Scores of [...] examples and K classes.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder.
     """
@@ -292,7 +332,7 @@ def _exact_distance(function, z, classes):
     return h if prior is None else h + (prior - largest)
 
 
-@documented()
+@readable
 def dense(
     logits: ArrayLike,
     *,
@@ -303,10 +343,19 @@ def dense(
     """Scores that are already in memory. They are used whole, whatever `block_size` is.
 
     Args:
+        logits: z [..., K].
         where: booleans broadcastable to the logits, the classes to include; None for all.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
 
     Returns:
         Scores of [...] examples and K classes.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
     """
     shards = Shards.named(axis_name, batch_axis_name)
     logits = checked_array("logits", logits)
@@ -335,7 +384,7 @@ def _dense_scores(logits, block, live):  # noqa: ARG001 (-inf for a class left o
 _DENSE = Partial(_dense_scores)
 
 
-@documented()
+@readable
 def of(
     function: Callable[[Any, Any], Array],
     examples: Any,
@@ -348,14 +397,24 @@ def of(
     """Scores h_k = function(example, class k), for any function in JAX.
 
     Args:
-        function: (tile of examples [n, ...], block of classes [b, ...]) -> scores [n, b]. It closes over no arrays:
-            those come by `jax.tree_util.Partial`, and have gradients. Make it once, as JAX compares functions by
-            identity.
+        function: (tile of examples [n, ...], block of classes [b, ...]) -> scores [n, b]. It closes over no
+            arrays: those come by `jax.tree_util.Partial`, and have gradients. Make it once, as JAX compares
+            functions by identity.
+        examples: a pytree of arrays [N, ...].
+        classes: a pytree of arrays [K, ...].
         where: the classes to include: booleans [K]; booleans [N, K] for each example; a function of ids, as for
             `linear`; None for all. The function sees zeros in place of classes that booleans [K] leave out.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
+            none. The arrays of classes are then this device's shard; class ids stay global.
+        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
+            devices.
 
     Returns:
         Scores of N examples and K classes.
+
+    Raises:
+        ValueError: if shapes don't fit together, or an argument is out of range.
+        TypeError: if an array or an option is of the wrong kind.
 
     Example:
         >>> import jax.numpy as jnp

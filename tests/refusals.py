@@ -5,7 +5,6 @@ import jax.numpy as jnp
 
 import softjax
 from softjax import Columns, Loss, losses, scores
-from softjax._arguments import documented
 
 N, K, D = 4, 5, 3
 (MANY,) = jax.export.symbolic_shape("n")
@@ -23,21 +22,6 @@ def mixture(**changes):
 
 def of_own(function, examples=x, classes=w.T):
     return softjax.of(losses.entropy, scores.of(function, examples, classes))
-
-
-def without_text(unknown_argument):
-    """A function."""
-
-
-def of_nothing():
-    """A function.
-
-    Args:
-        nothing: that it does not take.
-
-    Returns:
-        None.
-    """
 
 
 # (call, error, its message)
@@ -700,16 +684,4 @@ NUMBERS = {
     **out_of_range("gamma", "at least 0", losses.focal),
     **out_of_range("rate", "in [0, 1]", lambda n: losses.label_smoothing(losses.cross_entropy, n, 0.2)),
 }
-DOCUMENTS = {
-    "an argument without a text": (
-        lambda: documented()(without_text),
-        ValueError,
-        "`unknown_argument` must have a text in the table or in the docstring of without_text",
-    ),
-    "a text without an argument": (
-        lambda: documented()(of_nothing),
-        ValueError,
-        r"`Args` must name parameters of of_nothing, got \['nothing'\]",
-    ),
-}
-REFUSALS = ARRAYS | LINEAR | PAIRS | DECODING | LOSSES | SCORES | NUMBERS | DOCUMENTS
+REFUSALS = ARRAYS | LINEAR | PAIRS | DECODING | LOSSES | SCORES | NUMBERS

@@ -1,7 +1,9 @@
 """Arrays whose types say how they are sharded: every public function, over a mesh with explicit axes."""
 
 import collections
+import contextlib
 import functools as ft
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -113,14 +115,63 @@ def check(mesh, name, place, compiled=cases.compiled, **options):
 
 LOOPS = softjax.Placement(4, 8)
 FORWARD = {"block_size": LOOPS._replace(gradient="forward"), "reduction": "mean"}
-IN_LOOPS = ("linear", "of_linear", "of_mixture", "eol")
 
 
-@pytest.mark.parametrize("name", table.FUNCTIONS)
-def test_every_function_where_examples_and_classes_are_sharded(mesh, name):
-    spec = check(mesh, name, "both", **({"block_size": LOOPS} if name.startswith(IN_LOOPS) else {}))
+def has_blocks(name):
+    return "block_size" in inspect.signature(getattr(softjax, name)).parameters
+
+
+def set_or_not(mesh, is_set):
+    """A trainer sets the mesh, or its arrays alone have it."""
+    return jax.set_mesh(mesh) if is_set else contextlib.nullcontext()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_set"), [(f, s) for f in table.FUNCTIONS for s in (False, True)[: 1 + has_blocks(f)]]
+)
+def test_every_function_where_examples_and_classes_are_sharded(mesh, name, is_set):
+    with set_or_not(mesh, is_set):
+        spec = check(mesh, name, "both", **({"block_size": LOOPS} if has_blocks(name) else {}))
     assert spec[0] == "data"
     assert spec[1:] == (("classes",) if name in ("softmax", "log_softmax") else (None,) * (len(spec) - 1))
+
+
+@pytest.mark.one_case_in(8)
+@pytest.mark.parametrize("of_kernel", [P(), P(None, "classes"), P("data"), P("data", "classes")], ids=str)
+@pytest.mark.parametrize("of_examples", [P("data"), P(("data", "classes"))], ids=str)
+@pytest.mark.parametrize("is_set", [True, False], ids=["set", "known from the arrays"])
+@pytest.mark.parametrize("options", [FORWARD, {"block_size": LOOPS}], ids=["forward", "backward"])
+def test_a_step_of_training(mesh, is_set, of_examples, of_kernel, options):
+    """Value, both modes, `scan` and `checkpoint`, under `jit` in several blocks, as explicit mode runs."""
+    r = cases.Random("float64", seed=4)
+    x, w, y, dx, dw = r.normal(N, 2, D), r.normal(D, K), r.integers(K, N, 2), r.normal(N, 2, D), r.normal(D, K)
+
+    def modes(loss):
+        of = lambda x, w, y: loss(x, w, y).sum()
+        gradient = jax.grad(of, (0, 1))
+        in_scan = lambda x, w, y: jax.lax.scan(lambda a, _: (a + of(x * a, w, y), None), 1.0, length=2)[0]
+        remat = jax.checkpoint(of)
+        return {
+            "value": loss,
+            "reverse": gradient,
+            "forward": lambda x, w, y, *moved: jax.jvp(lambda x, w: of(x, w, y), (x, w), moved)[1],
+            "Hessian": lambda x, w, y, *moved: jax.jvp(lambda x, w: gradient(x, w, y), (x, w), moved)[1],
+            "scan": jax.grad(in_scan, (0, 1)),
+            "checkpoint": jax.grad(remat, (0, 1)),
+        }
+
+    ours = modes(lambda *a: softjax.linear_softmax_cross_entropy(*a, **options))
+    mean = (lambda a: a.mean()) if "reduction" in options else (lambda a: a)
+    defined = modes(lambda x, w, y: mean(cases.softmax_loss(x @ w, y)))
+    whole = {name: f(x, w, y, *((dx, dw) if name in ("forward", "Hessian") else ())) for name, f in defined.items()}
+    args = put(mesh, x, *of_examples), put(mesh, w, *of_kernel), put(mesh, y, *of_examples)
+    moved = put(mesh, dx, *of_examples), put(mesh, dw, *of_kernel)
+    with set_or_not(mesh, is_set):
+        for name, function in ours.items():
+            got = jax.jit(function)(*args, *(moved if name in ("forward", "Hessian") else ()))
+            cases.assert_close(got, whole[name])
+            if name in ("reverse", "scan", "checkpoint"):
+                assert [jax.typeof(a) for a in got] == [jax.typeof(a) for a in args[:2]]
 
 
 @pytest.mark.parametrize(

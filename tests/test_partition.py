@@ -282,10 +282,10 @@ def differ(i, k):
 
 def chosen_specs(mesh, x, w, roles=(_partition.EXAMPLES, 1)):
     """The partitions of (features, kernel) that are chosen, for the partitions that the arrays have."""
-    program = _partition.Program(None, None, (roles, (_partition.REPLICATED,)), 0)
+    program = _partition.Program(None, lambda *_: None, (roles, (_partition.REPLICATED,)))
     array = lambda shape, spec: jax.ShapeDtypeStruct(shape, "float32", sharding=NamedSharding(mesh, spec))
     args, result = (array((16, 8), x), array((8, 24), w)), (array((), P()),)
-    _, _, (of_result,), of_args = _partition._partition_of(program)(mesh, args, result)
+    _, (of_result,), of_args = _partition._partition_of(program)(mesh, args, result)
     assert of_result.spec == P()
     return tuple(sharding.spec for sharding in of_args)
 
@@ -301,7 +301,7 @@ def test_examples_and_classes_stay_and_features_are_gathered(mesh):
 
 
 def test_an_axis_that_the_devices_do_not_divide_is_gathered(mesh):
-    program = _partition.Program(None, None, ((_partition.EXAMPLES,), ()), 0)
+    program = _partition.Program(None, lambda *_: None, ((_partition.EXAMPLES,), ()))
     x = jax.ShapeDtypeStruct((6, 8), "float32", sharding=NamedSharding(mesh, P("model")))
     assert _partition._shards(mesh, [x], program.roles[0]).examples == ("model",)
     odd = jax.ShapeDtypeStruct((7, 8), "float32")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from .._jax import device_to_compile_for
 from . import programs
 
 
@@ -95,16 +95,14 @@ def missing(kind: Kind) -> str | None:
 def device(kind: Kind) -> SingleDeviceSharding:
     """The first core of a device that need not be there."""
     if kind.platform == "tpu":
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=kind.topology)
+        first = device_to_compile_for("tpu", topology_name=kind.topology)
     else:
         info = " ".join(f"{name}: {value}" for name, value in _H100.items())
         target = f"gpu_device_info {{ {info} cuda_compute_capability {{ major: 9 }} }} "
         target += 'platform_name: "CUDA" dnn_version_info { major: 9 minor: 7 } runtime_version { major: 12 minor: 8 } '
         target += 'device_description_str: "NVIDIA H100 80GB HBM3"'
-        topology = topologies.get_topology_desc(
-            platform="cuda", topology_name="", target_config=target, topology=kind.topology
-        )
-    return SingleDeviceSharding(topology.devices[0])
+        first = device_to_compile_for("cuda", topology_name="", target_config=target, topology=kind.topology)
+    return SingleDeviceSharding(first)
 
 
 def compiled_for(kind: Kind, function: Callable, arguments: tuple[Any, ...]) -> Any:
