@@ -12,8 +12,6 @@ import softjax
 from softjax import __main__, tools
 from softjax.tools import audit, truth
 
-pytestmark = pytest.mark.slow
-
 PUBLIC = {
     value.__name__  # `softargmax` is `softmax`
     for value in (getattr(softjax, name) for name in softjax.__all__)
@@ -34,6 +32,7 @@ def run_audit(tmp_path, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_every_public_function_is_within_its_limits_in_the_quick_run(run_audit):
     code, printed, rows = run_audit("")
     assert code == 0, "\n".join(line for line in printed.splitlines() if "is off by" in line)
@@ -68,6 +67,7 @@ def off_in_gradient(function):
     return wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "modes"), [(off_in_value, {"value"}), (off_in_gradient, {"reverse", "forward"})])
 @pytest.mark.parametrize("name", ["multiclass_svm_loss", "linear_logsumexp"])
 def test_a_planted_fault_is_found_and_named(run_audit, monkeypatch, name, fault, modes):
@@ -85,6 +85,7 @@ def test_a_planted_fault_is_found_and_named(run_audit, monkeypatch, name, fault,
     assert f"{len(found)} beyond their limits" in printed
 
 
+@pytest.mark.slow
 def test_a_precision_that_is_taken_for_a_lower_one_is_found(run_audit, monkeypatch):
     given = softjax.linear_expectation
     lower = lambda precision: "default" if precision == "high" else precision
@@ -97,6 +98,7 @@ def test_a_precision_that_is_taken_for_a_lower_one_is_found(run_audit, monkeypat
     assert all(row["scenario"].endswith(", high") and row["mode"] != "value" for row in found)
 
 
+@pytest.mark.slow
 def test_the_usual_cross_entropy_loses_all_digits_of_a_sure_row(run_audit):
     code, _, rows = run_audit("with_integer_labels")
     assert code == 0
@@ -117,6 +119,7 @@ def test_nan_and_small_numbers_in_place_of_0_are_errors():
     assert error(want * np.nan) == np.inf
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys):
     for name in ("audit", "truth"):
         monkeypatch.delitem(sys.modules, f"softjax.tools.{name}")
@@ -132,6 +135,7 @@ RANDOM = np.random.default_rng(0)
 Z, T = RANDOM.normal(size=(3, 5)), RANDOM.normal(size=(5, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "arguments"),
     [
@@ -157,6 +161,7 @@ def test_gradients_of_the_tape_are_central_differences(function, arguments):
     assert abs(got / want - 1) < 1e-40
 
 
+@pytest.mark.slow
 def test_the_truth_is_that_of_known_numbers():
     sure = truth.Numbers([[80.0, 0.0]])
     (loss,) = truth.softmax_cross_entropy_with_integer_labels(sure, np.array([0])).value
@@ -164,6 +169,7 @@ def test_the_truth_is_that_of_known_numbers():
     assert truth.CONTEXT.almosteq(loss + truth.CONTEXT.exp(-160) / 2, truth.CONTEXT.exp(-80), 1e-68)
 
 
+@pytest.mark.slow
 def test_classes_that_attain_the_maximum_share_its_gradient():
     z = truth.Numbers([[1.0, 1.0, 0.0]])
     (gradient,) = truth.gradients(truth.largest(z), [1.0], [z])
@@ -172,6 +178,7 @@ def test_classes_that_attain_the_maximum_share_its_gradient():
     assert gradient.tolist() == [[0.5, 0.5, 0]]
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_compared_too():
     z = np.array([[0.0, 1.0, 2.0], [0.5, 0.0, -1.0]])
     scenario = audit.Scenario("", {"logits": z}, ("float32",), audit.ALL, audit.LOGITS)
@@ -182,10 +189,12 @@ def test_second_derivatives_are_compared_too():
     assert entry.error == pytest.approx(0.01, rel=0.1)
 
 
+@pytest.mark.slow
 def test_numbers_add_from_both_sides():
     assert float((1 + truth.Numbers(np.array([2.0]))).value[0]) == 3
 
 
+@pytest.mark.slow
 def test_without_a_report_it_prints_alone(capsys):
     assert __main__.main(["audit", "--quick", "-k", "multiclass_svm"]) == 0
     assert "0 beyond their limits" in capsys.readouterr().out

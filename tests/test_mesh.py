@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import softjax
-from softjax import _older_jax, losses, sharded
+from softjax import _jax, losses, sharded
 
 from . import cases, table
 from .test_linear import option_sets
@@ -126,7 +126,7 @@ def test_a_gradient_that_is_taken_inside_is_that_of_the_whole():
     def gradients(x, w, b, y):
         loss = lambda x, w, b: ce(x, w, y, bias=b, reduction="mean", **AXES)
         grads = jax.grad(loss, (0, 1, 2))(x, w, b)
-        varying = [_older_jax.varying_axes(g) for g in grads]
+        varying = [_jax.varying_axes(g) for g in grads]
         assert varying == [{"data"}, {"classes"}, {"classes"}]
         return grads
 

@@ -309,6 +309,7 @@ def _mixture_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
         ("eol_loss", (), {}),
         ("leop_loss", (), {}),
         ("mixture_expectation", ("x", "weights"), {}),
+        ("soft_quantize", ("x", "weights"), {}),
         ("of_mixture", ("x", "values"), {"loss": losses.entropy}),
     ):
         chosen = lambda a, without=without: {name: value for name, value in a.items() if name not in without}
@@ -321,9 +322,15 @@ def _mixture_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
             del others["centers coincide"]["weights"]
         ordinary = lambda n, k, chosen=chosen: chosen(data | settings)
         large = None if function == "of_mixture" else lambda n, k, chosen=chosen: chosen(normal(n, k))
-        scalar = function != "mixture_expectation"
+        scalar = function not in ("mixture_expectation", "soft_quantize")
         scenarios = _scenarios(ordinary, others, large, scalar, quick)
-        yield Work(function, getattr(truth, function), map(smooth, scenarios), options)
+        work = Work(function, getattr(truth, function), map(smooth, scenarios), options)
+        yield work._replace(adapter=_of_values) if function == "soft_quantize" else work
+
+
+def _of_values(soft_quantize):
+    """Ids, usage and perplexity have no derivative."""
+    return lambda **given: soft_quantize(**given).values
 
 
 def _gaussian_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:

@@ -330,6 +330,9 @@ def mixture_expectation(z, centers, values, log_prior=None, temperature=1, where
     return softmax(scores(z, centers, log_prior, temperature, where, precisions)) @ values[where]
 
 
+soft_quantize = mixture_expectation
+
+
 def mixture_autoencoder_loss(
     z, x, centers, values, log_prior=None, temperature=1, where=..., weights=1, reduction="none", precisions=None
 ):
