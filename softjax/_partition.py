@@ -29,8 +29,11 @@ class Program:
     """A computation, and how it is divided."""
 
     jaxpr: _jax.Jaxpr  # the computation itself, which derivatives and vmap use
-    local: Callable  # (shards, *leaves) -> leaves, of the arrays of one device
-    roles: tuple[tuple[ArrayRole, ...], tuple[ArrayRole, ...]]  # of the leaves of the arguments, and of the result
+    local: Callable | None = None  # (shards, *leaves) -> leaves, of the arrays of one device; None for a transpose
+    roles: tuple[tuple[ArrayRole, ...], tuple[ArrayRole, ...]] = (
+        (),
+        (),
+    )  # of the leaves of arguments and of the result
     linear: int = 0  # the number of last arguments in which the result is linear
     content: str = ""  # all of `local` that the computation itself does not say
     divided: _jax.Jaxpr | None = None  # the computation, divided; None for a transpose
@@ -89,13 +92,7 @@ def _transpose(program, cotangents, args):
         return _jax.linear_transpose(function, *(a.aval for a in linear))(list(args[len(fixed) :]))
 
     jaxpr = jax.make_jaxpr(transpose)(*fixed, *cotangents)
-    return _divided_call(
-        *fixed, *cotangents, call=Program(jaxpr, _not_divided, ((), ()), len(cotangents), transposed=program)
-    )
-
-
-def _not_divided(*_):
-    raise NotImplementedError
+    return _divided_call(*fixed, *cotangents, call=Program(jaxpr, linear=len(cotangents), transposed=program))
 
 
 _divided_call: Callable = _jax.primitive_call("softjax_call", _transpose)

@@ -8,7 +8,7 @@ import types
 import jax
 import pytest
 
-from softjax import __main__
+from softjax import __main__, _jax
 from softjax.tools import compilers, programs, targets
 
 LOOP = """HloModule step
@@ -286,7 +286,7 @@ def test_a_device_is_described(kind, monkeypatch):
         asked.update(options)
         return types.SimpleNamespace(devices=jax.devices())
 
-    monkeypatch.setattr(targets.topologies, "get_topology_desc", describe)
+    monkeypatch.setattr(_jax.topologies, "get_topology_desc", describe)
     with contextlib.closing(types.SimpleNamespace(close=targets.device.cache_clear)):
         targets.device.cache_clear()
         assert targets.device(targets.KINDS[kind]).device_set == {jax.devices()[0]}
