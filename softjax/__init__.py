@@ -16,6 +16,12 @@ from ._decoding import linear_top_k as linear_top_k
 from ._distillation import linear_distillation_loss as linear_distillation_loss
 from ._dtypes import PerPair as PerPair
 from ._evaluate import of as of
+from ._functions import argmax as argmax
+from ._functions import log_probs as log_probs
+from ._functions import metrics as metrics
+from ._functions import sample as sample
+from ._functions import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
+from ._functions import top_k as top_k
 from ._gibbs import Columns as Columns
 from ._gibbs import Totals as Totals
 from ._gibbs import Weights as Weights
@@ -48,6 +54,10 @@ from ._mixture import soft_quantize as soft_quantize
 from ._pair import Pair as Pair
 from ._placement import Placement as Placement
 from ._placement import placement as placement
+from .logits import Logits as Logits
+from .logits import distances as distances
+from .logits import linear as linear
+from .logits import pairwise as pairwise
 from .losses import Loss as Loss
 
 __version__ = "0.1.0"

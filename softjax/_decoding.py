@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools as ft
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax.typing import ArrayLike, DTypeLike
 from . import _dtypes, _gibbs, _mesh, _partition, _placement, losses, scores
 from ._arguments import checked
 from ._checks import Where
-from ._evaluate import BlockColumns
+from ._evaluate import BlockColumns, whole_tile
 from ._explicit import sharded_like
 from ._linear import of_scaled_logits
 from ._loops import Layout, block_ids, over_blocks, over_tiles, take_block, take_examples
@@ -31,6 +31,8 @@ from ._placement import BlockSize
 from ._products import PrecisionLike
 from ._rules import block_columns, divided
 from ._signatures import readable
+from .losses import Loss
+from .scores import Scores
 
 
 @readable
@@ -252,14 +254,21 @@ class Search(NamedTuple):
 
 
 def _searched(linear, softcap, temperature, block_size, search, words=None):
+    return searched(linear, block_size, search, words, of_scaled_logits(losses.logsumexp, softcap, temperature))
+
+
+def searched(
+    made: Scores, block_size: BlockSize, search: Search, words: Array | None = None, loss: Loss = losses.logsumexp
+) -> tuple[Ranked, Any]:
     """(the best classes [..., k], or [..., S, 1] with noise by the S pairs of words; their log-probabilities)."""
-    dtype = _dtypes.compute_dtype(linear.dtype)
-    linear = lax.stop_gradient(linear.computed_in(dtype))
-    loss = lax.stop_gradient(losses.as_tree(of_scaled_logits(losses.logsumexp, softcap, temperature), dtype))
-    sizes = linear.n, linear.k, linear.width
-    placement = _placement.given_or_chosen(block_size, *sizes, "none", dtype, linear.rounding)
-    out = _over_classes(linear, loss, words, search, placement)
-    return jax.tree.map(lambda a: a.reshape(*linear.batch, *a.shape[1:]), out)
+    dtype = _dtypes.compute_dtype(made.dtype)
+    made = lax.stop_gradient(made.computed_in(dtype)).of_loss(relative=False)
+    loss = lax.stop_gradient(losses.as_tree(loss, dtype))
+    sizes = made.n, made.k, made.width
+    placement = _placement.given_or_chosen(block_size, *sizes, "none", dtype, made.rounding)
+    placement = whole_tile(placement, made)
+    out = _over_classes(made, loss, words, search, placement)
+    return jax.tree.map(lambda a: a.reshape(*made.batch, *a.shape[1:]), out)
 
 
 @ft.partial(jax.jit, static_argnums=(3, 4), inline=True)

@@ -10,6 +10,9 @@ from jax import Array, lax
 
 from ._signatures import readable
 
+PAIRS = "pairs"
+"""the class axis of arrays [N, K], which have examples too"""
+
 
 class Constant(NamedTuple):
     """A node of a pytree whose arrays have no gradient, and whose gradient is not computed."""

@@ -28,6 +28,8 @@ from ._placement import BlockSize, Placement
 from ._reductions import Examples
 from ._signatures import readable
 from .engines import Engine
+from .logits import Logits
+from .logits.scores import scores_of
 from .losses import Loss
 from .scores import Scores
 
@@ -58,7 +60,7 @@ def _partition_of_losses(given):
 @_explicit.over_explicit_axes(_partition_of_losses)
 def of(
     loss: Loss,
-    scores: Scores,
+    scores: Scores | Logits,
     example: Any = None,
     per_class: Any = None,
     *,
@@ -101,6 +103,9 @@ def of(
 
     Source: CATSMILE-1012 (softargmax), expectations under p.
     """
+    if isinstance(scores, Logits):
+        block_size = scores.block_size if block_size is None else block_size
+        scores = scores_of(scores)
     if not isinstance(scores, Scores):
         raise TypeError(f"`scores` must be made by a function of `softjax.scores`, got {_checks.shown(scores)}.")
     if not (engine is None or isinstance(engine, Engine)):
@@ -141,12 +146,16 @@ def evaluate(
     example = jax.tree.map(in_type, example, is_leaf=is_per_pair)
     per_class = _dtypes.cast_unless_half(per_class, dtype)
     examples = examples._replace(weights=_checks.example_weights(weights, scores.batch, dtype))
+    scores = scores.of_loss(bool(loss.relative) if isinstance(loss, Loss) else False)
     loss = _losses.as_tree(loss, dtype)
     if scores.classes:
         sizes = scores.n, scores.k, scores.width
-        untiled = bool(_per_pair((scores.examples, example)))  # a tile of such an array would be a copy of its rows
+        untiled = _of_pairs(scores) or bool(
+            _per_pair((scores.examples, example))
+        )  # a tile of such an array would be a copy of its rows
         of_reduction = "none" if untiled else reduction
         placement = _placement.given_or_chosen(block_size, *sizes, of_reduction, dtype, scores.rounding)
+        placement = whole_tile(placement, scores)
     else:
         placement = Placement(scores.n, scores.k)
         if jax.tree.leaves(per_class):
@@ -169,7 +178,12 @@ def _evaluate(loss, scores, example, per_class, examples, reduction, placement, 
         BlockColumns(scores.function, loss.columns),
         Partial(_finish if reduction == "none" else _finish_one, loss.finish, loss.payoff, exact and exact.score),
         (scores.examples, example),
-        (exact and (exact.examples, exact.common), _without_pairs(example), examples, observed and observed[1]),
+        (
+            (exact and (exact.examples, exact.common), scores.offset),
+            _without_pairs(example),
+            examples,
+            observed and observed[1],
+        ),
         (*scores.classes, scores.live, per_class, exact and exact.classes),
         observed and Partial(_observe, observed[0]),
     )
@@ -194,6 +208,17 @@ def _evaluate(loss, scores, example, per_class, examples, reduction, placement, 
     return _mesh.psum(out, shards.examples), aux
 
 
+def whole_tile(placement: Placement, scores: Scores) -> Placement:
+    """The placement, with all examples in a tile where class arrays have examples too."""
+    return placement._replace(tile=scores.n) if _of_pairs(scores) else placement
+
+
+def _of_pairs(scores):
+    """Whether class arrays have examples too."""
+    arrays = (tree for axis, tree in zip(scores.axes, scores.classes, strict=True) if axis == _dtypes.PAIRS)
+    return bool(jax.tree.leaves(tuple(arrays)))
+
+
 def _per_pair(tree):
     """The data of each example and class in a tree."""
     return [a for a in jax.tree.leaves(tree, is_leaf=is_per_pair) if is_per_pair(a)]
@@ -204,14 +229,14 @@ def _without_pairs(tree):
 
 
 def _observe(observe, totals, targets):
-    return observe(totals, targets[-1])
+    return observe(totals._replace(offset=targets[0][1]), targets[-1])
 
 
 def _finish(finish, payoff, exact_score, totals, targets, classes, layout):
-    of_exact, example, examples, _ = targets
+    (of_exact, offset), example, examples, _ = targets
     if exact_score is not None:
         totals = _with_exact_tops(totals, exact_score, payoff, (of_exact, example), classes, layout)
-    finished = finish(totals, example)
+    finished = finish(totals._replace(offset=offset), example)
     _losses.check_losses(finished, totals.a.m.shape[0])
     return examples.weighted(finished)
 

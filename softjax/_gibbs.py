@@ -189,11 +189,12 @@ class Totals(NamedTuple):
     y: CrossEntropy | None  # of the label weights
     l: tuple[Array, ...]  # sum_k l_k
     s: Entropy | None = None  # where it is asked for
+    offset: Array | None = None  # [...] what all logits have in common and h leaves out; None for 0
 
     @property
     def A(self) -> Pair:  # noqa: N802 (the formula's letter)
-        """Log sum_k exp h_k."""
-        return self.a.log
+        """Log sum_k exp z_k, of the logits z_k = h_k + offset."""
+        return self.a.log if self.offset is None else self.a.log - (-self.offset)
 
     @property
     def C(self) -> Array:  # noqa: N802
@@ -207,8 +208,9 @@ class Totals(NamedTuple):
 
     @property
     def of_labels(self) -> Array:
-        """The scores [..., T] of the labels."""
-        return self._weighted("of_labels").of_ids
+        """The logits [..., T] of the labels."""
+        h = self._weighted("of_labels").of_ids
+        return h if self.offset is None else h + self.offset[..., None]
 
     def _weighted(self, name: str) -> CrossEntropy:
         if self.y is None:

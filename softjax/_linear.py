@@ -8,7 +8,9 @@ No array [N, K] is in memory, forward or backward, and the kernel is neither tra
 from __future__ import annotations
 
 import dataclasses
+import functools as ft
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +32,9 @@ from ._placement import BlockSize
 from ._products import PrecisionLike
 from ._reductions import Examples
 from ._signatures import readable
+from ._unknown import nan_unless
 from .losses import Loss
+from .scores import Scores
 
 
 @readable
@@ -211,22 +215,57 @@ def linear_softmax_cross_entropy(
     softmax layer).
     """
     linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name, precision, dtype)
+    return cross_entropy_of(
+        linear,
+        _without_ignored,
+        labels,
+        weights=weights,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        z_loss=z_loss,
+        reduction=reduction,
+        has_aux=has_aux,
+        block_size=block_size,
+        scaled=ft.partial(of_scaled_logits, softcap=softcap, temperature=temperature),
+    )
+
+
+def cross_entropy_of(
+    made: Scores,
+    without: Callable[[Scores, Array | None], Scores],
+    labels: Any,
+    *,
+    weights: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    class_weights: ArrayLike | None = None,
+    z_loss: ArrayLike = 0.0,
+    reduction: str = "none",
+    has_aux: bool = False,
+    block_size: BlockSize = None,
+    scaled: Callable[[Loss], Loss] = lambda loss: loss,
+) -> Any:
+    """The cross entropy of scores, with the options of the public functions.
+
+    `without(scores, kept)` are the scores without the data of ignored examples, which may be NaN; `scaled` changes the
+    loss's logits.
+    """
     has_aux = checked("has_aux", has_aux)
-    labels, known, kept = _label_arrays(labels, ignore_index, linear.batch, linear.count)
-    if not _is(label_smoothing, 0) and linear.kind != "linear":
+    labels, known, kept = _label_arrays(labels, ignore_index, made.batch, made.count)
+    if not is_off(label_smoothing) and made.kind.startswith("masked"):
         raise ValueError("`label_smoothing` must be 0 where `where` differs between examples, got another number.")
-    linear = _without_ignored(linear, kept)
+    made = without(made, kept)
     of_metrics = (labels, known, kept)
-    labels, added, shares = _weighted_labels(labels, label_smoothing, class_weights, linear)
+    labels, added, shares = _weighted_labels(labels, label_smoothing, class_weights, made)
     loss = losses.cross_entropy
-    if not _is(z_loss, 0):
+    if not is_off(z_loss):
         loss = losses.z_loss(loss, checked_scalar("z_loss", z_loss))
-    loss = of_scaled_logits(loss, softcap, temperature)
     examples = Examples(kept=kept, known=known, shares=shares if reduction == "mean" else None)
     more: dict[str, Any] = {"examples": examples}
     if has_aux:
         more |= {"observe": Partial(_metrics, checked_scalar("z_loss", z_loss)), "of_observed": of_metrics}
-    return evaluate(loss, linear, labels, added, weights, reduction, block_size, **more)
+    return evaluate(scaled(loss), made, labels, added, weights, reduction, block_size, **more)
 
 
 def _without_ignored(linear, kept):
@@ -306,12 +345,12 @@ def _weighted_labels(labels, label_smoothing, class_weights, linear):
 
     Both weights together are y_k = w_k ((1 - rate) 1{k = label} + rate / K).
     """
-    if class_weights is None and _is(label_smoothing, 0):
+    if class_weights is None and is_off(label_smoothing):
         return labels, None, None
     dtype, shares = compute_dtype(linear.dtype), None
     ids, of_ids = labels if isinstance(labels, tuple) else (labels[:, None], jnp.ones((labels.size, 1), dtype))
     added = None
-    if not _is(label_smoothing, 0):
+    if not is_off(label_smoothing):
         rate = checked_scalar("label_smoothing", label_smoothing).astype(dtype)
         of_ids, added = (1 - rate) * of_ids.astype(dtype), rate * _uniform(linear, dtype)
     if class_weights is not None:
@@ -331,14 +370,14 @@ def _uniform(linear, dtype):
     return linear.live.astype(dtype) / jnp.maximum(count, 1).astype(dtype)
 
 
-def _is(x, number):
+def is_off(x: Any, number: float = 0) -> bool:
     """Whether an option has the value that turns it off."""
     return isinstance(x, int | float) and not isinstance(x, bool) and x == number
 
 
 def of_scaled_logits(loss: Loss, softcap: ArrayLike | None, temperature: ArrayLike) -> Loss:
     """The loss of the logits after a softcap and a temperature."""
-    if not _is(temperature, 1):
+    if not is_off(temperature, 1):
         loss = losses.temperature(loss, checked_scalar("temperature", temperature))
     return loss if softcap is None else losses.softcap(loss, checked_scalar("softcap", softcap))
 
@@ -413,12 +452,12 @@ def linear_sigmoid_binary_cross_entropy(
         [2.7726]
     """
     linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name, precision, dtype)
-    labels, known = _label_sets(labels, ignore_index, linear)
+    labels, known = label_sets(labels, ignore_index, linear)
     loss = of_scaled_logits(losses.binary_cross_entropy, softcap, temperature)
     return evaluate(loss, linear, labels, None, weights, reduction, block_size, examples=Examples(known=known))
 
 
-def _label_sets(labels, ignore_index, linear):
+def label_sets(labels, ignore_index, linear):
     """(data of the examples for `losses.binary_cross_entropy`, True where all labels are in range [N] or None)."""
     dtype = compute_dtype(linear.dtype)
     if not isinstance(labels, tuple):
@@ -622,17 +661,44 @@ def linear_log_probs(
     Source: Notes on gradients, 1 (softmax loss); CATSMILE-1012 (softargmax), expectations under p.
     """
     linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name, precision, dtype)
+    scaled = ft.partial(of_scaled_logits, softcap=softcap, temperature=temperature)
+    return log_probs_of(linear, _without_ignored, tokens, ignore_index, entropy, block_size, scaled)
+
+
+def log_probs_of(
+    made: Scores,
+    without: Callable[[Scores, Array | None], Scores],
+    tokens: ArrayLike,
+    ignore_index: int | None,
+    entropy: bool,
+    block_size: BlockSize,
+    scaled: Callable[[Loss], Loss] = lambda loss: loss,
+) -> Any:
+    """The log-probabilities of tokens [...] or [..., T]; the other arguments are those of `cross_entropy_of`."""
     tokens = _checks.integers("tokens", tokens)
-    _checks.shape("tokens", tokens, linear.batch, "the leading axes of `features`")
-    ids, known, kept = _ids_known_kept(tokens.reshape(-1), ignore_index, linear.count)
     entropy = checked("entropy", entropy)
-    loss = losses.cross_entropy._replace(finish=_log_prob_and_entropy if entropy else _log_prob)
-    loss = of_scaled_logits(loss, softcap, temperature)
+    several = tokens.ndim == len(made.batch) + 1
+    shape = (*made.batch, tokens.shape[-1]) if several else made.batch
+    _checks.shape("tokens", tokens, shape, "the leading axes of the logits, or [..., T] with these")
+    ids, known, kept = _ids_known_kept(
+        tokens.reshape(made.n, *tokens.shape[len(made.batch) :]), ignore_index, made.count
+    )
+    if several:
+        ids, of_ids = jnp.where(known, ids, 0), jnp.ones(ids.shape, compute_dtype(made.dtype))
+        finish = _log_probs_and_entropy if entropy else _several_log_probs
+        loss = scaled(losses.cross_entropy._replace(finish=finish))
+        out = evaluate(loss, made, (ids, of_ids), block_size=block_size, entropy=entropy)
+        log_probs = nan_unless(known.reshape(shape), out[..., : shape[-1]])
+        if kept is not None:
+            log_probs = jnp.where(kept.reshape(shape), log_probs, 0)
+        return (log_probs, out[..., -1]) if entropy else log_probs
+    loss = scaled(losses.cross_entropy._replace(finish=_log_prob_and_entropy if entropy else _log_prob))
     examples = Examples(kept=kept, known=known)
-    linear = _without_ignored(linear, kept)
-    out = evaluate(loss, linear, ids, block_size=block_size, examples=examples, entropy=entropy)
+    out = evaluate(loss, without(made, kept), ids, block_size=block_size, examples=examples, entropy=entropy)
     return (out[..., 0], out[..., 1]) if entropy else out
 
 
+_several_log_probs = lambda q, _: log_probabilities(q)
+_log_probs_and_entropy = lambda q, _: jnp.concatenate([log_probabilities(q), _entropy_of(q)[:, None]], -1)
 _log_prob = lambda q, _: -q.C
 _log_prob_and_entropy = lambda q, _: jnp.stack([-q.C, _entropy_of(q)], -1)

@@ -17,8 +17,11 @@ from ._checks import Axis
 from ._dtypes import common_dtype, compute_dtype
 from ._evaluate import evaluate, of
 from ._explicit import sharded_like
+from ._functions import expectation_of, labelled, logsumexp_of, loss_of, of_last_axis
+from ._linear import is_off
 from ._signatures import readable
 from ._unknown import nan_unless
+from .logits import Logits, LogitsLike, as_logits
 from .losses import Loss
 
 
@@ -191,7 +194,7 @@ def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
 
 @readable
 @sharded_like("a")
-def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None, keepdims: bool = False) -> Array:
+def logsumexp(a: LogitsLike, axis: Axis = None, *, where: ArrayLike | None = None, keepdims: bool = False) -> Array:
     """Logarithm of the sum of exponentials: a smooth maximum.
 
     A = log sum_k exp(a_k), with the derivative dA = sum_k p_k da_k where p = softmax(a).
@@ -218,6 +221,8 @@ def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None
 
     Source: CATSMILE-1012 (softargmax), which would reserve the name softmax for it.
     """
+    if isinstance(a, Logits):
+        return logsumexp_of(a, axis, where, checked("keepdims", keepdims))
     logits, rows = _as_rows("a", a, axis, where)
     total = _rows.row_logsumexp(logits).astype(logits.dtype)
     return jnp.expand_dims(total, rows.axes) if checked("keepdims", keepdims) else total
@@ -225,7 +230,7 @@ def logsumexp(a: ArrayLike, axis: Axis = None, *, where: ArrayLike | None = None
 
 @readable
 @sharded_like("logits")
-def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
+def entropy(logits: LogitsLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Entropy of the softmax, in nats.
 
     H(p) = -sum_k p_k log p_k = A - E_p[z], without loss of digits where p is nearly certain.
@@ -249,13 +254,15 @@ def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
 
     Source: CATSMILE-1012 (softargmax), E_p[t] with t = log p.
     """
+    if isinstance(logits, Logits):
+        return loss_of(losses.entropy, of_last_axis(logits, axis, where))
     logits, _ = _as_rows("logits", logits, axis, where)
     return evaluate(losses.entropy, scores.dense(logits))
 
 
 @readable
 @sharded_like("logits", "values")
-def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
+def expectation(logits: LogitsLike, values: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Expectation of the values under the softmax of the logits.
 
     E_p[t] = sum_k p_k t_k, with the derivative this library is built on,
@@ -283,6 +290,8 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
 
     Source: CATSMILE-1012 (softargmax), expectation of t_k under p_k.
     """
+    if isinstance(logits, Logits):
+        return expectation_of(logits, values, axis, where)
     z = checked_array("logits", logits)
     t = _checks.floating_like("values", values, z)
     dtype = common_dtype(z, t)
@@ -299,7 +308,7 @@ def expectation(logits: ArrayLike, values: ArrayLike, axis: Axis = -1, where: Ar
 @readable
 @sharded_like("logits")
 def softmax_cross_entropy(
-    logits: ArrayLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+    logits: LogitsLike, labels: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> Array:
     """Cross entropy between soft labels and the softmax of the logits.
 
@@ -328,6 +337,8 @@ def softmax_cross_entropy(
 
     Source: CATSMILE-1012 (softargmax), cross entropy, there without its minus sign.
     """
+    if isinstance(logits, Logits):
+        return labelled(logits, labels, axis, where)
     z, axes, kept, live = _cross_entropy_logits(logits, axis, where)
     y = _checks.floating_like("labels", labels, z)
     y = _checks.broadcast("labels", y, z.shape, "that of the logits")
@@ -340,12 +351,16 @@ def softmax_cross_entropy(
 @readable
 @sharded_like("logits")
 def softmax_cross_entropy_with_integer_labels(
-    logits: ArrayLike,
+    logits: LogitsLike,
     labels: ArrayLike,
     axis: Axis = -1,
     where: ArrayLike | None = None,
     *,
     ignore_index: int | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    weights: ArrayLike | None = None,
+    reduction: str = "none",
 ) -> Array:
     """Cross entropy between integer labels and the softmax of the logits.
 
@@ -354,7 +369,7 @@ def softmax_cross_entropy_with_integer_labels(
     Takes the arguments of `optax.softmax_cross_entropy_with_integer_labels`.
 
     Args:
-        logits: z [...].
+        logits: z [...], or `softjax.Logits`.
         labels: y, integers in [0, K), of the logits' shape less `axis`; with several axes, indices into these
             flattened. A label out of range gives NaN, in loss and gradient; where the cotangent of the loss is
             0, the gradient is 0.
@@ -363,6 +378,10 @@ def softmax_cross_entropy_with_integer_labels(
             label that is left out costs +inf; an example without a class costs 0.
         ignore_index: a label whose examples have loss and gradient 0 and are left out of the mean; None for
             none. In a pair, its entries have weight 0, and an example with no other entry is ignored.
+        label_smoothing: in [0, 1]: the share of the label that is spread over all classes that are not masked.
+        z_loss: the factor of A^2 in the loss.
+        weights: [...], a factor of the loss of each example; None for 1.
+        reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is 0.
 
     Returns:
         L in nats, in at least float32, of the labels' shape.
@@ -379,6 +398,19 @@ def softmax_cross_entropy_with_integer_labels(
     Source: Notes on gradients, 1 (softmax loss), with the logarithm that its listing lacks;
     The softmax function and its derivative (cross entropy).
     """
+    by_rows = is_off(label_smoothing) and is_off(z_loss) and weights is None and reduction == "none"
+    if isinstance(logits, Logits) or not by_rows:
+        return labelled(
+            as_logits("logits", logits),
+            labels,
+            axis,
+            where,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            weights=weights,
+            reduction=reduction,
+        )
     z, axes, kept, live = _cross_entropy_logits(logits, axis, where)
     z, rows = _as_rows("logits", z, axes, live)
     labels = _checks.integers("labels", labels)

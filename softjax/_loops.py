@@ -11,14 +11,14 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _checks, _mesh
-from ._dtypes import Constant, is_constant, is_per_pair, widened
+from ._dtypes import PAIRS, Constant, is_constant, is_per_pair, widened
 from ._jax import row_major
 
 
 class Layout(NamedTuple):
     """The sizes of a problem on one device, and how much of it is in memory at a time."""
 
-    axes: tuple[int, ...]  # the class axis of each tree of class arrays
+    axes: tuple[int | str, ...]  # the class axis of each tree of class arrays; PAIRS for arrays [N, K]
     examples: int
     classes: int
     tile: int
@@ -49,6 +49,7 @@ def take_block(classes: tuple, layout: Layout, start: ArrayLike, size: int) -> t
     """A block of the class arrays, in at least float32."""
 
     def of_axis(axis, tree):
+        axis = 1 if axis == PAIRS else axis
         return jax.tree.map(lambda a: widened(lax.dynamic_slice_in_dim(a, start, size, axis)), _unmarked(tree))
 
     return tuple(map(of_axis, layout.axes, classes))
@@ -72,6 +73,7 @@ def put_block(classes: tuple, layout: Layout, start: ArrayLike, block: tuple) ->
     """The class arrays with a block replaced."""
 
     def on_axis(axis, tree, block):
+        axis = 1 if axis == PAIRS else axis
         write = lambda a, b: lax.dynamic_update_slice_in_dim(a, row_major(b.astype(a.dtype)), start, axis)
         return jax.tree.map(write, tree, block)
 

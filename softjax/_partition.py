@@ -15,12 +15,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from . import _jax, _mesh
-from ._dtypes import is_per_pair, widened
+from ._dtypes import PAIRS, is_per_pair, widened
 from ._mesh import Shards
 
 # The roles of an array: its first axis is that of the examples, and in pairs the second that of the classes; or it is
 # replicated; or an integer, its class axis.
-EXAMPLES, PAIRS, REPLICATED = "examples", "pairs", "replicated"
+EXAMPLES, REPLICATED = "examples", "replicated"
 ArrayRole = str | int
 
 
@@ -161,6 +161,12 @@ def _rule(program):
         return " -> ".join(sides)
 
     return rule
+
+
+def sum_of_class_arrays(trees: tuple, class_axes: tuple, axes: _mesh.Names) -> tuple:
+    """The sum over the devices of the examples; arrays of examples and classes are sharded over these devices."""
+    summed = lambda axis, tree: tree if axis == PAIRS else sum_over_devices(tree, axes)
+    return tuple(map(summed, class_axes, trees))
 
 
 def sum_over_devices(tree: Any, axes: _mesh.Names) -> Any:

@@ -268,7 +268,7 @@ def _pulled_of_device(layout, shards, differentiable, fixed, out, fixed_ct, ct):
     return (
         _partition.sum_over_devices(dcolumns, shards.examples + shards.classes),
         _partition.sum_over_devices(dexamples, shards.classes),
-        _partition.sum_over_devices(dclasses, shards.examples),
+        _partition.sum_of_class_arrays(dclasses, layout.axes, shards.examples),
     )
 
 
@@ -420,7 +420,8 @@ def _value_and_gradients_of_device(layout, shards, differentiable, fixed):
     (value, observed), d = _value_and_gradients_of_tiles(layout, differentiable, fixed)
     over = lambda axes, tree: _partition.sum_over_devices(tree, axes)
     columns = over(shards.examples + shards.classes, d.columns)
-    finish, classes = over(shards.examples, (d.finish, d.classes))
+    finish = over(shards.examples, d.finish)
+    classes = _partition.sum_of_class_arrays(d.classes, layout.axes, shards.examples)
     gradients = Problem(columns, finish, over(shards.classes, d.examples), d.targets, classes, d.observe)
     return (over(shards.examples, value), observed), gradients
 

@@ -35,6 +35,8 @@ class _Functions(NamedTuple):
     """(Totals, example) -> [N, ...]"""
     payoff: Callable[[Any, Any], Array] | None = None
     """(example [N, ...], per class [N, ...]) -> t or e [N] of one class per example, without the error of a product"""
+    relative: bool | None = None
+    """whether `columns` may be given logits less a number common to all classes, which `Totals.A` has again"""
 
 
 @readable
@@ -45,22 +47,26 @@ class Loss(_Functions):
     - `finish`: (`Totals`, example) -> the losses [N, ...]
     - `payoff`: None, or (example [N, ...], per class [N, ...]) -> t or e [N] of one class per example, without the
       error of a product
+    - `relative`: True if `columns` may be given logits less a number that all classes of an example have in common:
+      `Totals.A` and `Totals.of_labels` have it again. Digits are then kept that the number would cost.
 
     The functions close over no arrays: numbers and arrays of the loss come by `jax.tree_util.Partial`. A loss can be
     pickled if its functions have names in a module.
     """
 
     @classmethod
-    def _described(cls, text: str, *functions: Callable) -> Loss:
+    def _described(
+        cls, text: str, columns: Callable, finish: Callable, payoff: Callable | None = None, *, relative: bool = False
+    ) -> Loss:
         """A loss whose `help` is a text."""
-        loss = cls(*functions)
+        loss = cls(columns, finish, payoff, relative or None)
         loss.__doc__ = text  # of this tuple alone, as the class has no `__slots__`
         return loss
 
 
 def as_tree(loss: Loss, dtype: jnp.dtype) -> Loss:
     """The loss as a pytree of its numbers and arrays, in the type of the computation."""
-    return cast(jax.tree.map(jnp.asarray, as_partials(loss)), dtype)
+    return cast(jax.tree.map(jnp.asarray, as_partials(loss)._replace(relative=None)), dtype)
 
 
 def as_partials(loss: Loss) -> Loss:
@@ -68,7 +74,9 @@ def as_partials(loss: Loss) -> Loss:
     if not isinstance(loss, Loss):
         raise TypeError(f"`loss` must be a `softjax.Loss`, got {getattr(loss, '__name__', _checks.shown(loss))}.")
     payoff = None if loss.payoff is None else _partial("payoff", loss.payoff)
-    return Loss(_partial("columns", loss.columns), _partial("finish", loss.finish), payoff)
+    return loss._replace(
+        columns=_partial("columns", loss.columns), finish=_partial("finish", loss.finish), payoff=payoff
+    )
 
 
 def _partial(name, function):
@@ -223,13 +231,14 @@ cross_entropy = Loss._described(
     """,
     _cross_entropy_columns,
     _cross_entropy_of_sums,
+    relative=True,
 )
 
 
 @readable
 def focal(gamma: ArrayLike = 2.0) -> Loss:
     """(1 - p_y)^gamma C, the focal loss of the label [N] (Lin et al., 2017)."""
-    return Loss(cross_entropy.columns, Partial(_focal, checked("gamma", gamma)))
+    return cross_entropy._replace(finish=Partial(_focal, checked("gamma", gamma)))
 
 
 def _focal(gamma, q, _):
@@ -241,7 +250,7 @@ def _focal(gamma, q, _):
 @readable
 def poly_1(epsilon: ArrayLike = 2.0) -> Loss:
     """C + epsilon (1 - p_y), the poly-1 loss of the label [N] (Leng et al., 2022)."""
-    return Loss(cross_entropy.columns, Partial(_poly_1, checked("epsilon", epsilon)))
+    return cross_entropy._replace(finish=Partial(_poly_1, checked("epsilon", epsilon)))
 
 
 def _poly_1(epsilon, q, _):
@@ -343,6 +352,7 @@ logsumexp = Loss._described(
     """,
     _logits_alone,
     _logsumexp,
+    relative=True,
 )
 
 
@@ -366,6 +376,7 @@ weighted_logsumexp = Loss._described(
     """,
     _vector_payoff,
     _weighted_logsumexp,
+    relative=True,
 )
 
 
@@ -374,7 +385,7 @@ def _entropy_columns(z, ids, example, per_class):  # noqa: ARG001
 
 
 def _entropy_of_sums(q, _):  # in dA - dE_p[z], dA and sum_k p_k dz_k cancel, and neither is computed
-    return (lax.stop_gradient(q.A) - q.t_fixed[0]).value
+    return (lax.stop_gradient(q.a.log) - q.t_fixed[0]).value
 
 
 entropy = Loss._described(
@@ -388,6 +399,7 @@ entropy = Loss._described(
     """,
     _entropy_columns,
     _entropy_of_sums,
+    relative=True,
 )
 
 
@@ -406,6 +418,7 @@ expectation = Loss._described(
     """,
     _vector_payoff,
     _expectation,
+    relative=True,
 )
 
 
@@ -509,6 +522,7 @@ mixture_autoencoder = Loss._described(
     """,
     _vector_payoff,
     _squared_error,
+    relative=True,
 )
 
 
@@ -545,6 +559,7 @@ eol = Loss._described(
     _eol_columns,
     _eol,
     _log_likelihood,
+    relative=True,
 )
 
 
@@ -568,6 +583,7 @@ leop = Loss._described(
     _leop_columns,
     _leop,
     _log_likelihood,
+    relative=True,
 )
 
 
@@ -583,7 +599,8 @@ def gaussian_mixture(precisions: ArrayLike = 1.0) -> Loss:
     precisions = _checks.number("precisions", precisions) if is_number else checked_array("precisions", precisions)
     if jnp.ndim(precisions) > 1:
         raise ValueError(f"`precisions` must be a scalar or have shape [D], got {jnp.shape(precisions)}.")
-    return Loss(*(Partial(f, precisions) for f in (_gaussian_columns, _gaussian_mixture, _log_gaussian)))
+    columns, finish, payoff = (Partial(f, precisions) for f in (_gaussian_columns, _gaussian_mixture, _log_gaussian))
+    return Loss(columns, finish, payoff, relative=True)
 
 
 def _gaussian_columns(of_all, z, ids, x, of_classes):  # noqa: ARG001
@@ -627,10 +644,11 @@ def _half_log(t, d):
     return jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1, t))).sum(-1) * (d / max(t.shape[-1], 1) / 2)
 
 
-def _before(loss, function, *numbers):
+def _before(loss, function, *numbers, relative=None):
     """The loss with `function(loss.columns, *numbers, logits, ids, example, per class)` as its columns."""
     columns = Partial(function, as_partials(loss).columns, *numbers)
-    return loss._replace(columns=columns, payoff=None)  # the payoff may depend on the logits, which change
+    # The payoff may depend on the logits, which change.
+    return loss._replace(columns=columns, payoff=None, relative=relative and loss.relative)
 
 
 def _after(loss, function, *numbers):
@@ -668,7 +686,7 @@ def unless_left_out(function: Callable, z: Array) -> Array:
 @readable
 def margin(loss: Loss, margin: ArrayLike) -> Loss:
     """The loss with `margin` subtracted from the logit of the label [N], as in CosFace (Wang et al., 2018)."""
-    return _before(loss, _margin, _checks.number("margin", margin))
+    return _before(loss, _margin, _checks.number("margin", margin), relative=True)
 
 
 def _margin(columns, margin, z, ids, y, per_class):
@@ -682,7 +700,7 @@ def label_smoothing(loss: Loss, rate: ArrayLike, prior: ArrayLike) -> Loss:
         prior = _checks.floating("prior", prior)
         if prior.ndim > 1 or not prior.size:
             raise ValueError(f"`prior` must be a scalar or have shape [K], got {prior.shape}.")
-    return _before(loss, _label_smoothing, checked("rate", rate), prior)
+    return _before(loss, _label_smoothing, checked("rate", rate), prior, relative=True)
 
 
 def _label_smoothing(columns, rate, prior, z, ids, example, per_class):
@@ -710,7 +728,7 @@ def class_weights(loss: Loss, weights: ArrayLike) -> Loss:
     weights = _checks.floating("weights", weights)
     if weights.ndim != 1 or not weights.size:
         raise ValueError(f"`weights` must have shape [K], got {weights.shape}.")
-    return _before(loss, _class_weights, weights)
+    return _before(loss, _class_weights, weights, relative=True)
 
 
 def _class_weights(columns, weights, z, ids, example, per_class):

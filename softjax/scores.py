@@ -51,7 +51,7 @@ class Exact(NamedTuple):
 @readable
 @ft.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["function", "examples", "classes", "live", "exact"],
+    data_fields=["function", "examples", "classes", "live", "exact", "full", "offset"],
     meta_fields=["axes", "k", "width", "batch", "shards", "kind", "rounding"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Scores:
     function: Callable  # (tile of examples, block of classes, live [b]) -> scores [n, b], -inf for a class left out
     examples: Any  # a pytree of arrays [N, ...]
     classes: tuple  # pytrees of class arrays
-    axes: tuple[int, ...]  # the class axis of the arrays in each pytree of `classes`
+    axes: tuple[int | str, ...]  # the class axis of the arrays in each pytree of `classes`; PAIRS for arrays [N, K]
     live: Array | None = None  # booleans [K], False for a class that is left out; None if there is none
     exact: Exact | None = None  # corrects the scores of the top classes
     k: int = 0  # the number of classes on this device
@@ -73,6 +73,8 @@ class Scores:
     batch: tuple[int, ...] = ()  # the leading axes of the examples, which are flattened to N
     shards: Shards = Shards()  # noqa: RUF009 (a tuple)
     rounding: Any = None  # the half-precision type to which cotangents of the scores are rounded; None for no rounding
+    full: Any = None  # the function of the scores with the offset; None where there is none
+    offset: Array | None = None  # [N], what the scores of all classes have in common and `function` leaves out
 
     @property
     def n(self) -> int:
@@ -92,9 +94,14 @@ class Scores:
 
     def computed_in(self, dtype: jnp.dtype) -> Scores:
         """The scores with their arrays cast. Half-precision arrays are widened later, a tile and block at a time."""
-        function, exact = cast((self.function, self.exact), dtype)
-        examples, classes = cast_unless_half((self.examples, self.classes), dtype)
-        return dataclasses.replace(self, function=function, examples=examples, exact=exact, classes=classes)
+        parts = ("function", "exact", "full", "offset")
+        whole = {name: cast(getattr(self, name), dtype) for name in parts}
+        later = {name: cast_unless_half(getattr(self, name), dtype) for name in ("examples", "classes")}
+        return dataclasses.replace(self, **whole, **later)
+
+    def of_loss(self, relative: bool) -> Scores:
+        """The scores as a loss sees them: with the offset, unless the loss is the same for all offsets."""
+        return self if relative or self.full is None else dataclasses.replace(self, function=self.full, offset=None)
 
 
 @readable

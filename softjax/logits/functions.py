@@ -1,0 +1,156 @@
+"""Functions that users write, as pytrees: of one example and one class, with the arrays that they close over."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+
+from .. import _checks
+
+
+@jax.tree_util.register_pytree_node_class
+class Function:
+    """A Python function, rebuilt from its code and what it closes over. Its arrays have gradients.
+
+    Two are equal if their code is and what they close over, apart from arrays: a lambda that is made again is the same
+    part of a program, and is not compiled again.
+    """
+
+    def __init__(self, key: Any, inner: tuple):
+        self.key, self.inner = key, inner  # what is equal in equal functions; a pytree
+
+    def tree_flatten(self) -> tuple:
+        return (self.inner,), self.key
+
+    @classmethod
+    def tree_unflatten(cls, key: Any, inner: tuple) -> Function:
+        return cls(key, *inner)
+
+    @classmethod
+    def of(cls, function: Callable) -> Function:
+        """The function, taken apart."""
+        if isinstance(function, cls):
+            return function
+        if isinstance(function, Partial):
+            return cls("partial", (cls.of(function.func), function.args, function.keywords))
+        if not isinstance(function, types.FunctionType):
+            return cls(_Whole(function), ())
+        cells = tuple(_part(cell.cell_contents) for cell in function.__closure__ or ())
+        defaults = tuple(map(_part, function.__defaults__ or ()))
+        return cls(_Code(function), (cells, defaults))
+
+    def __call__(self, *args: Any) -> Any:
+        if self.key == "partial":
+            function, first, named = self.inner
+            return function(*first, *args, **named)
+        if isinstance(self.key, _Whole):
+            return self.key.function(*args)
+        cells, defaults = self.inner
+        closure = tuple(types.CellType(_whole(part)) for part in cells)
+        code, of_module = self.key.function.__code__, self.key.function.__globals__
+        function = types.FunctionType(code, of_module, code.co_name, tuple(map(_whole, defaults)) or None, closure)
+        function.__kwdefaults__ = self.key.function.__kwdefaults__
+        return function(*args)
+
+
+class _Code:
+    """The code of a function and its module, which are compared, and the function that they were first seen in."""
+
+    def __init__(self, function: types.FunctionType):
+        self.function, self.key = function, (function.__code__, id(function.__globals__))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Code) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class _Whole(NamedTuple):
+    """A function that is not taken apart: built in, or of a class."""
+
+    function: Callable
+
+
+@jax.tree_util.register_static
+class _Still(NamedTuple):
+    """What a function closes over that is neither an array nor a function."""
+
+    value: Any
+
+    def __hash__(self) -> int:
+        try:
+            return hash(self.value)
+        except TypeError:
+            return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, _Still) and self.value is other.value
+        return same or (isinstance(other, _Still) and _equal(self.value, other.value))
+
+
+def _equal(a, b):
+    try:
+        return type(a) is type(b) and hash(a) == hash(b) and bool(a == b)
+    except (TypeError, ValueError):
+        return False
+
+
+def _part(x):
+    if isinstance(x, Array | np.ndarray):
+        return jnp.asarray(x)
+    if isinstance(x, types.FunctionType | Partial):
+        return Function.of(x)
+    if isinstance(x, tuple | list | dict) and any(isinstance(a, Array | np.ndarray) for a in jax.tree.leaves(x)):
+        return jax.tree.map(_part, x)
+    return _Still(x)
+
+
+def _whole(part):
+    is_still = lambda a: isinstance(a, _Still | Function)
+    return jax.tree.map(lambda a: a.value if isinstance(a, _Still) else a, part, is_leaf=is_still)
+
+
+def checked(name: str, function: Any, *types_of_arguments: Any, boolean: bool = False) -> Function:
+    """The function of one example and one class, refused where it is not elementwise."""
+    if not callable(function):
+        raise TypeError(f"`{name}` must be a function, got {_checks.shown(function)}.")
+    taken = Function.of(function)
+    jaxpr, out = jax.make_jaxpr(taken, return_shape=True)(*types_of_arguments)
+    one = "a function of one example and one class"
+    kind = jnp.bool_ if boolean else jnp.floating
+    if getattr(out, "shape", None) != () or not jnp.issubdtype(out.dtype, kind):
+        wanted = "a boolean" if boolean else "a floating-point number"
+        raise ValueError(f"`{name}` must be {one} that returns {wanted}, got {_checks.shown(out)}.")
+    if any(_over_nothing(jaxpr.jaxpr)):
+        raise ValueError(f"`{name}` must be {one}, got one that reduces or sorts a number: it does not see the others.")
+    if any(isinstance(a, Array) and a.ndim > 0 for a in jaxpr.consts) and not _known(jaxpr.consts, taken):
+        raise ValueError(
+            f"`{name}` must close over its arrays as variables, or take them as arguments of `map`, got an array of "
+            "an object."
+        )
+    return taken
+
+
+def _over_nothing(jaxpr):
+    """Whether operations reduce a single number, as `z - z.max()` does, written for all classes."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        is_single = all(getattr(v.aval, "ndim", 0) == 0 for v in equation.invars)
+        yield is_single and (name.startswith(("reduce_", "arg", "cum")) or name == "sort")
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _over_nothing(inner)
+
+
+def _known(consts, taken):
+    leaves = jax.tree.leaves(taken)
+    return all(any(a is b for b in leaves) for a in consts if isinstance(a, Array) and a.ndim > 0)

@@ -1,0 +1,159 @@
+"""From `Logits` to the sums: their tiles and blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .. import _mesh
+from .._dtypes import PAIRS, is_inexact
+from .._loops import Layout, take_block, take_examples
+from ..scores import Scores
+from .nodes import EXAMPLES, NUMBER
+from .value import Logits
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """The logits of a tile and a block, from the arrays of both: a part of the program."""
+
+    tree: Any
+    roles: tuple
+    masks: tuple[str, ...]
+    relative: bool
+
+    def __call__(self, numbers, examples, block, live):
+        of_examples, listed, index = examples
+        *of_classes, of_masks, ids = block
+        given = {NUMBER: iter(numbers[0]), EXAMPLES: iter(of_examples)}
+        of_class = iter(of_classes)
+        leaves = [next(given[role]) if role in given else _zeroed(next(of_class), role, live) for role in self.roles]
+        node = jax.tree.unflatten(self.tree, leaves)
+        h = node.relative() if self.relative else node.full()
+        live = None if live is None else live[None]
+        functions, listed, pairs = iter(numbers[1]), iter(listed), iter(of_masks)
+        for kind in self.masks:
+            if kind == "function":
+                function = next(functions)
+                mask = jax.vmap(jax.vmap(function, (None, 0)), (0, None))(index, ids)
+            else:
+                mask = next(pairs) if kind == PAIRS else _is_listed(next(listed), ids)
+            live = mask if live is None else live & mask
+        return h if live is None else jnp.where(live, h, -jnp.inf)
+
+
+def _zeroed(a, axis, live):
+    """A class array, with zeros where a class is masked: it may be NaN there."""
+    if live is None or not is_inexact(a):
+        return a
+    axis = 1 if axis == PAIRS else axis
+    return jnp.where(jnp.expand_dims(live, [i for i in range(a.ndim) if i != axis % a.ndim]), a, 0)
+
+
+def _is_listed(listed, ids):
+    """Whether each class of a block is among those listed [n, T]; ids are consecutive, but for padding."""
+    position = listed - ids[0]
+    here = (listed >= 0) & (position >= 0) & (position < ids.size)
+    rows = jnp.arange(listed.shape[0])[:, None]
+    mask = jnp.zeros((listed.shape[0], ids.size), bool)
+    return mask.at[rows, jnp.where(here, position, ids.size)].set(True, mode="drop")
+
+
+def _flat(logits, kept=None):
+    """The node of the logits, with one axis for all examples. The data of examples that are not kept are ones."""
+    node = logits.node.flat(math.prod(logits.shape[:-1])).prepared(logits.live, logits.shards)
+    if kept is None:
+        return node
+
+    def of_kept(a, role):
+        if role not in (EXAMPLES, PAIRS) or not is_inexact(a):
+            return a
+        return jnp.where(jnp.expand_dims(kept, range(1, a.ndim)), a, 1)
+
+    return jax.tree.map(of_kept, node, node.roles())
+
+
+def scores_of(logits: Logits, kept: Array | None = None) -> Scores:
+    """The logits as the scores that are summed over the classes; examples [N] that are not kept have other data."""
+    *batch, k = logits.shape
+    n, shards = math.prod(batch), logits.shards
+    node = _flat(logits, kept)
+    offset = node.offset()
+    leaves, tree = jax.tree.flatten(node)
+    roles = tuple(jax.tree.leaves(node.roles()))
+    of_role = lambda role: tuple(a for a, r in zip(leaves, roles, strict=True) if r == role)
+    class_roles = tuple(r for r in roles if r not in (NUMBER, EXAMPLES))
+    of_classes = tuple(a for a, r in zip(leaves, roles, strict=True) if r not in (NUMBER, EXAMPLES))
+    masks = {kind: tuple(m.data for m in logits.masks if m.kind == kind) for kind in ("function", "ids", PAIRS)}
+    listed = tuple(a.reshape(n, a.shape[-1]) for a in masks["ids"])
+    pairs = tuple(jnp.broadcast_to(a, (*batch, k)).reshape(n, k) for a in masks[PAIRS])
+    index = _mesh.example_index(shards, tuple(batch)) if masks["function"] else None
+    needs_ids = masks["function"] or masks["ids"]
+    ids = k * _mesh.device_index(shards.classes) + jnp.arange(k, dtype=jnp.int32) if needs_ids else None
+    kinds = tuple(m.kind for m in logits.masks)
+    functions = [
+        jax.tree_util.Partial(_Block(tree, roles, kinds, relative), (of_role(NUMBER), masks["function"]))
+        for relative in (True, False)
+    ]
+    return Scores(
+        "masked logits" if kinds else "logits",
+        functions[0],
+        (of_role(EXAMPLES), listed, index),
+        (*of_classes, pairs, ids),
+        (*(r if r == PAIRS else r % 2 for r in class_roles), PAIRS, 0),
+        logits.live,
+        None,
+        k,
+        node.width,
+        tuple(batch),
+        shards,
+        node.rounding,
+        None if offset is None else functions[1],
+        offset,
+    )
+
+
+def dense(logits: Logits) -> Array:
+    """The logits [..., K], by the function of the blocks."""
+    scores = scores_of(logits).computed_in(logits.dtype).of_loss(relative=False)
+    layout = Layout((*scores.axes, 0), scores.n, scores.k, scores.n, scores.k)
+    *classes, live = take_block((*scores.classes, scores.live), layout, 0, scores.k)
+    h = scores.function(take_examples(scores.examples, 0, scores.k), tuple(classes), live)
+    return h.reshape(logits.shape).astype(logits.dtype)
+
+
+def taken(logits: Logits, ids: Array) -> Array:
+    """The logits [..., T] of classes, from the devices that have them; NaN for an id that is no class."""
+    *batch, k = logits.shape
+    n, shards = math.prod(batch), logits.shards
+    node, listed = _flat(logits), ids.reshape(n, ids.shape[-1])
+
+    def of_positions(position):
+        def gathered(a, role):
+            a = a.astype(logits.dtype) if is_inexact(a) else a
+            if role in (NUMBER, EXAMPLES):
+                return a
+            return jnp.take_along_axis(a, position, 1) if role == PAIRS else jnp.moveaxis(a, role, 0)[position]
+
+        h = jax.tree.map(gathered, node, node.roles()).at()
+        live = None if logits.live is None else logits.live[position]
+        index = _mesh.example_index(shards, tuple(batch))
+        for mask in logits.masks:
+            if mask.kind == "function":
+                has = jax.vmap(jax.vmap(mask.data, (None, 0)))(index, listed)
+            elif mask.kind == "ids":
+                has = (listed[:, :, None] == mask.data.reshape(n, 1, mask.data.shape[-1])).any(-1)
+            else:
+                has = jnp.take_along_axis(jnp.broadcast_to(mask.data, (*batch, k)).reshape(n, k), position, 1)
+            live = has if live is None else live & has
+        return h if live is None else jnp.where(live, h, -jnp.inf)
+
+    count = k * _mesh.device_count(shards.classes)
+    known = (listed >= 0) & (listed < count)
+    h = _mesh.at_class(listed, of_positions, k, shards.classes)
+    return jnp.where(known, h, jnp.nan).reshape(ids.shape)
