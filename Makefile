@@ -68,15 +68,15 @@ test-imports:
 	bash tests/imports.sh
 
 bench: .venv/.installed
-	$(BIN)/python -m softjax bench --json bench.json --output bench.png
+	$(BIN)/python -m benchmarks --json bench.json --output bench.png
 
 audit: .venv/.installed
 	$(BIN)/python -m softjax audit
 
 # Environments of their own: the compilers are large, and JAX would look for their devices in every other command.
 compilers: .venv-tpu/.installed .venv-gpu/.installed
-	for kind in v5e v5p v6e; do .venv-tpu/bin/python -m softjax bench --compile-for $$kind || exit 1; done
-	.venv-gpu/bin/python -m softjax bench --compile-for h100
+	for kind in v5e v5p v6e; do .venv-tpu/bin/python -m benchmarks --compile-for $$kind || exit 1; done
+	.venv-gpu/bin/python -m benchmarks --compile-for h100
 
 .venv-tpu/.installed: EXTRA := tpu
 .venv-gpu/.installed: EXTRA := cuda12

@@ -1,4 +1,4 @@
-"""The command line: `python -m softjax` with `demo`, `lm`, `bench` or `audit`."""
+"""The command line: `python -m softjax` with `demo`, `explain` or `audit`."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """The choice of tile and block sizes, and of the pass in which the gradient is taken.
 
-docs/architecture.md has the measurements behind it; `python -m softjax bench --placements` repeats them.
+docs/architecture.md has the measurements behind it; `python -m benchmarks --placements` repeats them.
 """
 
 from __future__ import annotations

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import softjax
-from softjax import __main__
-from softjax.tools import accelerator, audit, bench
+from benchmarks import __main__, accelerator, bench
+from softjax.tools import audit
 
 
 def test_a_cpu_is_refused_in_one_sentence(capsys):
-    assert __main__.main(["bench", "--accelerator"]) == 1
+    assert __main__.main(["--accelerator"]) == 1
     wanted = "This benchmark needs a GPU or a TPU, and JAX finds a CPU alone: --small shows that it runs.\n"
     assert capsys.readouterr() == ("", wanted)
 

@@ -8,8 +8,9 @@ import types
 import jax
 import pytest
 
-from softjax import __main__, _jax
-from softjax.tools import compilers, programs, targets
+from benchmarks import __main__, compilers, costs
+from softjax import _jax
+from softjax.tools import programs, targets
 
 LOOP = """HloModule step
 %body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
@@ -47,7 +48,7 @@ ENTRY %main (start: f32[4]) -> f32[4] {
 
 
 def cycles(text):
-    return programs.total(programs.parse(text), programs.cycles)
+    return programs.total(programs.parse(text), costs.cycles)
 
 
 def test_cycles_are_summed_over_loops_and_the_dearest_branches():
@@ -108,7 +109,7 @@ ENTRY %main (x: f32[100,8], k: s32[]) -> f32[100,8] {
 
 
 def moved(text):
-    return programs.total(programs.parse(text), programs.traffic)
+    return programs.total(programs.parse(text), costs.traffic)
 
 
 def test_a_fusion_moves_what_it_touches_of_a_slice_or_of_an_update_in_place():
@@ -162,9 +163,9 @@ ENTRY %main (x: {given}[32,16], y: bf16[16,8]) -> f32[32,8] {{
 }}
 """
     program = programs.parse(text)
-    (found,) = programs.products(program, platform)
+    (found,) = costs.products(program, platform)
     main = program.computations[program.entry]
-    assert list(programs.products_of(program, platform, main, main["f"])) == [found]
+    assert list(costs.products_of(program, platform, main, main["f"])) == [found]
     return found
 
 
@@ -205,11 +206,11 @@ def test_the_products_of_a_library_are_found():
   ROOT %o = f32[32,8]{{1,0}} get-tuple-element(%z), index=0
 }}
 """
-    (found,) = programs.products(programs.parse(text), "gpu")
+    (found,) = costs.products(programs.parse(text), "gpu")
     assert found == (FLOAT32, "CUDA cores", 1, 2 * 32 * 8 * 16)
-    (found,) = programs.products(programs.parse(text.replace("ALG_UNSET", "ALG_DOT_BF16_BF16_F32")), "gpu")
+    (found,) = costs.products(programs.parse(text.replace("ALG_UNSET", "ALG_DOT_BF16_BF16_F32")), "gpu")
     assert found[:3] == (BFLOAT16, "tensor cores", 1)
-    assert not list(programs.products(programs.parse(text.replace("gemm", "sort")), "gpu"))
+    assert not list(costs.products(programs.parse(text.replace("gemm", "sort")), "gpu"))
 
 
 def test_a_roofline_is_the_longer_of_bytes_and_products():
@@ -219,7 +220,7 @@ def test_a_roofline_is_the_longer_of_bytes_and_products():
   ROOT %z = f32[4096,4096]{1,0} negate(%y)
 }
 """
-    seconds = lambda text: programs.total(programs.parse(text), targets.roofline)
+    seconds = lambda text: programs.total(programs.parse(text), costs.roofline)
     array = 4 * 4096**2
     for precision, rate in (("operand_precision={highest,highest}", 67e12), ("metadata={}", 495e12)):
         wanted = 2 * 4096**3 / rate + 2 * array / 3.35e12
@@ -233,21 +234,21 @@ def test_a_roofline_is_the_longer_of_bytes_and_products():
 
 @pytest.mark.parametrize(("kind", "package"), [("v5e", "libtpu"), ("h100", "jax_cuda12_plugin")])
 def test_a_missing_compiler_is_named_in_one_sentence(kind, package, monkeypatch, capsys):
-    monkeypatch.setattr(compilers.importlib.util, "find_spec", lambda name: None)
-    assert __main__.main(["bench", "--compile-for", kind]) == 1
+    monkeypatch.setattr(targets.importlib.util, "find_spec", lambda name: None)
+    assert __main__.main(["--compile-for", kind]) == 1
     wanted = f"To compile for {kind}, {package} is needed: `make compilers` makes an environment with it.\n"
     assert capsys.readouterr().err == wanted
 
 
 def test_an_unknown_device_is_refused(capsys):
     with pytest.raises(SystemExit):
-        __main__.main(["bench", "--compile-for", "v99"])
+        __main__.main(["--compile-for", "v99"])
     assert "invalid choice: 'v99'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["v5e", "h100"])
 def test_the_tables_are_printed_and_written(kind, tmp_path, monkeypatch, capsys):
-    found = (programs.Product(BFLOAT16, "MXU", 1, math.nan), programs.Product(FLOAT32, "MXU", 6, math.nan))
+    found = (costs.Product(BFLOAT16, "MXU", 1, math.nan), costs.Product(FLOAT32, "MXU", 6, math.nan))
     cost = iter(range(10**6, 10**9, 10**6))
     monkeypatch.setattr(compilers, "estimate", lambda *_: compilers.Estimate(next(cost), 2 * 10**9, found))
     monkeypatch.setattr(compilers, "missing", lambda kind: None)
@@ -274,7 +275,7 @@ def test_a_function_is_compiled_for_the_description(monkeypatch):
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     monkeypatch.setattr(targets, "device", lambda kind: here)
     arguments = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((64, 32), (32, 16))]
-    found = targets.estimate(targets.KINDS["v5e"], lambda a, b: a @ b, arguments)
+    found = costs.estimate(targets.KINDS["v5e"], lambda a, b: a @ b, arguments)
     assert found.cost == 0  # a CPU's program has no estimates
 
 

@@ -15,8 +15,9 @@ import nbclient
 import nbformat
 import pytest
 
+import benchmarks.__main__
+from benchmarks import bench
 from softjax import __main__
-from softjax.tools import bench
 
 from . import snippets
 
@@ -85,9 +86,9 @@ def test_there_is_a_notebook():
         assert str(ROOT) not in path.read_text()
 
 
-def run(*arguments, **options):
-    command = [sys.executable, "-m", "softjax", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+def run(*arguments, package="softjax"):
+    command = [sys.executable, "-m", package, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
 
 
 @pytest.mark.slow
@@ -122,7 +123,7 @@ def test_ctrl_c_ends_the_demo_cleanly(tmp_path):
 @pytest.mark.slow
 def test_the_benchmark_measures_reports_and_draws(tmp_path):
     picture, report = tmp_path / "bench.png", tmp_path / "bench.json"
-    done = run("bench", "--small", "--rounds", "1", "--json", str(report), "-o", str(picture))
+    done = run("--small", "--rounds", "1", "--json", str(report), "-o", str(picture), package="benchmarks")
     assert done.returncode == 0, done.stderr
     figures = json.loads(report.read_text())
     assert figures["machine"]["versions"]["jax"] == jax.__version__
@@ -139,7 +140,7 @@ def test_the_benchmark_measures_reports_and_draws(tmp_path):
 
 @pytest.mark.slow
 def test_the_benchmark_compares_placements():
-    done = run("bench", "--small", "--rounds", "1", "--placements")
+    done = run("--small", "--rounds", "1", "--placements", package="benchmarks")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("│ softjax ") == 5  # rows of tables
 
@@ -158,13 +159,21 @@ def test_options_are_read_with_care(options, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["demo", "bench", "audit"])
-def test_ctrl_c_ends_a_command_with_a_word(command, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("module", "main", "command"),
+    [
+        ("softjax.tools.demo", __main__.main, ["demo"]),
+        ("softjax.tools.audit", __main__.main, ["audit"]),
+        ("benchmarks.bench", benchmarks.__main__.main, []),
+        ("benchmarks.language_model", benchmarks.__main__.main, ["lm"]),
+    ],
+)
+def test_ctrl_c_ends_a_command_with_a_word(module, main, command, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module(f"softjax.tools.{command}"), "run", interrupted)
-    assert __main__.main([command]) == 130
+    monkeypatch.setattr(importlib.import_module(module), "run", interrupted)
+    assert main(command) == 130
     assert capsys.readouterr().err == "Stopped.\n"
 
 

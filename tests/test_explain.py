@@ -215,7 +215,7 @@ def test_the_devices_of_the_command_line_are_those_of_the_table():
 def test_products_whose_sizes_are_not_in_the_text_are_not_counted():
     """As in a TPU's program."""
     text = "ENTRY %main (x: f32[2]) -> f32[2] {\n  ROOT %x = f32[2] parameter(0)\n}"
-    assert math.isnan(explain._multiplied(text, "cpu"))
+    assert math.isnan(explain._multiplied(text))
 
 
 def test_the_answer_in_the_docs_is_that_of_the_command(monkeypatch, capsys):

@@ -15,6 +15,7 @@ from softjax import _arguments, losses, scores, sharded
 
 HOME = pathlib.Path(softjax.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted(HOME.glob("*.py")) if path.stem[:2] != "__"}
+BENCHMARKS = HOME.parent / "benchmarks"
 DOCUMENT = HOME.parent / "docs" / "architecture.md"
 # Public names that stand for the same thing elsewhere: a function and the loss that it evaluates, or its global form.
 NAMESAKES = {*(f.__name__ for f in sharded.FUNCTIONS), "logsumexp", "entropy", "expectation", "of", "__all__"}
@@ -45,8 +46,9 @@ INTERNAL = re.compile(r"jax\.(experimental|extend|interpreters|_src)\b|from jax 
 
 
 def test_what_jax_may_change_is_in_one_module():
-    """`jax.experimental`, `jax.extend`, `jax.interpreters` and private names, and the library's tools too."""
-    using = [path for path in HOME.rglob("*.py") if INTERNAL.search(path.read_text())]
+    """`jax.experimental`, `jax.extend`, `jax.interpreters` and private names, in the tools and the benchmarks too."""
+    paths = [*HOME.rglob("*.py"), *BENCHMARKS.rglob("*.py")]
+    using = [path for path in paths if INTERNAL.search(path.read_text())]
     assert using == [HOME / "_jax.py"]
 
 
@@ -54,6 +56,38 @@ def test_the_library_does_not_import_its_tools():
     for name, tree in MODULES.items():
         modules = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         assert not any("tools" in module for module in modules), name
+
+
+def names_benchmarks(code):
+    """Whether code imports the benchmarks, by a statement or by their name in a text."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            found = [node.module or "", *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        else:
+            found = [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
+        if any(re.fullmatch(r"benchmarks(\.\w+)*", name) for name in found):
+            return True
+    return False
+
+
+def test_imports_go_from_the_benchmarks_to_the_package_and_never_back():
+    assert [path for path in HOME.rglob("*.py") if names_benchmarks(path.read_text())] == []
+    assert any("from softjax" in path.read_text() for path in BENCHMARKS.glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import benchmarks",
+        "def f():\n    from benchmarks.bench import Row",
+        "from .. import benchmarks",
+        "importlib.import_module('benchmarks.bench')",
+    ],
+)
+def test_an_import_of_the_benchmarks_is_found(code):
+    assert names_benchmarks(code)
 
 
 def _is_bound(node):

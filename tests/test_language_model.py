@@ -12,14 +12,14 @@ import jax
 import numpy as np
 import pytest
 
-from softjax import __main__
+from benchmarks import __main__
 
 pytestmark = pytest.mark.slow
 
 
 def command(folder, *options):
     files = ["--json", str(folder / "lm.json"), "-o", str(folder / "lm.png")]
-    return [sys.executable, "-m", "softjax", "lm", *files, *options]
+    return [sys.executable, "-m", "benchmarks", "lm", *files, *options]
 
 
 def losses(folder):

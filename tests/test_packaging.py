@@ -5,17 +5,19 @@ import pathlib
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 
 import pytest
 
 import softjax
-from softjax import __main__
+from benchmarks import __main__
 
 ROOT = pathlib.Path(softjax.__file__).parents[1]
-COMMANDS = {"demo": "demo", "lm": "demo", "bench": "demo", "audit": "audit"}
+COMMANDS = {"demo": "demo", "audit": "audit"}
+BENCHMARKS = {"benchmark": [], "lm": ["lm"]}
 NAME = f"softjax_losses-{softjax.__version__}"
-# A program of the installed package, where only JAX and what it needs can be imported besides.
+# A program of a package, where only JAX and what it needs can be imported besides.
 ALONE = """
 import runpy, sys
 
@@ -25,14 +27,18 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Absent())
-sys.argv = ["softjax", *sys.argv[1:]]
-runpy.run_module("softjax", run_name="__main__")
+sys.argv = ["{package}", *sys.argv[1:]]
+runpy.run_module("{package}", run_name="__main__")
 """
 OPTIONAL = {"optax", "rich", "matplotlib", "flax", "sklearn", "mpmath", "orbax", "chex", "equinox", "sympy", "torch"}
 
 
 def done(*command, **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+
+
+def benchmark_modules():
+    return {path.name for path in (ROOT / "benchmarks").glob("*.py") if not path.name.startswith("__")}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +66,8 @@ def test_the_wheel_holds_the_package_and_needs_jax_alone(archives):
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "softjax").rglob("*.py")}
     others = {name for name in names if not name.startswith(f"{NAME}.dist-info/")}
     assert others == package | {"softjax/py.typed"}
+    assert benchmark_modules()
+    assert not {pathlib.PurePath(name).name for name in others} & benchmark_modules()
     needed = [line.partition(">")[0] for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert needed == ["jax", "jaxlib"]
     assert metadata["Description-Content-Type"] == "text/markdown"
@@ -93,7 +101,7 @@ def test_a_loss_works_with_jax_alone(installed, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_without_its_extra_says_in_a_line_what_to_install(command, installed, tmp_path):
-    code = ALONE.format(absent=sorted(OPTIONAL))
+    code = ALONE.format(absent=sorted(OPTIONAL), package="softjax")
     ran = done(sys.executable, "-c", code, command, cwd=tmp_path, env={"PYTHONPATH": str(installed)})
     assert ran.returncode == 1
     (line,) = ran.stderr.splitlines()
@@ -102,8 +110,25 @@ def test_a_command_without_its_extra_says_in_a_line_what_to_install(command, ins
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_without_its_extra_says_in_a_line_what_to_install(name):
+    code = ALONE.format(absent=sorted(OPTIONAL), package="benchmarks")
+    ran = done(sys.executable, "-c", code, *BENCHMARKS[name], cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(f"The {name} needs ")
+    assert line.endswith(": pip install '.[demo]' in a clone of the repository")
+
+
+def test_the_wheel_is_made_of_the_package_alone():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert build["wheel"] == {"packages": ["softjax"]}
+    assert not {path.name for path in (ROOT / "softjax").rglob("*.py")} & benchmark_modules()
+
+
+@pytest.mark.slow
 def test_the_answer_whether_it_fits_needs_no_extra(installed, tmp_path):
-    code = ALONE.format(absent=sorted(OPTIONAL))
+    code = ALONE.format(absent=sorted(OPTIONAL), package="softjax")
     arguments = ("explain", "64", "8", "128", "--device", "cpu")
     ran = done(sys.executable, "-c", code, *arguments, cwd=tmp_path, env={"PYTHONPATH": str(installed)})
     assert ran.returncode == 0, ran.stderr
@@ -111,6 +136,6 @@ def test_the_answer_whether_it_fits_needs_no_extra(installed, tmp_path):
 
 
 def test_a_picture_that_cannot_be_drawn_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "softjax.tools.pictures", None)
-    assert __main__.main(["bench", "-o", str(tmp_path / "bench.png")]) == 1
+    monkeypatch.setitem(sys.modules, "benchmarks.drawings", None)
+    assert __main__.main(["-o", str(tmp_path / "bench.png")]) == 1
     assert "pip install '.[demo]'" in capsys.readouterr().err

@@ -9,8 +9,8 @@ import matplotlib.colors
 import pytest
 
 import softjax
-from softjax import __main__
-from softjax.tools import chart, pictures
+from benchmarks import __main__, chart, drawings
+from softjax.tools import pictures
 
 REPORT = pathlib.Path(softjax.__file__).parents[1] / "benchmarks" / "results" / "cpu-2-cores.json"
 
@@ -26,7 +26,7 @@ def drawn(axes):
 
 
 def test_every_contestant_has_its_memory_and_its_time_in_units():
-    figure = pictures.comparison(rows(), "a title")
+    figure = drawings.comparison(rows(), "a title")
     results = rows()[1]["results"]  # the second row, which takes less than ten seconds
     widths, numbers, names = drawn(figure.axes[2])
     assert names == list(results)
@@ -42,7 +42,7 @@ def test_every_contestant_has_its_memory_and_its_time_in_units():
 
 def test_rows_without_contestants_and_failures_are_drawn_too():
     row = {"name": "a row", "results": {"softjax": {"seconds": 2.0, "temporaries": 5e10}, "other": {"failed": "why"}}}
-    figure = pictures.comparison([{"name": "a growth", "time": 4.0}, row], "a title")
+    figure = drawings.comparison([{"name": "a growth", "time": 4.0}, row], "a title")
     assert len(figure.axes) == 2
     assert drawn(figure.axes[0]) == ([50, 0], ["50 GB", "not measured"], ["softjax", "other"])
     assert drawn(figure.axes[1]) == ([2000, 0], ["2,000 ms", "not measured"], [])  # the names stand left
@@ -50,8 +50,8 @@ def test_rows_without_contestants_and_failures_are_drawn_too():
 
 def test_bars_do_not_show_aims():
     """A bar's colour says whose it is: the same rows with and without limits give the same picture."""
-    with_aims = pictures.comparison(rows(), "a title")
-    without = pictures.comparison([row | {"limits": []} for row in rows()], "a title")
+    with_aims = drawings.comparison(rows(), "a title")
+    without = drawings.comparison([row | {"limits": []} for row in rows()], "a title")
     colours = lambda figure: [bar.get_facecolor() for axes in figure.axes for bar in axes.patches]
     assert colours(with_aims) == colours(without)
     assert len(set(colours(with_aims))) == 2
@@ -61,7 +61,7 @@ def test_lines_are_named_at_their_ends_and_names_do_not_touch():
     with pictures.styled():
         _, ((axes,),) = pictures.panels()
         series = {"softjax": [1.0, 2.0, 3.0], "optax": [2.0, 3.0, 3.01], "other": [2.0, 2.5, 2.99]}
-        pictures.curves(axes, [1, 2, 4], series, unit="MB")
+        drawings.curves(axes, [1, 2, 4], series, unit="MB")
     assert {text.get_text() for text in axes.texts} == {"softjax 3 MB", "optax 3.01 MB", "other 2.99 MB"}
     heights = sorted(text.get_position()[1] for text in axes.texts)
     assert min(b - a for a, b in itertools.pairwise(heights)) >= 0.089
@@ -69,7 +69,7 @@ def test_lines_are_named_at_their_ends_and_names_do_not_touch():
 
 
 def test_inks_differ_without_colour():
-    inks = list(pictures.inks(["softjax", "a", "b", "c", "d"]).values())
+    inks = list(drawings.inks(["softjax", "a", "b", "c", "d"]).values())
     assert inks[0] == pictures.OURS
     assert len({(ink.line, ink.marker) for ink in inks}) == len(inks)
     grey = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in (matplotlib.colors.to_rgb(i.colour) for i in inks)]
@@ -84,7 +84,7 @@ def test_numbers_have_three_digits(value, text):
 
 
 def test_a_picture_is_written(tmp_path):
-    pictures.save(pictures.comparison(rows(), "a title"), tmp_path / "bench.png")
+    pictures.save(drawings.comparison(rows(), "a title"), tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(base64.b64decode("iVBORw0KGgo="))
 
 
@@ -111,7 +111,7 @@ def test_the_chart_shows_memory_first_and_both_from_0():
 
 
 def test_the_chart_is_measured_and_written_to_a_folder_that_is_given(tmp_path, monkeypatch, capsys):
-    command = ["bench", "--chart", "--small", "--rounds", "1"]
+    command = ["--chart", "--small", "--rounds", "1"]
     assert __main__.main([*command, "--folder", str(tmp_path)]) == 0
     figures = json.loads((tmp_path / "classes.json").read_text())
     assert list(figures["results"]) == ["softjax", "optax"]

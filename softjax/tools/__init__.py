@@ -1,1 +1,1 @@
-"""Tools of the command line: demos, benchmark and audit. They use the library and are not part of it."""
+"""Tools of the command line: demo, explain and audit. They use the library and are not part of it."""

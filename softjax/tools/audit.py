@@ -27,7 +27,7 @@ from softjax._dtypes import join, split
 from softjax._placement import BlockSize
 
 from . import truth
-from .bench import machine
+from .machine import machine
 
 # Limits in float32, relative to the largest element. A result in half precision may have one more rounding error.
 LIMITS = {"value": 2e-6, "reverse": 2e-6, "forward": 2e-6, "HVP": 1e-4}

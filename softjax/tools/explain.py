@@ -7,6 +7,7 @@ features and the kernel.
 
 import dataclasses
 import functools as ft
+import itertools
 import json
 import math
 import os
@@ -172,18 +173,18 @@ def compiled(problem: Problem, device: Device, way: Way) -> Cost:
     here = lambda function, arguments: jax.jit(function).lower(*arguments).compile()
     program: Any = targets.compiled_for(kind, function, arguments) if kind else here(function, arguments)
     analysis = program.memory_analysis()
-    operations = _multiplied(program.as_text(), device.platform)
+    operations = _multiplied(program.as_text())
     if math.isnan(operations):  # the text of a TPU's program does not say
         operations = modelled(problem, device, way).operations
     sizes = analysis.argument_size_in_bytes, analysis.output_size_in_bytes, analysis.temp_size_in_bytes
     return Cost("compiled program", *sizes, operations)
 
 
-def _multiplied(text: str, platform: str) -> float:
+def _multiplied(text: str) -> float:
     """Multiplications and additions of all matrix products of a program; NaN if its text does not have them."""
 
     def of_operation(program, table, operation):
-        return sum(p.flops for p in programs.products_of(program, platform, table, operation))
+        return sum(itertools.starmap(programs.flops, programs.products_of(program, table, operation)))
 
     try:
         return programs.total(programs.parse(text), of_operation) or math.nan

@@ -1,4 +1,4 @@
-"""Devices to compile for that need not be there, and what their compilers say of a program."""
+"""Devices to compile for that need not be there."""
 
 import functools as ft
 import importlib.util
@@ -10,7 +10,6 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from .._jax import device_to_compile_for
-from . import programs
 
 
 class Kind(NamedTuple):
@@ -20,20 +19,13 @@ class Kind(NamedTuple):
     topology: str
     gibibytes: int
     """of memory"""
-    block: int
-    """the classes of a block, for the row of softjax in blocks"""
-
-    @property
-    def scores(self) -> int:
-        """The bytes that `softjax.placement` lets scores take: a tenth of the memory."""
-        return self.gibibytes * 2**30 // 10
 
 
 KINDS = {
-    "v5e": Kind("tpu", "v5e:2x2", 16, 2048),
-    "v5p": Kind("tpu", "v5p:2x2x1", 95, 2048),
-    "v6e": Kind("tpu", "v6e:2x2", 32, 2048),
-    "h100": Kind("gpu", "1x1x1", 80, 8192),
+    "v5e": Kind("tpu", "v5e:2x2", 16),
+    "v5p": Kind("tpu", "v5p:2x2x1", 95),
+    "v6e": Kind("tpu", "v6e:2x2", 32),
+    "h100": Kind("gpu", "1x1x1", 80),
 }
 # The H100 SXM, in XLA's words: the figures of NVIDIA's data sheet and of its table of compute capabilities.
 _H100 = {
@@ -55,8 +47,6 @@ _H100 = {
     "block_dim_limit_y": 2**16 - 1,
     "block_dim_limit_z": 2**16 - 1,
 }
-BANDWIDTH = 3.35e12  # bytes per second of an H100
-RATES = {"bfloat16": 989e12, "float16": 989e12, "tf32": 495e12, "float32": 67e12, "float64": 67e12}  # operations
 _SETTINGS = {
     "TPU_SKIP_MDS_QUERY": "1",  # it would ask a server of the cloud for the devices
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it takes a lock, as if there were a device
@@ -73,16 +63,6 @@ def prepare() -> None:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
-
-
-class Estimate(NamedTuple):
-    """What a compiled program costs."""
-
-    cost: float
-    """cycles of a TPU; seconds of a GPU's roofline"""
-    temporaries: int
-    """bytes"""
-    products: tuple[programs.Product, ...]
 
 
 def missing(kind: Kind) -> str | None:
@@ -111,19 +91,3 @@ def compiled_for(kind: Kind, function: Callable, arguments: tuple[Any, ...]) -> 
     # Autotuning would run kernels.
     options: dict[str, Any] | None = {"xla_gpu_autotune_level": "0"} if kind.platform == "gpu" else None
     return jax.jit(function).lower(*on_device).compile(options)
-
-
-def estimate(kind: Kind, function: Callable, arguments: tuple[Any, ...]) -> Estimate:
-    """Compiles a function of arrays like the arguments, and reads the program."""
-    compiled = compiled_for(kind, function, arguments)
-    program = programs.parse(compiled.as_text())
-    cost = programs.total(program, programs.cycles if kind.platform == "tpu" else roofline)
-    found = tuple(programs.products(program, kind.platform))
-    return Estimate(cost, compiled.memory_analysis().temp_size_in_bytes, found)
-
-
-def roofline(program: programs.Program, table: programs.Table, operation: programs.Operation) -> float:
-    """The seconds that an H100 needs at least for an operation: for its bytes or for its products."""
-    products = programs.products_of(program, "gpu", table, operation)
-    multiplying = sum(p.passes * p.flops / min(RATES[dtype] for dtype in p.types) for p in products)
-    return max(programs.traffic(program, table, operation) / BANDWIDTH, multiplying)

@@ -1,4 +1,4 @@
-"""What the compilers of TPUs and of a GPU estimate, without the device: `python -m softjax bench --compile-for`.
+"""What the compilers of TPUs and of a GPU estimate, without the device: `python -m benchmarks --compile-for`.
 
 XLA compiles for a device that is described to it. Nothing runs: the figures are those of the compiled program. `make
 compilers` makes environments with the compilers.
@@ -20,10 +20,10 @@ from rich.table import Table
 
 import softjax
 from softjax import Placement, linear_softmax_cross_entropy
+from softjax.tools.targets import KINDS, Kind, missing, prepare
 
-from . import programs
 from .bench import MATRIX_FORMS, MIXTURES, OURS, Row
-from .targets import KINDS, Estimate, Kind, estimate, missing, prepare
+from .costs import Estimate, Product, estimate
 
 RESULTS = Path("benchmarks") / "results"
 PRODUCTS, ALL_SCORES = "bare products", "softjax, all scores"
@@ -99,10 +99,11 @@ def comparisons(kind: Kind | None, small: bool = False) -> Iterator[Comparison]:
     size = lambda n: max(8, n // 64) if small else n
 
     def places(n, k, d, dtype):
-        blocks = 8192 if kind is None and jax.default_backend() == "gpu" else 2048
+        platform = jax.default_backend() if kind is None else kind.platform
+        blocks = 8192 if platform == "gpu" else 2048
         chosen = None
         if kind is not None:
-            blocks, options = kind.block, {"platform": kind.platform, "memory": kind.scores}
+            options = {"platform": platform, "memory": kind.gibibytes * 2**30 // 10}  # as `softjax.placement` takes
             chosen = softjax.placement(n, k, d, reduction="mean", dtype=dtype, **options)  # type: ignore[arg-type]
         blocks = min(blocks, max(k // 4, 1))
         return {
@@ -198,7 +199,7 @@ def _entry(kind: Kind, comparison: Comparison, results: dict[str, Estimate]) -> 
     return {"name": comparison.row.name, "reference": comparison.reference, "results": of}
 
 
-def _summary(products: tuple[programs.Product, ...]) -> list[str]:
+def _summary(products: tuple[Product, ...]) -> list[str]:
     """The units with the types that they multiply, each once."""
     times = lambda passes: f", {passes} passes" if passes > 1 else ""
     found = {f"{p.unit}{times(p.passes)}: {' x '.join(dict.fromkeys(p.types))}" for p in products}

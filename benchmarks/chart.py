@@ -1,4 +1,4 @@
-"""Memory and time against the number of classes, beside optax: `python -m softjax bench --chart`.
+"""Memory and time against the number of classes, beside optax: `python -m benchmarks --chart`.
 
 The value and both gradients of a mean cross entropy of a linear layer, in float32. At each number of classes the two
 take turns, as in `bench`.
@@ -11,7 +11,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from . import bench, pictures
+from softjax.tools import pictures
+from softjax.tools.machine import machine
+
+from . import bench, drawings
 from .compilers import RESULTS
 
 EXAMPLES, FEATURES = 2048, 256
@@ -48,7 +51,7 @@ def measured(rounds: int, small: bool, console: Console) -> dict[str, Any]:
             results[name]["seconds"].append(result.seconds)
             results[name]["temporaries"].append(result.temporaries)
     sizes = {"examples": n, "features": d, "classes": list(classes), "rounds": rounds}
-    return {"machine": bench.machine(), "small": small} | sizes | {"results": results}
+    return {"machine": machine(), "small": small} | sizes | {"results": results}
 
 
 @pictures.styled()
@@ -59,7 +62,7 @@ def drawn(figures: dict[str, Any]) -> Figure:
     in_units = {"temporaries": (memory, 1e6, "MB"), "seconds": (time, 1e-3, "ms")}
     for quantity, (axes, size, unit) in in_units.items():
         series = {name: [value / size for value in result[quantity]] for name, result in results.items()}
-        pictures.curves(axes, classes, series, unit=unit)
+        drawings.curves(axes, classes, series, unit=unit)
         axes.set_xlabel("classes K")
         axes.set_xticks(classes[-3:])
     memory.set_title("Memory beside arguments and gradients, MB")

@@ -1,15 +1,11 @@
-"""Time and temporaries of value and all gradients, beside other implementations: `python -m softjax bench`.
+"""Time and temporaries of value and all gradients, beside other implementations: `python -m benchmarks`.
 
 The contestants of a row take turns, so that other load on the machine slows all of them. In its turn each runs twice,
 and the second run is timed. Ratios are ratios of medians.
 """
 
 import functools as ft
-import importlib.metadata
-import importlib.util
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +21,7 @@ from rich.table import Table
 
 import softjax
 from softjax import Placement, linear_softmax_cross_entropy
+from softjax.tools.machine import machine
 
 from . import peers
 
@@ -321,32 +318,6 @@ def _ratio(results: dict[str, Result], limit: Limit) -> float | None:
     return ours.temporaries / max(theirs.temporaries, 1) if ours.temporaries != theirs.temporaries else 1.0
 
 
-def machine() -> dict[str, Any]:
-    """The machine and the versions of the packages."""
-    versions = {}
-    for package in ("jax", "jaxlib", "optax", "torch", "pykeops"):
-        if importlib.util.find_spec(package) is not None:
-            versions[package] = importlib.metadata.version(package)
-    device = jax.devices()[0]
-    return {
-        "device": f"{device.platform} {device.device_kind}",
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 # ---------------------------------------------------------------------------------------------
 # The report
 
@@ -380,10 +351,12 @@ def run(rounds: int, small: bool, text: str, picture: Path | None, report: Path 
         report.write_text(json.dumps({"machine": host, "small": small, "rows": entries}, indent=1) + "\n")
         console.print(f"Figures: {report}")
     if picture is not None:
-        from . import pictures  # matplotlib is not needed without a picture
+        from softjax.tools import pictures  # matplotlib is not needed without a picture
+
+        from . import drawings
 
         title = f"Value and all gradients, float32, {host['processor']}, {host['cores']} cores"
-        pictures.save(pictures.comparison(entries, title), picture)
+        pictures.save(drawings.comparison(entries, title), picture)
         console.print(f"Picture: {picture}")
     return 0
 

@@ -1,4 +1,4 @@
-"""Trains a language model whose classes are sharded over a mesh of devices: `python -m softjax lm`."""
+"""Trains a language model whose classes are sharded over a mesh of devices: `python -m benchmarks lm`."""
 
 import contextlib
 import json
@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from softjax import sharded
+from softjax.tools import pictures
+from softjax.tools.demo import interrupts
 
-from . import pictures
-from .demo import interrupts
+from . import drawings
 
 WIDTH, BLOCKS, HEADS = 64, 2, 4
 BATCH, LENGTH = 16, 32  # examples, tokens of each
@@ -249,7 +250,7 @@ def draw(curves: dict[str, Curve], vocabulary: int, output: Path) -> None:
     """Draws the losses by step, and below them the relative differences if there are two curves."""
     height, ratios = (4, [1]) if len(curves) == 1 else (6, [2, 1])
     figure, panels = pictures.panels(len(curves), 1, 8, height, sharex=True, height_ratios=ratios)
-    axes, inks = panels[:, 0], pictures.inks(curves, ours=next(iter(curves)))
+    axes, inks = panels[:, 0], drawings.inks(curves, ours=next(iter(curves)))
     for name, curve in curves.items():
         axes[0].plot(curve.losses, inks[name].line, color=inks[name].colour, label=name)
     uniform = math.log(vocabulary)

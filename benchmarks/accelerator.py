@@ -1,4 +1,4 @@
-"""Correctness, accuracy and time on a GPU or TPU, within minutes: `python -m softjax bench --accelerator`.
+"""Correctness, accuracy and time on a GPU or TPU, within minutes: `python -m benchmarks --accelerator`.
 
 1. The fused cross entropy and two mixtures against definitions in NumPy, in float64.
 2. The rows of `compilers`, in real time: in each turn new arguments, on which all contestants run.
@@ -26,9 +26,11 @@ from rich.table import Table
 import softjax
 from softjax import Placement
 from softjax._products import LEVELS
+from softjax.tools import audit, pictures
+from softjax.tools.machine import machine
 
-from . import audit, peers, pictures
-from .bench import Row, machine
+from . import drawings, peers
+from .bench import Row
 from .compilers import RESULTS, comparisons
 
 SECONDS = 480.0  # for everything
@@ -281,7 +283,7 @@ def run(folder: Path | None = None, small: bool = False, seconds: float = SECOND
         figures |= {"checks left out": unchecked, "not audited": left_out}
         (folder / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
         (folder / f"{name}.txt").write_text(console.export_text())
-        picture = pictures.comparison(rows, f"Value and all gradients, {host['device']}")
+        picture = drawings.comparison(rows, f"Value and all gradients, {host['device']}")
         pictures.save(picture, folder / f"{name}.png")
         print(f"Figures: {folder / name}.json, .txt and .png")
     return 1 if broken else 0
