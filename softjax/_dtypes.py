@@ -10,8 +10,8 @@ from jax import Array, lax
 
 from ._signatures import readable
 
-PAIRS = "pairs"
-"""the class axis of arrays [N, K], which have examples too"""
+EXAMPLES, PAIRS = "examples", "pairs"
+"""what an array is: its first axis is that of the examples; or it is [N, K], of examples and classes"""
 
 
 class Constant(NamedTuple):

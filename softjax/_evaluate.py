@@ -146,8 +146,8 @@ def evaluate(
     example = jax.tree.map(in_type, example, is_leaf=is_per_pair)
     per_class = _dtypes.cast_unless_half(per_class, dtype)
     examples = examples._replace(weights=_checks.example_weights(weights, scores.batch, dtype))
-    scores = scores.of_loss(bool(loss.relative) if isinstance(loss, Loss) else False)
     loss = _losses.as_tree(loss, dtype)
+    scores = scores.of_loss(relative=loss.relative is not None)
     if scores.classes:
         sizes = scores.n, scores.k, scores.width
         untiled = _of_pairs(scores) or bool(

@@ -49,7 +49,9 @@ def of_outputs(of_examples: P, options: Mapping[str, Any]) -> Any:
 
 
 def partition(x: Any) -> P:
-    """The partition in the type of an array; of anything else, that of a replicated one."""
+    """The partition in the type of an array, or in those of logits; of anything else, that of a replicated one."""
+    if hasattr(x, "examples_partition"):
+        return x.examples_partition
     return jax.typeof(x).sharding.spec if isinstance(x, Array) else P()
 
 

@@ -679,7 +679,7 @@ def log_probs_of(
     entropy = checked("entropy", entropy)
     several = tokens.ndim == len(made.batch) + 1
     shape = (*made.batch, tokens.shape[-1]) if several else made.batch
-    _checks.shape("tokens", tokens, shape, "the leading axes of the logits, or [..., T] with these")
+    _checks.shape("tokens", tokens, shape, "the leading axes of `features`")
     ids, known, kept = _ids_known_kept(
         tokens.reshape(made.n, *tokens.shape[len(made.batch) :]), ignore_index, made.count
     )

@@ -15,12 +15,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from . import _jax, _mesh
-from ._dtypes import PAIRS, is_per_pair, widened
+from ._dtypes import EXAMPLES, PAIRS, is_per_pair, widened
 from ._mesh import Shards
 
 # The roles of an array: its first axis is that of the examples, and in pairs the second that of the classes; or it is
 # replicated; or an integer, its class axis.
-EXAMPLES, REPLICATED = "examples", "replicated"
+REPLICATED = "replicated"
 ArrayRole = str | int
 
 

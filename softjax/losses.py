@@ -27,6 +27,14 @@ from ._signatures import readable
 from ._unknown import nan_unless
 
 
+@jax.tree_util.register_static
+class _Relative(NamedTuple):
+    """A `relative` that is True, as a node without leaves: a loss is a pytree, and this is a part of the program."""
+
+
+RELATIVE = _Relative()
+
+
 @readable
 class _Functions(NamedTuple):
     columns: Callable[[Array, Array, Any, Any], Columns]
@@ -35,7 +43,7 @@ class _Functions(NamedTuple):
     """(Totals, example) -> [N, ...]"""
     payoff: Callable[[Any, Any], Array] | None = None
     """(example [N, ...], per class [N, ...]) -> t or e [N] of one class per example, without the error of a product"""
-    relative: bool | None = None
+    relative: Any = None
     """whether `columns` may be given logits less a number common to all classes, which `Totals.A` has again"""
 
 
@@ -59,14 +67,14 @@ class Loss(_Functions):
         cls, text: str, columns: Callable, finish: Callable, payoff: Callable | None = None, *, relative: bool = False
     ) -> Loss:
         """A loss whose `help` is a text."""
-        loss = cls(columns, finish, payoff, relative or None)
+        loss = cls(columns, finish, payoff, RELATIVE if relative else None)
         loss.__doc__ = text  # of this tuple alone, as the class has no `__slots__`
         return loss
 
 
 def as_tree(loss: Loss, dtype: jnp.dtype) -> Loss:
     """The loss as a pytree of its numbers and arrays, in the type of the computation."""
-    return cast(jax.tree.map(jnp.asarray, as_partials(loss)._replace(relative=None)), dtype)
+    return cast(jax.tree.map(jnp.asarray, as_partials(loss)), dtype)
 
 
 def as_partials(loss: Loss) -> Loss:
@@ -74,9 +82,8 @@ def as_partials(loss: Loss) -> Loss:
     if not isinstance(loss, Loss):
         raise TypeError(f"`loss` must be a `softjax.Loss`, got {getattr(loss, '__name__', _checks.shown(loss))}.")
     payoff = None if loss.payoff is None else _partial("payoff", loss.payoff)
-    return loss._replace(
-        columns=_partial("columns", loss.columns), finish=_partial("finish", loss.finish), payoff=payoff
-    )
+    relative = RELATIVE if loss.relative is True or isinstance(loss.relative, _Relative) else None
+    return Loss(_partial("columns", loss.columns), _partial("finish", loss.finish), payoff, relative)
 
 
 def _partial(name, function):
@@ -600,7 +607,7 @@ def gaussian_mixture(precisions: ArrayLike = 1.0) -> Loss:
     if jnp.ndim(precisions) > 1:
         raise ValueError(f"`precisions` must be a scalar or have shape [D], got {jnp.shape(precisions)}.")
     columns, finish, payoff = (Partial(f, precisions) for f in (_gaussian_columns, _gaussian_mixture, _log_gaussian))
-    return Loss(columns, finish, payoff, relative=True)
+    return Loss(columns, finish, payoff, RELATIVE)
 
 
 def _gaussian_columns(of_all, z, ids, x, of_classes):  # noqa: ARG001
@@ -644,11 +651,11 @@ def _half_log(t, d):
     return jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1, t))).sum(-1) * (d / max(t.shape[-1], 1) / 2)
 
 
-def _before(loss, function, *numbers, relative=None):
+def _before(loss, function, *numbers, relative=False):
     """The loss with `function(loss.columns, *numbers, logits, ids, example, per class)` as its columns."""
     columns = Partial(function, as_partials(loss).columns, *numbers)
     # The payoff may depend on the logits, which change.
-    return loss._replace(columns=columns, payoff=None, relative=relative and loss.relative)
+    return loss._replace(columns=columns, payoff=None, relative=loss.relative if relative else None)
 
 
 def _after(loss, function, *numbers):

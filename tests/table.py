@@ -128,17 +128,36 @@ def softmax_cross_entropy(logits, labels, axis=-1, where=None):
     return -(labels * log_p(logits, axes, of_examples(where, logits, axes))).sum(axes)
 
 
-def softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None, *, ignore_index=None):
-    """log sum_m exp(z_m) - z_y; 0 for an ignored label."""
+def softmax_cross_entropy_with_integer_labels(
+    logits,
+    labels,
+    axis=-1,
+    where=None,
+    *,
+    ignore_index=None,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    weights=None,
+    reduction="none",
+):
+    """-sum_k y_k log p_k + z_loss A^2, with y_k = (1 - smoothing) 1{k = label} + smoothing / K; 0 if it is ignored."""
     if ignore_index is not None:
         xp = namespace(labels)
-        ignored = labels == ignore_index
-        of_others = softmax_cross_entropy_with_integer_labels(logits, xp.where(ignored, 0, labels), axis, where)
-        return xp.where(ignored, 0, of_others)
+        kept = labels != ignore_index
+        of_others = softmax_cross_entropy_with_integer_labels(
+            logits, xp.where(kept, labels, 0), axis, where, label_smoothing=label_smoothing, z_loss=z_loss
+        )
+        w = kept.astype(logits.dtype) if weights is None else weights * kept.astype(logits.dtype)
+        return reduced(xp.where(kept, of_others, 0), reduction, w)
     axes = axes_of(axis, logits.ndim)
     costs = -log_p(logits, axes, of_examples(where, logits, axes))
     costs = namespace(costs).moveaxis(costs, axes, tuple(range(-len(axes), 0)))
-    return at(costs.reshape(*costs.shape[: costs.ndim - len(axes)], -1), labels)
+    costs = costs.reshape(*costs.shape[: costs.ndim - len(axes)], -1)
+    loss = at(costs, labels)
+    if label_smoothing:
+        loss = (1 - label_smoothing) * loss + label_smoothing * costs.mean(-1)
+    loss = loss + z_loss * log_sum_exp(logits, axes) ** 2 if z_loss else loss
+    return loss if reduction == "none" and weights is None else reduced(loss, reduction, weights)
 
 
 def multiclass_svm_loss(scores, labels, *, margin=1.0):

@@ -18,7 +18,7 @@ import pytest
 import softjax
 from softjax import Columns, Loss, Placement, Weights, losses
 
-from . import table, test_arguments, test_mesh
+from . import table, test_arguments, test_mesh, test_value
 
 N, K, D, E = 4, 5, 3, 2
 HOME = pathlib.Path(softjax.__file__).parent
@@ -691,6 +691,8 @@ def test_right_arguments_of_any_shape_and_type_give_the_definition_and_its_deriv
 def calls_with_tested_messages():
     tables = (test_arguments.REFUSALS.values(), test_mesh.REFUSALS.values())
     calls = [row[0] for rows in tables for row in rows]
+    of_values = [row for row in test_value.REFUSED.values() if row[1] is not IndexError]
+    calls += [lambda call=call: call(test_value.LOGITS) for call, *_ in of_values]
     return calls + [lambda loss=loss: softjax.of_logits(loss, z) for loss, _ in WRONG_LOSSES.values()]
 
 

@@ -115,6 +115,10 @@ LOGITS = {
         lambda latents, centers: softjax.distances(latents, centers).where(by_ids),
         lambda latents, centers: masked(of_ids, squared(latents, centers)),
     ),
+    "integers and booleans": (
+        lambda x, w: (softjax.linear(x, w) * 2 - np.arange(K)) * (np.arange(K) > 3),
+        lambda x, w: (x @ w * 2 - np.arange(K, dtype=float)) * (np.arange(K) > 3).astype(float),
+    ),
     "kept classes": (lambda x, w: softjax.linear(x, w).where_ids(KEPT), lambda x, w: of_kept(x @ w)),
     "kept classes of one operand": (
         lambda latents, centers, x, w: softjax.distances(latents, centers).where_ids(KEPT) * softjax.linear(x, w),

@@ -278,7 +278,8 @@ def test_sharded_functions_of_the_whole(name, kind):
 
 
 def test_every_function_with_an_axis_is_there():
-    takes = lambda f: inspect.isfunction(f) and "axis_name" in inspect.signature(f).parameters
+    makes_logits = (softjax.linear, softjax.distances, softjax.pairwise)  # which do not leave their `shard_map`
+    takes = lambda f: inspect.isfunction(f) and f not in makes_logits and "axis_name" in inspect.signature(f).parameters
     fused = {name for name, f in vars(softjax).items() if takes(f)}
     assert fused == {f.__name__ for f in sharded.FUNCTIONS}
     assert fused == {name for name, f in vars(sharded).items() if not name.startswith("_") and f in sharded.FUNCTIONS}

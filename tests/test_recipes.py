@@ -304,7 +304,43 @@ def many_labels(n):
     return n["loss"], definition, (n["kernel"], n["features"])
 
 
+def lora_head(n):
+    def definition(a, b, temperatures):
+        z = n["x"] @ (n["kernel"] + 0.5 * a @ b)
+        z = 30 * jnp.tanh(z / 30) / temperatures[..., None]
+        log_p = jax.nn.log_softmax(z)
+        return (cross_entropy(z, n["labels"]) + 0.01 * (jnp.exp(log_p) * log_p).sum(-1)).mean()
+
+    return n["loss"], definition, (n["a"], n["b"], n["temperatures"])
+
+
+def returned_logits(n):
+    graph, state = nnx.split(n["model"])
+
+    def definition(state):
+        model = nnx.merge(graph, state)
+        x = nnx.tanh(model.embedding(n["tokens"][:, :-1]))
+        return cross_entropy(x @ model.head.kernel[...] + model.head.bias[...], n["tokens"][:, 1:]).mean()
+
+    return lambda state: n["loss"](nnx.merge(graph, state), n["tokens"]), definition, (state,)
+
+
+def truncated(n):
+    def definition(features, kernel):
+        z = features @ kernel / 0.9
+        kept = z >= jax.lax.top_k(z, 50)[0][:, -1:]
+        log_p = jax.nn.log_softmax(jnp.where(kept, z, -jnp.inf))
+        return (jnp.take_along_axis(log_p, n["tokens"][:, None], -1)[:, 0] * n["weights"]).sum()
+
+    n["weights"] = np.random.default_rng(1).normal(size=6).astype("float32")
+    ours = lambda features, kernel: (n["log_probs"](features, kernel) * n["weights"]).sum()
+    return ours, definition, (n["features"], n["kernel"])
+
+
 DEFINITIONS = {
+    "logits: A LoRA head, a softcap, and a temperature of each token": lora_head,
+    "logits: A model that returns its logits": returned_logits,
+    "logits: A policy that was truncated": truncated,
     "distillation: From the teacher's last layer": distilled,
     "distillation: From stored probabilities": distilled_from_pairs,
     "contrastive: SimCLR": simclr,

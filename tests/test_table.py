@@ -16,6 +16,8 @@ NOT_IN_THE_TABLE = {
     "softargmax",  # another name of softmax
     "placement",  # it has no arrays; test_linear has its tests
     "soft_quantize",  # it has several results; test_mixture has its tests
+    *("linear", "distances", "pairwise"),  # they make logits; test_law and test_value have their tests,
+    *("log_probs", "metrics", "sigmoid_binary_cross_entropy", "argmax", "top_k", "sample"),  # and those of these
     *("linear_argmax", "linear_sample", "linear_top_k"),  # they have no gradients; test_decoding has their tests
 }
 HELPERS = {"as_tree", "as_partials"}  # functions of `softjax.losses` that return a loss as a pytree

@@ -220,6 +220,8 @@ def test_over_a_mesh(place, kind):
     args = [
         jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip((X, W, T, PAIRS), PLACES[place], strict=True)
     ]
+    rows = jax.jit(lambda *args: softjax.entropy(composed(*args, KEPT)))(*args)
+    assert jax.typeof(rows).sharding.spec[0] == (PLACES[place][0][:1] or (None,))[0] or kind == AxisType.Auto
     got = jax.jit(mean_of(composed))(*args)
     chex.assert_trees_all_close(got, jax.jit(mean_of(plain))(X, W, T, PAIRS), rtol=1e-5, atol=1e-6)
 
@@ -296,6 +298,17 @@ def test_nan_in_masked_classes_and_ignored_examples():
     np.testing.assert_allclose(value, each.sum() / (B * L - 1), rtol=1e-5)
     assert all(bool(jnp.isfinite(g).all()) for g in gradients)
     assert not gradients[1][:, 3].any()
+
+
+def test_a_mask_of_examples():
+    mask = jnp.array([True, False, True, True])[:, None, None]
+    of = lambda w: softjax.logsumexp(softjax.linear(X, w).where(mask), axis=-1)
+    value, back = jax.vjp(of, W)
+    np.testing.assert_allclose(value, jnp.where(mask[..., 0], jax.nn.logsumexp(X @ W, -1), -jnp.inf), rtol=1e-6)
+    ct = r.normal(B, L)
+    defined = jax.vjp(lambda w: jnp.where(mask[..., 0], jax.nn.logsumexp(X @ w, -1), 0), W)[1](ct)[0]
+    np.testing.assert_allclose(back(ct)[0], defined, rtol=1e-4, atol=1e-6)
+    assert not softjax.argmax(softjax.linear(X, W).where(False) + 1).max() >= 0
 
 
 def test_best_classes_and_samples():

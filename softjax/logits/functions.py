@@ -16,7 +16,7 @@ from .. import _checks
 
 
 @jax.tree_util.register_pytree_node_class
-class Function:
+class UserFunction:
     """A Python function, rebuilt from its code and what it closes over. Its arrays have gradients.
 
     Two are equal if their code is and what they close over, apart from arrays: a lambda that is made again is the same
@@ -30,11 +30,11 @@ class Function:
         return (self.inner,), self.key
 
     @classmethod
-    def tree_unflatten(cls, key: Any, inner: tuple) -> Function:
+    def tree_unflatten(cls, key: Any, inner: tuple) -> UserFunction:
         return cls(key, *inner)
 
     @classmethod
-    def of(cls, function: Callable) -> Function:
+    def of(cls, function: Callable) -> UserFunction:
         """The function, taken apart."""
         if isinstance(function, cls):
             return function
@@ -107,22 +107,22 @@ def _part(x):
     if isinstance(x, Array | np.ndarray):
         return jnp.asarray(x)
     if isinstance(x, types.FunctionType | Partial):
-        return Function.of(x)
+        return UserFunction.of(x)
     if isinstance(x, tuple | list | dict) and any(isinstance(a, Array | np.ndarray) for a in jax.tree.leaves(x)):
         return jax.tree.map(_part, x)
     return _Still(x)
 
 
 def _whole(part):
-    is_still = lambda a: isinstance(a, _Still | Function)
+    is_still = lambda a: isinstance(a, _Still | UserFunction)
     return jax.tree.map(lambda a: a.value if isinstance(a, _Still) else a, part, is_leaf=is_still)
 
 
-def checked(name: str, function: Any, *types_of_arguments: Any, boolean: bool = False) -> Function:
+def user_function(name: str, function: Any, *types_of_arguments: Any, boolean: bool = False) -> UserFunction:
     """The function of one example and one class, refused where it is not elementwise."""
     if not callable(function):
         raise TypeError(f"`{name}` must be a function, got {_checks.shown(function)}.")
-    taken = Function.of(function)
+    taken = UserFunction.of(function)
     jaxpr, out = jax.make_jaxpr(taken, return_shape=True)(*types_of_arguments)
     one = "a function of one example and one class"
     kind = jnp.bool_ if boolean else jnp.floating

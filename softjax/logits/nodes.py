@@ -19,13 +19,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .. import _distances
-from .._dtypes import PAIRS
+from .._dtypes import EXAMPLES, PAIRS
 from .._mesh import Shards
 from .._products import Product
-from .functions import Function
+from .functions import UserFunction
 
-NUMBER, EXAMPLES = "number", "examples"
-"""roles of arrays, beside PAIRS; the role of a class array is the axis of its classes"""
+NUMBER = "number"
+"""a role of arrays, beside EXAMPLES and PAIRS; the role of a class array is the axis of its classes"""
 
 
 @dataclass_transform(frozen_default=True)
@@ -210,7 +210,7 @@ class Distances(Node):
 class Pairwise(Node):
     """A function of an example and a class."""
 
-    function: Function
+    function: UserFunction
     examples: Any
     of_classes: Any
     dtype: Any
@@ -324,7 +324,7 @@ class Operation(Node):
     """An elementwise function of nodes and arrays: one of `OPERATORS`, or a function of the user's."""
 
     kind: str
-    function: Function | None
+    function: UserFunction | None
     operands: tuple
     dtype: Any
 
@@ -408,13 +408,11 @@ class Operation(Node):
         return jnp.where(ft.reduce(operator.or_, masked), -jnp.inf, out) if masked else out
 
     def _applied(self, values):
-        cast = lambda a: a.astype(self.dtype) if isinstance(a, Array) and jnp.issubdtype(a.dtype, jnp.floating) else a
-        values = [
-            cast(value) if isinstance(a, Node) or self.kind != "map" else value
-            for a, value in zip(self.operands, values, strict=True)
-        ]
         if self.kind != "map":
-            return OPERATORS[self.kind](*values)
+            cast = lambda a: a.astype(self.dtype) if isinstance(a, Array) else a
+            return OPERATORS[self.kind](*map(cast, values))
+        is_node = [isinstance(a, Node) for a in self.operands]
+        values = [a.astype(self.dtype) if node else a for a, node in zip(values, is_node, strict=True)]
         shape = jnp.broadcast_shapes(*map(jnp.shape, values))
         axes = [None if jnp.ndim(value) == 0 else 0 for value in values]
         whole = [value if jnp.ndim(value) == 0 else jnp.broadcast_to(value, shape) for value in values]

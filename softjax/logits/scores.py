@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from .. import _mesh
-from .._dtypes import PAIRS, is_inexact
+from .._dtypes import EXAMPLES, PAIRS, is_inexact
 from .._loops import Layout, take_block, take_examples
 from ..scores import Scores
-from .nodes import EXAMPLES, NUMBER
+from .nodes import NUMBER
 from .value import Logits
 
 
@@ -28,21 +28,22 @@ class _Block:
     relative: bool
 
     def __call__(self, numbers, examples, block, live):
-        of_examples, listed, index = examples
-        *of_classes, of_masks, ids = block
+        of_examples, of_masks, index = examples
+        *of_classes, of_pairs, ids = block
         given = {NUMBER: iter(numbers[0]), EXAMPLES: iter(of_examples)}
         of_class = iter(of_classes)
         leaves = [next(given[role]) if role in given else _zeroed(next(of_class), role, live) for role in self.roles]
         node = jax.tree.unflatten(self.tree, leaves)
         h = node.relative() if self.relative else node.full()
         live = None if live is None else live[None]
-        functions, listed, pairs = iter(numbers[1]), iter(listed), iter(of_masks)
+        functions, of_masks, of_pairs = iter(numbers[1]), iter(of_masks), iter(of_pairs)
         for kind in self.masks:
             if kind == "function":
-                function = next(functions)
-                mask = jax.vmap(jax.vmap(function, (None, 0)), (0, None))(index, ids)
+                mask = jax.vmap(jax.vmap(next(functions), (None, 0)), (0, None))(index, ids)
+            elif kind == "ids":
+                mask = _is_listed(next(of_masks), ids)
             else:
-                mask = next(pairs) if kind == PAIRS else _is_listed(next(listed), ids)
+                mask = next(of_pairs if kind == PAIRS else of_masks)
             live = mask if live is None else live & mask
         return h if live is None else jnp.where(live, h, -jnp.inf)
 
@@ -89,21 +90,21 @@ def scores_of(logits: Logits, kept: Array | None = None) -> Scores:
     of_role = lambda role: tuple(a for a, r in zip(leaves, roles, strict=True) if r == role)
     class_roles = tuple(r for r in roles if r not in (NUMBER, EXAMPLES))
     of_classes = tuple(a for a, r in zip(leaves, roles, strict=True) if r not in (NUMBER, EXAMPLES))
-    masks = {kind: tuple(m.data for m in logits.masks if m.kind == kind) for kind in ("function", "ids", PAIRS)}
-    listed = tuple(a.reshape(n, a.shape[-1]) for a in masks["ids"])
-    pairs = tuple(jnp.broadcast_to(a, (*batch, k)).reshape(n, k) for a in masks[PAIRS])
-    index = _mesh.example_index(shards, tuple(batch)) if masks["function"] else None
-    needs_ids = masks["function"] or masks["ids"]
+    functions = tuple(m.data for m in logits.masks if m.kind == "function")
+    of_masks = tuple(m.flat(n, logits.shape) for m in logits.masks if m.kind in (EXAMPLES, "ids"))
+    pairs = tuple(m.flat(n, logits.shape) for m in logits.masks if m.kind == PAIRS)
+    index = _mesh.example_index(shards, tuple(batch)) if functions else None
+    needs_ids = any(m.kind in ("function", "ids") for m in logits.masks)
     ids = k * _mesh.device_index(shards.classes) + jnp.arange(k, dtype=jnp.int32) if needs_ids else None
     kinds = tuple(m.kind for m in logits.masks)
-    functions = [
-        jax.tree_util.Partial(_Block(tree, roles, kinds, relative), (of_role(NUMBER), masks["function"]))
-        for relative in (True, False)
-    ]
+    relative, full = (
+        jax.tree_util.Partial(_Block(tree, roles, kinds, is_relative), (of_role(NUMBER), functions))
+        for is_relative in (True, False)
+    )
     return Scores(
         "masked logits" if kinds else "logits",
-        functions[0],
-        (of_role(EXAMPLES), listed, index),
+        relative,
+        (of_role(EXAMPLES), of_masks, index),
         (*of_classes, pairs, ids),
         (*(r if r == PAIRS else r % 2 for r in class_roles), PAIRS, 0),
         logits.live,
@@ -113,12 +114,12 @@ def scores_of(logits: Logits, kept: Array | None = None) -> Scores:
         tuple(batch),
         shards,
         node.rounding,
-        None if offset is None else functions[1],
+        None if offset is None else full,
         offset,
     )
 
 
-def dense(logits: Logits) -> Array:
+def in_memory(logits: Logits) -> Array:
     """The logits [..., K], by the function of the blocks."""
     scores = scores_of(logits).computed_in(logits.dtype).of_loss(relative=False)
     layout = Layout((*scores.axes, 0), scores.n, scores.k, scores.n, scores.k)
@@ -147,9 +148,10 @@ def taken(logits: Logits, ids: Array) -> Array:
             if mask.kind == "function":
                 has = jax.vmap(jax.vmap(mask.data, (None, 0)))(index, listed)
             elif mask.kind == "ids":
-                has = (listed[:, :, None] == mask.data.reshape(n, 1, mask.data.shape[-1])).any(-1)
+                has = (listed[:, :, None] == mask.flat(n, logits.shape)[:, None]).any(-1)
             else:
-                has = jnp.take_along_axis(jnp.broadcast_to(mask.data, (*batch, k)).reshape(n, k), position, 1)
+                has = mask.flat(n, logits.shape)
+                has = jnp.take_along_axis(has, position, 1) if mask.kind == PAIRS else has
             live = has if live is None else live & has
         return h if live is None else jnp.where(live, h, -jnp.inf)
 

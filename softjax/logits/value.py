@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
 from .. import _checks, _products
 from .._arguments import checked_array
-from .._dtypes import PAIRS, common_dtype, compute_dtype, inexact_leaves
+from .._dtypes import EXAMPLES, PAIRS, common_dtype, compute_dtype, inexact_leaves
 from .._mesh import AxisName, Shards
 from .._placement import BlockSize
 from .._products import PrecisionLike
 from .._signatures import readable
-from .functions import checked
-from .nodes import EXAMPLES, NUMBER, Dense, Distances, Linear, Node, Operand, Operation, Pairwise, node
+from .functions import user_function
+from .nodes import NUMBER, Dense, Distances, Linear, Node, Operand, Operation, Pairwise, node
 
 _NOT_IN_MEMORY = (
     "These logits are not in memory: give them to a function of softjax, change them by their operators and `map`, or "
@@ -52,7 +53,7 @@ class Mask:
     """Which classes an example has: booleans of pairs, a function of ids, or the ids of those that it has."""
 
     data: Any
-    kind: str  # PAIRS, "function" or "ids"
+    kind: str  # EXAMPLES [..., 1], PAIRS [..., K], "function", or "ids" [..., T]
 
     def indexed(self, index: Callable, shape: tuple[int, ...]) -> Mask:
         """The mask of logits of a shape, with a function of the leading axes of its data."""
@@ -60,8 +61,14 @@ class Mask:
             raise TypeError(
                 "Logits with a mask by a function of ids can't be indexed: their examples would have other ids."
             )
-        last = self.data.shape[-1]
-        return dataclasses.replace(self, data=index(jnp.broadcast_to(self.data, (*shape[:-1], last))))
+        return dataclasses.replace(self, data=index(self._of_batch(shape)))
+
+    def flat(self, n: int, shape: tuple[int, ...]) -> Array:
+        """The data, with one axis for all n examples of logits of a shape."""
+        return self._of_batch(shape).reshape(n, self.data.shape[-1])
+
+    def _of_batch(self, shape):
+        return jnp.broadcast_to(self.data, (*shape[:-1], self.data.shape[-1]))
 
 
 @readable
@@ -109,6 +116,14 @@ class Logits:
     def size(self) -> int:
         """The number of logits."""
         return math.prod(self.shape)
+
+    @property
+    def examples_partition(self) -> P:
+        """The partition of the leading axes, from the type of one of the arrays that have them; one axis more."""
+        leaves, roles = (jax.tree.leaves(tree) for tree in (self.node, self.node.roles()))
+        of_examples = next((a for a, role in zip(leaves, roles, strict=True) if role in (EXAMPLES, PAIRS)), None)
+        spec = jax.typeof(of_examples).sharding.spec if isinstance(of_examples, Array) else P()
+        return P(*spec[: self.ndim - 1], None) if len(spec) >= self.ndim - 1 else P()
 
     def __repr__(self) -> str:
         return f"Logits({self.dtype}[{', '.join(map(str, self.shape))}], {_shown(self.node)}, not in memory)"
@@ -163,7 +178,7 @@ class Logits:
         parts = [self, *arrays]
         operands = [_operand(self, a) for a in parts]
         number = lambda a: jax.ShapeDtypeStruct((), self.dtype if isinstance(a, Node) else _type_of(a))
-        taken = checked("function", function, *map(number, operands))
+        taken = user_function("function", function, *map(number, operands))
         return _composed("map", taken, parts, operands)
 
     def where(self, mask: Any) -> Logits:
@@ -182,7 +197,7 @@ class Logits:
         """
         if callable(mask):
             ids = jax.ShapeDtypeStruct((), jnp.int32)
-            taken = checked("mask", mask, ids, ids, boolean=True)
+            taken = user_function("mask", mask, ids, ids, boolean=True)
             return dataclasses.replace(self, masks=(*self.masks, Mask(taken, "function")))
         mask = _checks.booleans("mask", mask)
         shape = self.shape
@@ -190,12 +205,10 @@ class Logits:
         if math.prod(mask.shape[:-1]) == 1 and mask.shape[-1:] == shape[-1:]:
             mask = mask.reshape(shape[-1])
             return dataclasses.replace(self, live=mask if self.live is None else self.live & mask)
-        whole = (
-            jnp.broadcast_to(mask, (*mask.shape[:-1], shape[-1])) if mask.ndim else jnp.broadcast_to(mask, shape[-1:])
-        )
-        if whole.ndim == 1:
-            return self.where(whole)
-        return dataclasses.replace(self, masks=(*self.masks, Mask(whole, PAIRS)))
+        if mask.size == 1:  # the same for all
+            return self.where(jnp.broadcast_to(mask.reshape(()), shape[-1:]))
+        kind = EXAMPLES if mask.shape[-1] == 1 else PAIRS
+        return dataclasses.replace(self, masks=(*self.masks, Mask(mask, kind)))
 
     def where_ids(self, ids: ArrayLike) -> Logits:
         """The logits of the classes that each example lists; -inf elsewhere. No array [..., K] is made.
@@ -212,7 +225,7 @@ class Logits:
         """
         ids = _checks.integers("ids", ids)
         _checks.shape("ids", ids, (*self.shape[:-1], *ids.shape[-1:]), "[..., T] for the leading axes of the logits")
-        return dataclasses.replace(self, masks=(*self.masks, Mask(_class_ids(ids), "ids")))
+        return dataclasses.replace(self, masks=(*self.masks, Mask(_int32_ids(ids), "ids")))
 
     def take(self, ids: ArrayLike) -> Array:
         """The logits of listed classes, as an array with gradients.
@@ -231,13 +244,13 @@ class Logits:
 
         ids = _checks.integers("ids", ids)
         _checks.shape("ids", ids, (*self.shape[:-1], *ids.shape[-1:]), "[..., T] for the leading axes of the logits")
-        return taken(self, _class_ids(ids))
+        return taken(self, _int32_ids(ids))
 
     def dense(self) -> Array:
         """The logits as an array [..., K]."""
-        from .scores import dense
+        from .scores import in_memory
 
-        return dense(self)
+        return in_memory(self)
 
     def __getitem__(self, index: Any) -> Logits:
         given = index if isinstance(index, tuple) else (index,)
@@ -265,7 +278,7 @@ class Logits:
         return dataclasses.replace(self, node=changed, masks=masks, ndim=len(changed.batch) + 1)
 
 
-def _class_ids(ids):
+def _int32_ids(ids):
     """Class ids as int32; -1 for any that is too large."""
     return jnp.where((ids >= 0) & (ids < _checks.INT32.max), ids, -1).astype(jnp.int32)
 
@@ -488,7 +501,7 @@ def pairwise(
     examples = _checks.leading("examples", examples, (sizes[0],), "[N]")
     classes = _checks.leading("classes", classes, (sizes[1],), "[K]")
     row = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
-    taken = checked("function", function, row(examples), row(classes))
+    taken = user_function("function", function, row(examples), row(classes))
     dtype = compute_dtype(jax.eval_shape(taken, row(examples), row(classes)).dtype)
     made = Pairwise(taken, examples, classes, dtype, 1)
     return _made(made, None, axis_name, batch_axis_name, block_size, ("classes", classes, "examples", examples))

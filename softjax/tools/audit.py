@@ -248,6 +248,17 @@ def _linear_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
 
     sets = lambda n, k: {"labels": np.stack([_labels(n, k), (_labels(n, k) + k // 2) % k], -1)}
     yield work("linear_sigmoid_binary_cross_entropy", truth.linear_sigmoid_binary_cross_entropy, sets, large=False)
+    # The same functions of logits that are never in memory.
+    of_ids = lambda features, kernel, ids: truth.linear_log_probs(features, kernel, ids)
+    ids = lambda n, k: {"ids": _labels(n, k)}
+    binary = "sigmoid_binary_cross_entropy", truth.linear_sigmoid_binary_cross_entropy, sets
+    for one in (work("log_probs", of_ids, ids, scalar=False), work(*binary, large=False)):
+        yield one._replace(adapter=_of_linear)
+    best = work("top_k", truth.linear_top_k, nothing, {"k": 3}, large=False, scalar=False)
+    found = work("metrics", truth.linear_entropies, tokens, large=False, scalar=False)
+    for one, chosen in ((best, lambda found: found.log_probs), (found, lambda found: found.entropy)):
+        of_values = (scenario._replace(modes=("value",)) for scenario in one.scenarios)
+        yield one._replace(scenarios=of_values, adapter=_chosen_of_linear(chosen))
     # The teacher is a constant of differentiation, and no argument here.
     distilled = work(
         "linear_distillation_loss", ft.partial(truth.linear_distillation_loss, _teacher), nothing, large=False
@@ -280,6 +291,26 @@ def _with_teacher(function):
         return function(features, kernel, teacher_probs=probs, **options)
 
     return distilled
+
+
+def _of_linear(function):
+    """A function of logits, as one of features and kernel."""
+
+    def of_arrays(features, kernel, block_size=None, **more):
+        return function(softjax.linear(features, kernel, block_size=block_size), **more)
+
+    return of_arrays
+
+
+def _chosen_of_linear(chosen):
+    """The same, for a part of the result."""
+
+    def of_function(function):
+        labelled = lambda logits, tokens=None, **more: function(logits, *([] if tokens is None else [tokens]), **more)
+        of_arrays = _of_linear(labelled)
+        return lambda **given: chosen(of_arrays(**given))
+
+    return of_function
 
 
 def _of_bfloat16_operands(scenario):
