@@ -202,7 +202,7 @@ def logsumexp(a: LogitsLike, axis: Axis = None, *, where: ArrayLike | None = Non
     are left out or there are none, and NaN where a class has +inf.
 
     Args:
-        a: logits [...].
+        a: logits [...], or `softjax.Logits`, with axis -1 or None.
         axis: the axis or axes to sum over; None for all.
         where: booleans broadcastable to the logits, the classes to include; None for all.
         keepdims: whether the summed axes stay, with size 1.
@@ -236,7 +236,7 @@ def entropy(logits: LogitsLike, axis: Axis = -1, where: ArrayLike | None = None)
     H(p) = -sum_k p_k log p_k = A - E_p[z], without loss of digits where p is nearly certain.
 
     Args:
-        logits: z [...].
+        logits: z [...], or `softjax.Logits`, with axis -1.
         axis: the axis or axes of the classes; None for all.
         where: booleans broadcastable to the logits, the classes to include; None for all.
 
@@ -270,8 +270,8 @@ def expectation(logits: LogitsLike, values: ArrayLike, axis: Axis = -1, where: A
     A class that is left out contributes 0, even where its value is infinite or NaN.
 
     Args:
-        logits: z [...].
-        values: t, broadcastable against the logits.
+        logits: z [...], or `softjax.Logits`, with axis -1.
+        values: t, broadcastable against the logits; [K] for `softjax.Logits`.
         axis: the axis or axes of the classes, in the shape that the two broadcast to; None for all.
         where: booleans broadcastable to that shape, the classes to include; None for all.
 
@@ -317,8 +317,8 @@ def softmax_cross_entropy(
     +inf; a class with `where` False is not in the sum.
 
     Args:
-        logits: z [...].
-        labels: y, broadcastable to the logits.
+        logits: z [...], or `softjax.Logits`, with axis -1.
+        labels: y, broadcastable to the logits; for `softjax.Logits` a pair (indices [..., T], probabilities [..., T]).
         axis: the axis or axes of the classes; None for all.
         where: booleans, one per example, or broadcastable to the logits: the examples or classes to include.
 

@@ -110,6 +110,33 @@ def test_an_array_of_an_object_is_named():
     with pytest.raises(ValueError, match="must close over its arrays as variables"):
         LOGITS.map(lambda z: z / model.tau[0])
 
+    def of_traced(tau):
+        model.tau = tau
+        return softjax.logsumexp(LOGITS.map(lambda z: z / model.tau))
+
+    with pytest.raises(ValueError, match="must close over its arrays as variables"):
+        jax.grad(of_traced)(2.0)
+
+
+def test_functions_close_over_what_python_lets_them():
+    """Vectors, trees, functions and NumPy arrays, traced or not."""
+    v, tree = jnp.exp(r.normal(2)), {"scale": jnp.float32(2.0), "shift": np.float32(0.5)}
+
+    def ours(v, tree):
+        scaled = lambda z: z * tree["scale"] + tree["shift"]
+        flat = Z.reshape(-1, 2)
+        logits = softjax.pairwise(lambda z, c: -(v * (z - c) ** 2).sum(), flat, C).map(lambda z: jnp.sin(scaled(z)))
+        return softjax.logsumexp(logits)
+
+    def plain(v, tree):
+        h = -(v * (Z.reshape(-1, 1, 2) - C) ** 2).sum(-1)
+        return jax.nn.logsumexp(jnp.sin(h * tree["scale"] + tree["shift"]))
+
+    got, want = (jax.jit(jax.value_and_grad(f, (0, 1)))(v, tree) for f in (ours, plain))
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
+    of_numbers = softjax.pairwise(lambda x, c: -jnp.abs(x - c).sum(), X[:, 0, 0], C[:, 0])
+    np.testing.assert_allclose(of_numbers.dense(), -jnp.abs(X[:, 0, :1] - C[:, 0]), rtol=1e-6)
+
 
 def test_it_says_what_it_is_made_of():
     text = "Logits(float32[4, 2, 16], (map of linear / examples), not in memory)"

@@ -118,8 +118,18 @@ def _whole(part):
     return jax.tree.map(lambda a: a.value if isinstance(a, _Still) else a, part, is_leaf=is_still)
 
 
-def user_function(name: str, function: Any, *types_of_arguments: Any, boolean: bool = False) -> UserFunction:
-    """The function of one example and one class, refused where it is not elementwise."""
+def user_function(
+    name: str, function: Any, *types_of_arguments: Any, boolean: bool = False, of_numbers: bool = True
+) -> UserFunction:
+    """The function of one example and one class, refused where it is written for more.
+
+    Args:
+        name: of the argument.
+        function: that was given.
+        types_of_arguments: of one example and one class.
+        boolean: whether it returns a boolean.
+        of_numbers: whether it has to be elementwise, so that a reduction can only be one over all classes.
+    """
     if not callable(function):
         raise TypeError(f"`{name}` must be a function, got {_checks.shown(function)}.")
     taken = UserFunction.of(function)
@@ -129,9 +139,10 @@ def user_function(name: str, function: Any, *types_of_arguments: Any, boolean: b
     if getattr(out, "shape", None) != () or not jnp.issubdtype(out.dtype, kind):
         wanted = "a boolean" if boolean else "a floating-point number"
         raise ValueError(f"`{name}` must be {one} that returns {wanted}, got {_checks.shown(out)}.")
-    if any(_over_nothing(jaxpr.jaxpr)):
+    if of_numbers and any(_over_nothing(jaxpr.jaxpr)):
         raise ValueError(f"`{name}` must be {one}, got one that reduces or sorts a number: it does not see the others.")
-    if any(isinstance(a, Array) and a.ndim > 0 for a in jaxpr.consts) and not _known(jaxpr.consts, taken):
+    leaves = jax.tree.leaves(taken)
+    if any(_is_hidden(a) and not any(a is b for b in leaves) for a in jaxpr.consts):
         raise ValueError(
             f"`{name}` must close over its arrays as variables, or take them as arguments of `map`, got an array of "
             "an object."
@@ -151,6 +162,6 @@ def _over_nothing(jaxpr):
                 yield from _over_nothing(inner)
 
 
-def _known(consts, taken):
-    leaves = jax.tree.leaves(taken)
-    return all(any(a is b for b in leaves) for a in consts if isinstance(a, Array) and a.ndim > 0)
+def _is_hidden(constant):
+    """Whether a constant that a function did not close over as a variable may need a gradient: a number need not."""
+    return isinstance(constant, jax.core.Tracer) or (isinstance(constant, Array) and constant.ndim > 0)

@@ -501,7 +501,7 @@ def pairwise(
     examples = _checks.leading("examples", examples, (sizes[0],), "[N]")
     classes = _checks.leading("classes", classes, (sizes[1],), "[K]")
     row = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
-    taken = user_function("function", function, row(examples), row(classes))
+    taken = user_function("function", function, row(examples), row(classes), of_numbers=False)
     dtype = compute_dtype(jax.eval_shape(taken, row(examples), row(classes)).dtype)
     made = Pairwise(taken, examples, classes, dtype, 1)
     return _made(made, None, axis_name, batch_axis_name, block_size, ("classes", classes, "examples", examples))
