@@ -55,11 +55,15 @@ def expectation_of(logits: Logits, values: ArrayLike, axis: Axis, where: Any) ->
 
 def labelled(logits: Logits, labels: Any, axis: Axis, where: Any, **options: Any) -> Any:
     """`softjax.softmax_cross_entropy_with_integer_labels`, or that of pairs (class ids, probabilities)."""
-    if where is not None and not callable(where) and jnp.shape(where) == logits.shape[:-1]:
-        raise ValueError("`where` must be of classes for logits that are not in memory: take `weights` for examples.")
+    kept = None
+    if where is not None and not callable(where):
+        where = _checks.booleans("where", where)
+        if where.shape == logits.shape[:-1] or (where.ndim and where.shape[-1] == 1 < logits.shape[-1]):
+            of_examples = where if where.shape == logits.shape[:-1] else where[..., 0]
+            kept, where = jnp.broadcast_to(of_examples, logits.shape[:-1]).reshape(-1), None
     logits = of_last_axis(logits, axis, where)
     without = lambda made, kept: made if kept is None else scores_of(logits, kept)
-    return cross_entropy_of(scores_of(logits), without, labels, block_size=logits.block_size, **options)
+    return cross_entropy_of(scores_of(logits), without, labels, kept=kept, block_size=logits.block_size, **options)
 
 
 @readable

@@ -236,6 +236,7 @@ def cross_entropy_of(
     without: Callable[[Scores, Array | None], Scores],
     labels: Any,
     *,
+    kept: Array | None = None,
     weights: ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: ArrayLike = 0.0,
@@ -248,11 +249,13 @@ def cross_entropy_of(
 ) -> Any:
     """The cross entropy of scores, with the options of the public functions.
 
-    `without(scores, kept)` are the scores without the data of ignored examples, which may be NaN; `scaled` changes the
-    loss's logits.
+    `without(scores, kept)` are the scores without the data of ignored examples, which may be NaN; `kept` [N] is False
+    for more examples that are ignored; `scaled` changes the loss's logits.
     """
     has_aux = checked("has_aux", has_aux)
-    labels, known, kept = _label_arrays(labels, ignore_index, made.batch, made.count)
+    labels, known, of_labels = _label_arrays(labels, ignore_index, made.batch, made.count)
+    kept = of_labels if kept is None else kept if of_labels is None else kept & of_labels
+    known = known if kept is None else known | ~kept
     if not is_off(label_smoothing) and made.kind.startswith("masked"):
         raise ValueError("`label_smoothing` must be 0 where `where` differs between examples, got another number.")
     made = without(made, kept)
@@ -687,6 +690,7 @@ def log_probs_of(
         ids, of_ids = jnp.where(known, ids, 0), jnp.ones(ids.shape, compute_dtype(made.dtype))
         finish = _log_probs_and_entropy if entropy else _several_log_probs
         loss = scaled(losses.cross_entropy._replace(finish=finish))
+        made = made if kept is None else without(made, kept.any(-1) | entropy)
         out = evaluate(loss, made, (ids, of_ids), block_size=block_size, entropy=entropy)
         log_probs = nan_unless(known.reshape(shape), out[..., : shape[-1]])
         if kept is not None:

@@ -398,19 +398,9 @@ def softmax_cross_entropy_with_integer_labels(
     Source: Notes on gradients, 1 (softmax loss), with the logarithm that its listing lacks;
     The softmax function and its derivative (cross entropy).
     """
-    by_rows = is_off(label_smoothing) and is_off(z_loss) and weights is None and reduction == "none"
-    if isinstance(logits, Logits) or not by_rows:
-        return labelled(
-            as_logits("logits", logits),
-            labels,
-            axis,
-            where,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-            weights=weights,
-            reduction=reduction,
-        )
+    options = {"label_smoothing": label_smoothing, "z_loss": z_loss, "weights": weights, "reduction": reduction}
+    if isinstance(logits, Logits):
+        return labelled(logits, labels, axis, where, ignore_index=ignore_index, **options)
     z, axes, kept, live = _cross_entropy_logits(logits, axis, where)
     z, rows = _as_rows("logits", z, axes, live)
     labels = _checks.integers("labels", labels)
@@ -421,6 +411,8 @@ def softmax_cross_entropy_with_integer_labels(
     if live is not None:
         possible = rows.flatten(live).any(-1)
         kept = possible if kept is None else possible & kept
+    if not (is_off(label_smoothing) and is_off(z_loss) and weights is None and reduction == "none"):
+        return labelled(as_logits("logits", z), labels, -1, kept, **options)
     y, known = _checks.class_ids(labels, rows.classes)
     return _of_kept(lambda z: nan_unless(known, _rows.row_label_cross_entropy(z, y)), kept, z)
 

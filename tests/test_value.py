@@ -79,11 +79,6 @@ REFUSED = {
         ValueError,
         r"`examples` must hold arrays \[N, ...\]",
     ),
-    "weights as a mask": (
-        lambda z: ce(z, LABELS, where=jnp.ones((B, L), bool)),
-        ValueError,
-        "take `weights` for examples",
-    ),
     "values of all": (lambda z: softjax.expectation(z, jnp.ones((K, 2))), ValueError, "`values` must have shape"),
     "smoothing over unequal masks": (
         lambda z: ce(z.where(PAIRS > 0), LABELS, label_smoothing=0.1),
@@ -136,6 +131,83 @@ def test_functions_close_over_what_python_lets_them():
     chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
     of_numbers = softjax.pairwise(lambda x, c: -jnp.abs(x - c).sum(), X[:, 0, 0], C[:, 0])
     np.testing.assert_allclose(of_numbers.dense(), -jnp.abs(X[:, 0, :1] - C[:, 0]), rtol=1e-6)
+
+
+def test_a_function_is_what_it_reads_now():
+    """A number of an object, a dictionary, a default or the module that was changed since is not the old program's."""
+
+    class Model:
+        tau = 1.0
+
+    model, given = Model(), {"tau": 1.0}
+    of = {
+        "an object": lambda: LOGITS.map(lambda z: z * model.tau),
+        "a dictionary": lambda: LOGITS.map(lambda z: z * given["tau"]),
+        "the module": lambda: LOGITS.map(lambda z: z * SCALE[0]),
+        "a default": lambda: LOGITS.map(lambda z, *, tau=given["tau"]: z * tau),
+        "a method": lambda: LOGITS.map(model.scaled),
+    }
+    Model.scaled = lambda self, z: z * self.tau
+    for tau in (1.0, 3.0, 2.0):
+        model.tau = given["tau"] = SCALE[0] = tau
+        for name, made in of.items():
+            np.testing.assert_allclose(
+                softjax.logsumexp(made()), jax.nn.logsumexp(tau * (X @ W)), rtol=1e-5, err_msg=name
+            )
+    late = LOGITS.map(lambda z: z * given["tau"])
+    given["tau"] = 5.0
+    np.testing.assert_allclose(softjax.logsumexp(late), jax.nn.logsumexp(5 * (X @ W)), rtol=1e-5)
+    blocks = softjax.linear(X, W, block_size=4).map(lambda z: z * OF_MODULE)
+    np.testing.assert_allclose(softjax.logsumexp(blocks), jax.nn.logsumexp(2 * (X @ W)), rtol=1e-5)
+
+
+SCALE, OF_MODULE = [1.0], jnp.float32(2.0)
+
+
+def test_masked_data_gives_no_nan():
+    """Neither in a denominator, nor where the data of masked classes and ignored examples would have no derivative."""
+    live, t = jnp.arange(K) % 3 != 1, jnp.exp(r.normal(K))
+    dense = lambda x, w: jnp.where(live, x @ w / t, -jnp.inf)
+    ours = lambda x, w: softjax.logsumexp(softjax.linear(x, w, block_size=5).where(live) / t)
+    got, want = (jax.grad(f, (0, 1))(X, W) for f in (ours, lambda x, w: jax.nn.logsumexp(dense(x, w))))
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
+    cosine = lambda x, c: x @ c / jnp.sqrt((x @ x) * (c @ c))
+    flat = Z.reshape(-1, 2)
+    of_pairs = jax.grad(lambda c: softjax.logsumexp(softjax.pairwise(cosine, flat, c).where(live)))(C)
+    assert bool(jnp.isfinite(of_pairs).all())
+    labels = LABELS.at[0, 0].set(-1)
+    share = lambda z, s: z / (1 - s)
+    s = 0.5 * jax.nn.sigmoid(T)[..., None]
+    ignored = jax.grad(lambda w: ce(softjax.linear(X, w).map(share, s), labels, ignore_index=-1).sum())(W)
+    z = lambda w: X @ w / (1 - s)
+    plain_sum = lambda w: plain_ce(z(w), LABELS).at[0, 0].set(0).sum()
+    np.testing.assert_allclose(ignored, jax.grad(plain_sum)(W), rtol=1e-4, atol=1e-6)
+    nan = X.at[0, 0].set(jnp.nan)
+    several = lambda w: softjax.log_probs(softjax.linear(nan, w), jnp.stack([labels, labels], -1), ignore_index=-1)
+    of_several = jax.grad(lambda w: several(w).sum())(W)
+    defined = jax.grad(lambda w: -2 * plain_ce(X @ w, LABELS).at[0, 0].set(0).sum())(W)
+    np.testing.assert_allclose(of_several, defined, rtol=1e-4, atol=1e-5)
+    w = W.at[:, 1].set(jnp.nan)
+    ids = jnp.broadcast_to(jnp.arange(K), (B, L, K))
+    of_taken = jax.grad(lambda x: jnp.where(live, softjax.linear(x, w).where(live).take(ids), 0).sum())(X)
+    np.testing.assert_allclose(of_taken, jnp.broadcast_to(jnp.where(live, W, 0).sum(-1), X.shape), rtol=1e-4, atol=1e-5)
+
+
+def test_the_second_derivative_at_a_center():
+    hessian = jax.hessian(lambda z: softjax.distances(z[None], C).dense()[0, 2])(C[2])
+    np.testing.assert_allclose(hessian, -2 * jnp.eye(2), atol=1e-6)
+
+
+@pytest.mark.parametrize("made", [lambda x, w: softjax.linear(x, w), lambda x, w: x @ w], ids=["Logits", "an array"])
+def test_a_mask_of_examples_in_a_mean(made):
+    kept = jnp.arange(B * L).reshape(B, L) % 3 != 1
+    each = plain_ce(X @ W, LABELS)
+    want = jnp.where(kept, each, 0).sum() / float(kept.sum())
+    for where in (kept, kept[..., None]):
+        np.testing.assert_allclose(ce(made(X, W), LABELS, where=where, reduction="mean"), want, rtol=1e-5)
+    moved = ce(jnp.moveaxis(X @ W, -1, 0), LABELS, axis=0, label_smoothing=0.1, reduction="sum")
+    smoothed = 0.9 * each - 0.1 * jax.nn.log_softmax(X @ W).mean(-1)
+    np.testing.assert_allclose(moved, smoothed.sum(), rtol=1e-5)
 
 
 def test_it_says_what_it_is_made_of():
@@ -249,6 +321,9 @@ def test_over_a_mesh(place, kind):
     ]
     rows = jax.jit(lambda *args: softjax.entropy(composed(*args, KEPT)))(*args)
     assert jax.typeof(rows).sharding.spec[0] == (PLACES[place][0][:1] or (None,))[0] or kind == AxisType.Auto
+    taken = jax.jit(lambda *args: composed(*args, KEPT).take(KEPT).sum())(*args)
+    at_kept = jnp.take_along_axis(plain(X, W, T, PAIRS, KEPT), KEPT, -1)
+    np.testing.assert_allclose(taken, at_kept.sum(), rtol=1e-5)
     got = jax.jit(mean_of(composed))(*args)
     chex.assert_trees_all_close(got, jax.jit(mean_of(plain))(X, W, T, PAIRS), rtol=1e-5, atol=1e-6)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,21 +18,23 @@ from .. import _checks
 
 @jax.tree_util.register_pytree_node_class
 class UserFunction:
-    """A Python function, rebuilt from its code and what it closes over. Its arrays have gradients.
+    """A Python function, rebuilt from its code and the arrays that it reads, which have gradients.
 
-    Two are equal if their code is and what they close over, apart from arrays: a lambda that is made again is the same
-    part of a program, and is not compiled again.
+    Two are equal if their code is, and what they compute with all that they read beside arrays: a lambda that is made
+    again is the same part of a program, and is not compiled again; one that reads another number is another.
     """
 
-    def __init__(self, key: Any, inner: tuple):
-        self.key, self.inner = key, inner  # what is equal in equal functions; a pytree
+    def __init__(self, key: Any, inner: Any, types: tuple = (), program: str = ""):
+        self.key, self.inner = key, inner  # the code; what it reads
+        self.types, self.program = types, program  # of the arguments; what it computes of these, as a text
 
     def tree_flatten(self) -> tuple:
-        return (self.inner,), self.key
+        return (self.inner,), (self.key, self.types, self.program)
 
     @classmethod
-    def tree_unflatten(cls, key: Any, inner: tuple) -> UserFunction:
-        return cls(key, *inner)
+    def tree_unflatten(cls, static: tuple, children: tuple) -> UserFunction:
+        key, types, program = static
+        return cls(key, children[0], types, program)
 
     @classmethod
     def of(cls, function: Callable) -> UserFunction:
@@ -44,7 +47,15 @@ class UserFunction:
             return cls(_Whole(function), ())
         cells = tuple(_part(cell.cell_contents) for cell in function.__closure__ or ())
         defaults = tuple(map(_part, function.__defaults__ or ()))
-        return cls(_Code(function), (cells, defaults))
+        named = {name: _part(x) for name, x in (function.__kwdefaults__ or {}).items()}
+        around = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+        read = {name: jnp.asarray(x) for name, x in around.items() if isinstance(x, Array | np.ndarray)}
+        return cls(_Code(function), (cells, defaults, named, read))
+
+    def again(self) -> UserFunction:
+        """The function with what it now computes: it may read a number that was changed since."""
+        program = str(jax.make_jaxpr(self)(*jax.tree.unflatten(*self.types)))
+        return UserFunction(self.key, self.inner, self.types, _ADDRESS.sub("", program))
 
     def __call__(self, *args: Any) -> Any:
         if self.key == "partial":
@@ -52,12 +63,15 @@ class UserFunction:
             return function(*first, *args, **named)
         if isinstance(self.key, _Whole):
             return self.key.function(*args)
-        cells, defaults = self.inner
+        cells, defaults, named, read = self.inner
         closure = tuple(types.CellType(_whole(part)) for part in cells)
-        code, of_module = self.key.function.__code__, self.key.function.__globals__
+        code, of_module = self.key.function.__code__, self.key.function.__globals__ | read
         function = types.FunctionType(code, of_module, code.co_name, tuple(map(_whole, defaults)) or None, closure)
-        function.__kwdefaults__ = self.key.function.__kwdefaults__
+        function.__kwdefaults__ = {name: _whole(part) for name, part in named.items()}
         return function(*args)
+
+
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 
 class _Code:
@@ -147,7 +161,8 @@ def user_function(
             f"`{name}` must close over its arrays as variables, or take them as arguments of `map`, got an array of "
             "an object."
         )
-    return taken
+    leaves, tree = jax.tree.flatten(types_of_arguments)
+    return UserFunction(taken.key, taken.inner, (tree, tuple(leaves))).again()
 
 
 def _over_nothing(jaxpr):
@@ -163,5 +178,5 @@ def _over_nothing(jaxpr):
 
 
 def _is_hidden(constant):
-    """Whether a constant that a function did not close over as a variable may need a gradient: a number need not."""
-    return isinstance(constant, jax.core.Tracer) or (isinstance(constant, Array) and constant.ndim > 0)
+    """Whether a constant is an array: one that a function did not close over as a variable would have no gradient."""
+    return isinstance(constant, Array)

@@ -24,8 +24,9 @@ from .._mesh import Shards
 from .._products import Product
 from .functions import UserFunction
 
-NUMBER = "number"
-"""a role of arrays, beside EXAMPLES and PAIRS; the role of a class array is the axis of its classes"""
+NUMBER, ROWS = "number", "rows"
+"""roles of arrays, beside EXAMPLES and PAIRS. The role of a class array is the axis of its classes, if it may be 0
+where a class is masked, as a logit is a polynomial of it; else ROWS, with the classes on axis 0."""
 
 
 @dataclass_transform(frozen_default=True)
@@ -198,7 +199,8 @@ class Distances(Node):
         return -_distances.common_part(self.z, self.reference, 1.0, self._precisions())
 
     def full(self) -> Array:
-        return jnp.minimum(self.relative() + self.offset()[:, None], 0)  # no distance is negative, but for rounding
+        h = self.relative() + self.offset()[:, None]
+        return h - lax.stop_gradient(jnp.maximum(h, 0))  # no distance is negative, but for rounding
 
     def at(self) -> Array:
         squares = (self.z[:, None] - self.centers) ** 2
@@ -240,7 +242,7 @@ class Pairwise(Node):
     def roles(self) -> Pairwise:
         constant = lambda role, tree: jax.tree.map(lambda _: role, tree)
         function, examples = constant(NUMBER, self.function), constant(EXAMPLES, self.examples)
-        return self._with(function=function, examples=examples, of_classes=constant(0, self.of_classes))
+        return self._with(function=function, examples=examples, of_classes=constant(ROWS, self.of_classes))
 
     def full(self) -> Array:
         pairs = jax.vmap(jax.vmap(self.function, (None, 0)), (0, None))
@@ -274,7 +276,7 @@ class Operand:
         return dataclasses.replace(self, array=array)
 
     def roles(self) -> Operand:
-        role = 0 if self.kind == "classes" else self.kind
+        role = ROWS if self.kind == "classes" else self.kind
         return dataclasses.replace(self, array=None if self.array is None else role)
 
     def full(self) -> Any:

@@ -9,12 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec as P
 
 from .. import _mesh
 from .._dtypes import EXAMPLES, PAIRS, is_inexact
+from .._explicit import over_explicit_axes
 from .._loops import Layout, take_block, take_examples
 from ..scores import Scores
-from .nodes import NUMBER
+from .functions import UserFunction
+from .nodes import NUMBER, ROWS
 from .value import Logits
 
 
@@ -48,12 +51,20 @@ class _Block:
         return h if live is None else jnp.where(live, h, -jnp.inf)
 
 
-def _zeroed(a, axis, live):
-    """A class array, with zeros where a class is masked: it may be NaN there."""
+def _zeroed(a, role, live):
+    """A class array without the data of masked classes, which may be NaN: zeros, or the row of a class that is not."""
     if live is None or not is_inexact(a):
         return a
-    axis = 1 if axis == PAIRS else axis
+    if role == ROWS:
+        return _filled(a, live)
+    axis = 1 if role == PAIRS else role
     return jnp.where(jnp.expand_dims(live, [i for i in range(a.ndim) if i != axis % a.ndim]), a, 0)
+
+
+def _filled(a, known):
+    """Rows of a [n, ...] where `known` [n], and elsewhere the first such row; ones if there is none."""
+    row = jnp.where(known.any(), a[known.argmax()], 1)
+    return jnp.where(jnp.expand_dims(known, range(1, a.ndim)), a, row[None])
 
 
 def _is_listed(listed, ids):
@@ -66,15 +77,17 @@ def _is_listed(listed, ids):
 
 
 def _flat(logits, kept=None):
-    """The node of the logits, with one axis for all examples. The data of examples that are not kept are ones."""
-    node = logits.node.flat(math.prod(logits.shape[:-1])).prepared(logits.live, logits.shards)
+    """The node of the logits, with one axis for all examples, and the data of one that is kept where one is not."""
+    is_function = lambda a: isinstance(a, UserFunction)
+    node = jax.tree.map(lambda a: a.again() if is_function(a) else a, logits.node, is_leaf=is_function)
+    node = node.flat(math.prod(logits.shape[:-1])).prepared(logits.live, logits.shards)
     if kept is None:
         return node
 
     def of_kept(a, role):
         if role not in (EXAMPLES, PAIRS) or not is_inexact(a):
             return a
-        return jnp.where(jnp.expand_dims(kept, range(1, a.ndim)), a, 1)
+        return _filled(a, kept)
 
     return jax.tree.map(of_kept, node, node.roles())
 
@@ -106,7 +119,7 @@ def scores_of(logits: Logits, kept: Array | None = None) -> Scores:
         relative,
         (of_role(EXAMPLES), of_masks, index),
         (*of_classes, pairs, ids),
-        (*(r if r == PAIRS else r % 2 for r in class_roles), PAIRS, 0),
+        (*(0 if r == ROWS else r if r == PAIRS else r % 2 for r in class_roles), PAIRS, 0),
         logits.live,
         None,
         k,
@@ -128,6 +141,11 @@ def in_memory(logits: Logits) -> Array:
     return h.reshape(logits.shape).astype(logits.dtype)
 
 
+def _partition_of_taken(given):
+    return P(*given["logits"].examples_partition[:-1], None)
+
+
+@over_explicit_axes(_partition_of_taken)
 def taken(logits: Logits, ids: Array) -> Array:
     """The logits [..., T] of classes, from the devices that have them; NaN for an id that is no class."""
     *batch, k = logits.shape
@@ -139,7 +157,12 @@ def taken(logits: Logits, ids: Array) -> Array:
             a = a.astype(logits.dtype) if is_inexact(a) else a
             if role in (NUMBER, EXAMPLES):
                 return a
-            return jnp.take_along_axis(a, position, 1) if role == PAIRS else jnp.moveaxis(a, role, 0)[position]
+            of_class = 0 if role == ROWS else role
+            a = jnp.take_along_axis(a, position, 1) if role == PAIRS else jnp.moveaxis(a, of_class, 0)[position]
+            if logits.live is None or not is_inexact(a):
+                return a
+            here = jnp.expand_dims(logits.live[position], range(2, a.ndim))
+            return jnp.where(here, a, 1 if role == ROWS else 0)
 
         h = jax.tree.map(gathered, node, node.roles()).at()
         live = None if logits.live is None else logits.live[position]

@@ -169,7 +169,8 @@ class Logits:
             arrays: numbers, arrays that broadcast to [..., K], or logits of this shape.
 
         Returns:
-            Logits [..., K]. A class with logit -inf keeps it.
+            Logits [..., K]. A class with logit -inf keeps it; for a class that `where` masks, the derivative of the
+            function has to be finite too.
 
         Raises:
             ValueError: if the function reduces or sorts a number, as one that is written for all classes does.
@@ -339,7 +340,8 @@ def _operation(kind, left, right):
 def _composed(kind, function, parts, operands):
     of_logits = [a for a in parts if isinstance(a, Logits)]
     first = of_logits[0]
-    dtype = jnp.dtype(np.result_type(*(a.dtype for a in of_logits)))
+    arrays = [a.array for a in operands if isinstance(a, Operand) and a.array is not None and kind != "map"]
+    dtype = common_dtype(*of_logits, *inexact_leaves(arrays))
     live = None
     for one in of_logits:
         live = one.live if live is None else live if one.live is None else live & one.live
