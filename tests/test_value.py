@@ -139,7 +139,7 @@ def test_a_function_is_what_it_reads_now():
     class Model:
         tau = 1.0
 
-    model, given = Model(), {"tau": 1.0}
+    model, given = Model(), {"tau": 1.0, "first": 0}
     of = {
         "an object": lambda: LOGITS.map(lambda z: z * model.tau),
         "a dictionary": lambda: LOGITS.map(lambda z: z * given["tau"]),
@@ -157,6 +157,10 @@ def test_a_function_is_what_it_reads_now():
     late = LOGITS.map(lambda z: z * given["tau"])
     given["tau"] = 5.0
     np.testing.assert_allclose(softjax.logsumexp(late), jax.nn.logsumexp(5 * (X @ W)), rtol=1e-5)
+    for first in (3, 7):
+        mask = LOGITS.where(lambda n, k: k >= given["first"])
+        given["first"] = first
+        np.testing.assert_allclose(softjax.logsumexp(mask), jax.nn.logsumexp((X @ W)[..., first:]), rtol=1e-5)
     blocks = softjax.linear(X, W, block_size=4).map(lambda z: z * OF_MODULE)
     np.testing.assert_allclose(softjax.logsumexp(blocks), jax.nn.logsumexp(2 * (X @ W)), rtol=1e-5)
 

@@ -76,11 +76,15 @@ def _is_listed(listed, ids):
     return mask.at[rows, jnp.where(here, position, ids.size)].set(True, mode="drop")
 
 
+def _of_now(logits):
+    """The logits with functions, of nodes and masks, that are what they compute now."""
+    is_function = lambda a: isinstance(a, UserFunction)
+    return jax.tree.map(lambda a: a.again() if is_function(a) else a, logits, is_leaf=is_function)
+
+
 def _flat(logits, kept=None):
     """The node of the logits, with one axis for all examples, and the data of one that is kept where one is not."""
-    is_function = lambda a: isinstance(a, UserFunction)
-    node = jax.tree.map(lambda a: a.again() if is_function(a) else a, logits.node, is_leaf=is_function)
-    node = node.flat(math.prod(logits.shape[:-1])).prepared(logits.live, logits.shards)
+    node = logits.node.flat(math.prod(logits.shape[:-1])).prepared(logits.live, logits.shards)
     if kept is None:
         return node
 
@@ -94,6 +98,7 @@ def _flat(logits, kept=None):
 
 def scores_of(logits: Logits, kept: Array | None = None) -> Scores:
     """The logits as the scores that are summed over the classes; examples [N] that are not kept have other data."""
+    logits = _of_now(logits)
     *batch, k = logits.shape
     n, shards = math.prod(batch), logits.shards
     node = _flat(logits, kept)
@@ -148,6 +153,7 @@ def _partition_of_taken(given):
 @over_explicit_axes(_partition_of_taken)
 def taken(logits: Logits, ids: Array) -> Array:
     """The logits [..., T] of classes, from the devices that have them; NaN for an id that is no class."""
+    logits = _of_now(logits)
     *batch, k = logits.shape
     n, shards = math.prod(batch), logits.shards
     node, listed = _flat(logits), ids.reshape(n, ids.shape[-1])
