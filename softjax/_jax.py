@@ -22,7 +22,7 @@ from jax.experimental.layout import with_layout_constraint
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
-from ._dtypes import join, split
+from .arguments.dtypes import join, split
 
 _IS_10 = jax.__version_info__ >= (0, 10)
 _lax: Any = lax  # with names that the newer JAX, which the types are checked with, does not have

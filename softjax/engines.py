@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
-from ._gibbs import CrossEntropy, Mean, Normaliser, Sums, Totals
-from ._signatures import readable
+from .arguments.signatures import readable
+from .sums.cross_entropy import CrossEntropy
+from .sums.mean import Mean
+from .sums.normaliser import Normaliser
+from .sums.sums import Sums, Totals
 
 __all__ = ["CrossEntropy", "Engine", "Mean", "Normaliser", "Sums", "Totals"]
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._dtypes import join, split
-from ._network import Collective, collectives
-from ._signatures import readable
+from .arguments.dtypes import join, split
+from .arguments.signatures import readable
+from .parallel.network import Collective, collectives
 
 MODES = ("value", "vjp", "jvp", "hessian-vector product", "jit", "vmap")
 

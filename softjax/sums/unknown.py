@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import zero_from_primal
 
-from ._jax import elementwise
+from .._jax import elementwise
 
 
 def nan_unless(known: Array, x: Array) -> Array:

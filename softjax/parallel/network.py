@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 
-from ._signatures import readable
+from ..arguments.signatures import readable
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$", re.MULTILINE)
 _COLLECTIVE = re.compile(

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _checks
+from . import checks
 
 Role = Literal["examples", "classes", "replicated", "static"]
 Function = TypeVar("Function", bound=Callable)
@@ -29,15 +29,15 @@ def _number_in(low, high, text):
 
     def check(name, x):
         if isinstance(x, int | float) and not isinstance(x, bool) and not low <= x <= high:
-            raise ValueError(f"`{name}` must be {text}, got {_checks.shown(x)}.")
-        return _checks.number(name, x)
+            raise ValueError(f"`{name}` must be {text}, got {checks.shown(x)}.")
+        return checks.number(name, x)
 
     return check
 
 
 TINY, HUGE = 2.0**-149, float("inf")
 _above_0, _at_least_0 = _number_in(TINY, HUGE, "positive"), _number_in(0.0, HUGE, "at least 0")
-_floating, _booleans = _checks.floating, _checks.booleans
+_floating, _booleans = checks.floating, checks.booleans
 
 ARGUMENTS = {
     # arrays of the examples
@@ -46,19 +46,17 @@ ARGUMENTS = {
     "x": Argument("examples", _floating),
     "y": Argument("examples", _floating),
     "logits": Argument("examples", _floating),
+    "p": Argument("examples", _floating),
+    "q": Argument("examples", _floating),
+    "ids": Argument("examples"),
     "a": Argument("examples", _floating),
     "scores": Argument("examples", _floating),
     "labels": Argument("examples"),
-    "tokens": Argument("examples"),
     "example": Argument("examples"),
     "examples": Argument("examples"),
     "weights": Argument("examples", _floating),
-    "teacher_features": Argument("examples", _floating),
-    "teacher_probs": Argument("examples", _floating),
     # arrays of the classes
     "kernel": Argument("classes", _floating),
-    "teacher_kernel": Argument("classes", _floating),
-    "teacher_bias": Argument("classes", _floating),
     "centers": Argument("classes", _floating),
     "values": Argument("classes", _floating),
     "per_class": Argument("classes"),
@@ -67,32 +65,28 @@ ARGUMENTS = {
     "log_prior": Argument("classes", _floating),
     "precisions": Argument("classes", _floating),
     "where": Argument("classes", _booleans),
-    "class_weights": Argument("classes", _floating),
     # numbers, and losses, which are pytrees of numbers and arrays
     "loss": Argument("replicated"),
+    "loss_weights": Argument("replicated"),
     "label_smoothing": Argument("replicated", _number_in(0.0, 1.0, "in [0, 1]")),
-    "z_loss": Argument("replicated", _checks.number),
-    "softcap": Argument("replicated", _above_0),
-    "teacher_softcap": Argument("replicated", _above_0),
+    "z_loss": Argument("replicated", checks.number),
     "temperature": Argument("replicated", _above_0),
     "margin": Argument("replicated", _at_least_0),
     "gamma": Argument("replicated", _at_least_0),
-    "epsilon": Argument("replicated", _checks.number),
-    "logit_bias": Argument("replicated", _checks.number),
-    "cap": Argument("replicated", _above_0),
+    "epsilon": Argument("replicated", checks.number),
+    "logit_bias": Argument("replicated", checks.number),
     "rate": Argument("replicated", _number_in(0.0, 1.0, "in [0, 1]")),
-    "key": Argument("replicated", _checks.key),
+    "key": Argument("replicated", checks.key),
     # static
     "class_axis": Argument("static"),
-    "divergence": Argument("static"),
     "ignore_index": Argument("static"),
-    "reduction": Argument("static", lambda _, x: _checks.reduction(x)),
-    "has_aux": Argument("static", _checks.flag),
-    "entropy": Argument("static", _checks.flag),
-    "k": Argument("static", lambda name, x: _checks.positive(name, x)),
-    "shape": Argument("static", _checks.sizes),
-    "symmetric": Argument("static", _checks.flag),
-    "keepdims": Argument("static", _checks.flag),
+    "reduction": Argument("static", lambda _, x: checks.reduction(x)),
+    "has_aux": Argument("static", checks.flag),
+    "entropy": Argument("static", checks.flag),
+    "k": Argument("static", lambda name, x: checks.positive(name, x)),
+    "shape": Argument("static", checks.sizes),
+    "symmetric": Argument("static", checks.flag),
+    "keepdims": Argument("static", checks.flag),
     "axis": Argument("static"),
     "block_size": Argument("static"),
     "axis_name": Argument("static"),
@@ -115,4 +109,4 @@ def checked_array(name: str, x: ArrayLike) -> Array:
 
 def checked_scalar(name: str, x: ArrayLike) -> Array:
     """The same, for a number, as an array of rank 0."""
-    return _checks.scalar(name, checked(name, x))
+    return checks.scalar(name, checked(name, x))

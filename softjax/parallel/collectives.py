@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ._jax import as_varying, gather_shards, varying_axes
+from .._jax import as_varying, gather_shards, varying_axes
 
 Names = tuple[str, ...]
 AxisName = str | Names | None
 
 
 def axis_names(argument: str, axes: AxisName) -> Names:
+    """The argument as names of mesh axes."""
     given = () if axes is None else (axes,) if isinstance(axes, str) else axes
     if not isinstance(given, tuple) or not all(isinstance(name, str) for name in given):
         raise TypeError(f"`{argument}` must be the name of a mesh axis, a tuple of such or None, got {axes!r}.")
@@ -106,10 +107,12 @@ def axes_of(spec: Any) -> tuple[Names, ...]:
 
 
 def vary_together(tree: Any) -> Any:
+    """Makes all arrays of a tree vary along the same axes."""
     return vary(tree, varying(tree))
 
 
 def device_count(axes: Names) -> int:
+    """The number of devices along the axes."""
     return lax.axis_size(axes) if axes else 1
 
 
@@ -148,6 +151,16 @@ def pmin(x: Array, axes: Names) -> Array:
     return lax.pmin(vary(x, frozenset(axes)), axes) if axes else x
 
 
+def pmax_together(tree: Any, axes: Names) -> Any:
+    """The maxima of arrays [N, ...], by one collective per dtype."""
+    return _side_by_side(lambda x: pmax(x, axes), tree)
+
+
+def pmin_together(tree: Any, axes: Names) -> Any:
+    """The minima of arrays of integers [N, ...], likewise."""
+    return _side_by_side(lambda x: pmin(x, axes), tree)
+
+
 def all_gather(x: Array, axes: Names, *, varying: bool = False) -> Array:
     """The shards [N, ...] of all devices, concatenated in the order of the devices.
 
@@ -173,6 +186,8 @@ def at_class(ids: Array, values: Callable, count: int, axes: Names) -> Any:
 def _side_by_side(function: Callable, tree: Any) -> Any:
     """Applies a function of an array to a tree, with the arrays of each type concatenated along their last axes."""
     leaves, structure = jax.tree.flatten(tree)
+    if len(leaves) == 1:
+        return jax.tree.unflatten(structure, [function(leaves[0])])
     done = list(leaves)
     for dtype in dict.fromkeys(a.dtype for a in leaves):
         places = [i for i, a in enumerate(leaves) if a.dtype == dtype]

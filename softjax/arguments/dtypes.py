@@ -1,55 +1,24 @@
-"""Floating-point types: the common type of arrays, and the type in which sums are computed. Constants."""
+"""Floating-point types: the common type of arrays, and the type in which sums are computed."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
-
-from ._signatures import readable
+from jax import Array
 
 EXAMPLES, PAIRS = "examples", "pairs"
 """what an array is: its first axis is that of the examples; or it is [N, K], of examples and classes"""
 
 
-class Constant(NamedTuple):
-    """A node of a pytree whose arrays have no gradient, and whose gradient is not computed."""
-
-    tree: Any
-
-
-@readable
-class PerPair(NamedTuple):
-    """Data of each example and class, in the `example` of a loss: a constant of differentiation.
-
-    A loss sees the part [N, B] of the examples and classes at hand; its finish sees None.
-    """
-
-    array: Array
-    """[..., K], with the leading axes of the examples"""
-
-
-def is_per_pair(node: Any) -> bool:
-    return isinstance(node, PerPair)
-
-
-def is_constant(node: Any) -> bool:
-    return isinstance(node, Constant | PerPair)
-
-
-def constants_stopped(tree: Any) -> Any:
-    """The tree with constants that are also constants of all other derivatives, such as that of a gradient."""
-    stopped = lambda a: lax.stop_gradient(a) if is_constant(a) else a
-    return jax.tree.map(stopped, tree, is_leaf=is_constant)
-
-
 def is_inexact(a: Array) -> bool:
+    """Whether an array has floating-point numbers."""
     return jnp.issubdtype(a.dtype, jnp.inexact)
 
 
 def inexact_leaves(tree: Any) -> list[Array]:
+    """The floating-point arrays of a tree."""
     return [a for a in jax.tree.leaves(tree) if is_inexact(a)]
 
 
@@ -81,11 +50,10 @@ def widened(a: Array) -> Array:
 
 
 def split(tree: Any) -> tuple[Any, Any]:
-    """(the inexact leaves, the other leaves and constants) of a tree, each with None where the other has one."""
-    moves = lambda a: not is_constant(a) and is_inexact(a)
+    """(the inexact leaves, the other leaves) of a tree, each with None where the other has one."""
     return (
-        jax.tree.map(lambda a: a if moves(a) else None, tree, is_leaf=is_constant),
-        jax.tree.map(lambda a: None if moves(a) else a, tree, is_leaf=is_constant),
+        jax.tree.map(lambda a: a if is_inexact(a) else None, tree),
+        jax.tree.map(lambda a: None if is_inexact(a) else a, tree),
     )
 
 

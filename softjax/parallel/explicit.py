@@ -15,8 +15,10 @@ from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from . import _checks, _mesh
-from ._arguments import Function
+from ..arguments import checks
+from ..arguments.table import Function
+from . import collectives
+from .placed import placed_logits
 
 
 def over_explicit_axes(of_result: Callable[[Mapping[str, Any]], Any]) -> Callable[[Function], Function]:
@@ -39,17 +41,33 @@ def sharded_like(*names: str, with_classes: bool = False) -> Callable[[Function]
         of_examples = _partition_of_rows(max((given[name] for name in names), key=_size), given, with_classes)
         return of_outputs(of_examples, given)
 
-    return over_explicit_axes(of_function)
+    def over(function):
+        on_device = over_explicit_axes(of_function)(function)
+        signature = inspect.signature(function)
+
+        @ft.wraps(function)
+        def over_global_arrays(*args, **options):
+            given = signature.bind(*args, **options)
+            placed = placed_logits(given.arguments)
+            return on_device(*args, **options) if placed is None else placed.over_mesh(function, given, of_outputs)
+
+        return over_global_arrays
+
+    return over
 
 
 def of_outputs(of_examples: P, options: Mapping[str, Any]) -> Any:
     """The partition of a function's result, for that of the examples and the function's options."""
     out = of_examples if options.get("reduction", "none") == "none" else P()
+    if options.get("loss_weights") is not None:
+        return P()
     return (out, of_examples) if options.get("has_aux", False) else out
 
 
 def partition(x: Any) -> P:
     """The partition in the type of an array, or in those of logits; of anything else, that of a replicated one."""
+    if isinstance(x, tuple) and x:
+        return partition(x[0])
     if hasattr(x, "examples_partition"):
         return x.examples_partition
     return jax.typeof(x).sharding.spec if isinstance(x, Array) else P()
@@ -75,7 +93,7 @@ def _over_explicit_axes(of_result, function):
         given.apply_defaults()
         is_partition = lambda x: isinstance(x, P)
         out = jax.tree.map(lambda spec: NamedSharding(mesh, spec), of_result(given.arguments), is_leaf=is_partition)
-        axes = _mesh.explicit_axes(mesh)
+        axes = collectives.explicit_axes(mesh)
         over_auto = jax.sharding.auto_axes(of_arrays, axes=axes, out_sharding=out)
         # JAX 0.10 cannot pass residuals over `Auto` axes out of a `jax.shard_map` over some of the axes.
         return (jax.checkpoint(over_auto) if mesh.manual_axes else over_auto)(arrays)
@@ -88,12 +106,17 @@ def _mesh_of(arrays):
     for a in arrays:
         sharding = None if a is None else jax.typeof(a).sharding
         # In a `jax.shard_map` over some of the axes, arrays may vary along those alone.
-        if sharding and _mesh.explicit_axes(sharding.mesh) and (any(sharding.spec) or not sharding.mesh.manual_axes):
+        if (
+            sharding
+            and collectives.explicit_axes(sharding.mesh)
+            and (any(sharding.spec) or not sharding.mesh.manual_axes)
+        ):
             return sharding.mesh
     return None
 
 
 def _size(x):
+    x = x[0] if isinstance(x, tuple) and x else x
     return math.prod(getattr(x, "shape", ()))
 
 
@@ -101,6 +124,6 @@ def _partition_of_rows(x, given, with_classes):
     spec = partition(x)
     if with_classes or not spec:
         return spec
-    of_classes = _checks.axes(given.get("axis", -1), len(spec))
+    of_classes = checks.axes(given.get("axis", -1), len(spec))
     kept = given.get("keepdims", False)
     return P(*(None if a in of_classes else names for a, names in enumerate(spec) if kept or a not in of_classes))

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from . import _checks, _mesh
-from ._dtypes import PAIRS, Constant, is_constant, is_per_pair, widened
-from ._jax import row_major
+from .._jax import row_major
+from ..arguments import checks
+from ..arguments.dtypes import PAIRS, widened
+from ..parallel import collectives
 
 
 class Layout(NamedTuple):
@@ -23,12 +24,11 @@ class Layout(NamedTuple):
     classes: int
     tile: int
     block: int
-    mesh: _mesh.Names = ()  # the mesh axes over which the classes are sharded, in the order of their ids
+    mesh: collectives.Names = ()  # the mesh axes over which the classes are sharded, in the order of their ids
     unpadded: int | None = None  # the number of classes of all devices without padding, if there is padding
     engine: Any = None  # in place of the loop over blocks
     kept: int = 0  # the number of classes whose scores a gradient in the forward pass keeps, instead of computing again
     rounding: Any = None  # the half-precision type to which cotangents of scores are rounded; None for no rounding
-    entropy: str | None = None  # "differentiable" or "constant" where the sums have the entropy and the top class
 
 
 def over_tiles(step: Callable, carry: Any, examples: Any, n: int, tile: int) -> tuple[Any, Any]:
@@ -50,23 +50,9 @@ def take_block(classes: tuple, layout: Layout, start: ArrayLike, size: int) -> t
 
     def of_axis(axis, tree):
         axis = 1 if axis == PAIRS else axis
-        return jax.tree.map(lambda a: widened(lax.dynamic_slice_in_dim(a, start, size, axis)), _unmarked(tree))
+        return jax.tree.map(lambda a: widened(lax.dynamic_slice_in_dim(a, start, size, axis)), tree)
 
     return tuple(map(of_axis, layout.axes, classes))
-
-
-def take_examples(examples: Any, start: ArrayLike, size: int) -> Any:
-    """The arrays of examples for a block of classes, in at least float32."""
-
-    def of_block(a):
-        return widened(lax.dynamic_slice_in_dim(a.array, start, size, 1) if is_per_pair(a) else a)
-
-    return jax.tree.map(of_block, _unmarked(examples), is_leaf=is_per_pair)
-
-
-def _unmarked(tree):
-    """The tree with the contents of `Constant` nodes in their place."""
-    return jax.tree.map(lambda a: a.tree if isinstance(a, Constant) else a, tree, is_leaf=is_constant)
 
 
 def put_block(classes: tuple, layout: Layout, start: ArrayLike, block: tuple) -> tuple:
@@ -82,9 +68,9 @@ def put_block(classes: tuple, layout: Layout, start: ArrayLike, block: tuple) ->
 
 def block_ids(layout: Layout, start: ArrayLike, size: int) -> Array:
     """Ids of consecutive classes; padding gets INT32.min, which equals no label."""
-    first = layout.classes * _mesh.device_index(layout.mesh)
+    first = layout.classes * collectives.device_index(layout.mesh)
     of_block = (first + jnp.asarray(start, jnp.int32)) + jnp.arange(size, dtype=jnp.int32)
-    return of_block if layout.unpadded is None else jnp.where(of_block < layout.unpadded, of_block, _checks.INT32.min)
+    return of_block if layout.unpadded is None else jnp.where(of_block < layout.unpadded, of_block, checks.INT32.min)
 
 
 class _Part(NamedTuple):

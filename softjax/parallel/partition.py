@@ -14,9 +14,10 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from . import _jax, _mesh
-from ._dtypes import EXAMPLES, PAIRS, is_per_pair, widened
-from ._mesh import Shards
+from .. import _jax
+from ..arguments.dtypes import EXAMPLES, PAIRS, widened
+from . import collectives
+from .collectives import Shards
 
 # The roles of an array: its first axis is that of the examples, and in pairs the second that of the classes; or it is
 # replicated; or an integer, its class axis.
@@ -58,7 +59,7 @@ def call(local: Callable, args: tuple, roles: tuple, of_result: Any, *, linear: 
         content: the name and the options of `local`. Equal texts are one computation to a compilation cache, if
             `local(Shards(), *args)` is the same program too.
     """
-    if jax.sharding.get_abstract_mesh().manual_axes or _mesh.explicit_axes(jax.sharding.get_abstract_mesh()):
+    if jax.sharding.get_abstract_mesh().manual_axes or collectives.explicit_axes(jax.sharding.get_abstract_mesh()):
         return local(Shards(), *args)
     leaves, tree = jax.tree.flatten(args)
     of_leaves = lambda shards, *leaves: local(shards, *jax.tree.unflatten(tree, leaves))
@@ -77,7 +78,7 @@ def _bind(program, leaves):
 
 def _flat_roles(roles, tree):
     """A role for each leaf of the tree."""
-    of_leaves = lambda role, part: jax.tree.map(lambda a: PAIRS if is_per_pair(a) else role, part, is_leaf=is_per_pair)
+    of_leaves = lambda role, part: jax.tree.map(lambda _: role, part)
     return tuple(jax.tree.leaves(jax.tree.map(of_leaves, roles, tree)))
 
 
@@ -119,8 +120,8 @@ def _shards(mesh, args, roles):
         for role, a in zip(roles, args, strict=True):
             if wanted(role) and isinstance(a.sharding, NamedSharding):
                 axis = role if isinstance(role, int) else 0
-                names = (*_mesh.axes_of(a.sharding.spec), *[()] * a.ndim)[axis]
-                if names and a.shape[axis] % _mesh.devices_along(mesh, names) == 0:
+                names = (*collectives.axes_of(a.sharding.spec), *[()] * a.ndim)[axis]
+                if names and a.shape[axis] % collectives.devices_along(mesh, names) == 0:
                     return names
         return ()
 
@@ -163,13 +164,13 @@ def _rule(program):
     return rule
 
 
-def sum_of_class_arrays(trees: tuple, class_axes: tuple, axes: _mesh.Names) -> tuple:
+def sum_of_class_arrays(trees: tuple, class_axes: tuple, axes: collectives.Names) -> tuple:
     """The sum over the devices of the examples; arrays of examples and classes are sharded over these devices."""
     summed = lambda axis, tree: tree if axis == PAIRS else sum_over_devices(tree, axes)
     return tuple(map(summed, class_axes, trees))
 
 
-def sum_over_devices(tree: Any, axes: _mesh.Names) -> Any:
+def sum_over_devices(tree: Any, axes: collectives.Names) -> Any:
     """The sum over devices, in at least float32, of gradients that are then rounded again."""
     if not axes:
         return tree

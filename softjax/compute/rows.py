@@ -15,11 +15,13 @@ import jax.numpy as jnp
 from jax import Array, export, lax
 from jax.tree_util import Partial
 
-from . import _gibbs as g
-from . import _mesh, _rules
-from ._dtypes import join, split, widened
-from ._jax import elementwise
-from ._loops import Layout, over_tiles
+from .._jax import elementwise
+from ..arguments.dtypes import join, split, widened
+from ..parallel import collectives
+from ..sums import sums as g
+from ..sums.products import finite
+from . import rules
+from .loops import Layout, over_tiles
 
 _SCORES_ALONE = Partial(lambda logits, _, ids: g.Columns(widened(logits)))
 
@@ -27,7 +29,7 @@ _SCORES_ALONE = Partial(lambda logits, _, ids: g.Columns(widened(logits)))
 def _row_normaliser(logits):
     *batch, k = logits.shape
     n = math.prod(batch)
-    return _rules.totals(_SCORES_ALONE, logits, (), Layout((), n, k, n, k)).a
+    return rules.totals(_SCORES_ALONE, logits, (), Layout((), n, k, n, k)).normaliser
 
 
 @ft.partial(jax.jit, inline=True)
@@ -40,7 +42,7 @@ def row_logsumexp(logits: Array) -> Array:
 def _softmax_rule(logits, _):
     z = widened(logits)
     m = jnp.max(z, -1, keepdims=True)
-    w = jnp.exp(z - g.finite(m))
+    w = jnp.exp(z - finite(m))
     return w / jnp.maximum(w.sum(-1, keepdims=True), 1)  # 0 where all classes are left out, else at least 1
 
 
@@ -57,7 +59,7 @@ def _softmax_bwd(residuals, ct):
 
 
 _softmax_rule.defvjp(_softmax_fwd, _softmax_bwd)
-_softmax = jax.jit(_rules.both_modes(_softmax_rule), inline=True)
+_softmax = jax.jit(rules.both_modes(_softmax_rule), inline=True)
 
 
 def row_softmax(logits: Array) -> Array:
@@ -85,8 +87,8 @@ def row_rule(kept: Callable, value: Callable, pull: Callable) -> Callable:
 
     rule = jax.custom_vjp(lambda inexact, fixed: fwd(inexact, fixed)[0])
     rule.defvjp(fwd, bwd)
-    function = jax.jit(_rules.both_modes(rule), inline=True)
-    return lambda *arrays: function(*split(_mesh.vary_together(arrays)))
+    function = jax.jit(rules.both_modes(rule), inline=True)
+    return lambda *arrays: function(*split(collectives.vary_together(arrays)))
 
 
 def still_unless(kept: Array, x: Array) -> Array:
@@ -94,7 +96,7 @@ def still_unless(kept: Array, x: Array) -> Array:
 
     Their derivative is 0 even where it would be NaN. A selection from x has this derivative too, but is an array more.
     """
-    return _still(*_mesh.vary_together((x, kept)))
+    return _still(*collectives.vary_together((x, kept)))
 
 
 def _jvp_of_still(primals, tangents):

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import export
 from jax.typing import DTypeLike
 
-from . import _checks
-from ._dtypes import compute_dtype
-from ._signatures import readable
+from ..arguments import checks
+from ..arguments.dtypes import compute_dtype
+from ..arguments.signatures import readable
 
 
 @readable
@@ -70,12 +70,12 @@ def placement(
         Placement(tile=512, block=2048, gradient='forward', kept=None)
     """
     sizes = {"examples": examples, "classes": classes, "features": features}
-    n, k, d = (_checks.positive(name, size) for name, size in sizes.items())
-    reduction = _checks.reduction(reduction)
-    arrays = _checks.floating_dtype("dtype", dtype)
+    n, k, d = (checks.positive(name, size) for name, size in sizes.items())
+    reduction = checks.reduction(reduction)
+    arrays = checks.floating_dtype("dtype", dtype)
     if not (platform is None or isinstance(platform, str)):
-        raise TypeError(f"`platform` must be the name of one or None, got {_checks.shown(platform)}.")
-    memory = None if memory is None else _checks.positive("memory", memory)
+        raise TypeError(f"`platform` must be the name of one or None, got {checks.shown(platform)}.")
+    memory = None if memory is None else checks.positive("memory", memory)
     rounding = arrays if arrays == jnp.bfloat16 else None
     return _chosen(n, k, d, reduction, compute_dtype(arrays), rounding, platform or jax.default_backend(), memory)
 
@@ -87,19 +87,21 @@ def given_or_chosen(
     if block_size is None:
         return _chosen(n, k, d, reduction, dtype, rounding, jax.default_backend())
     if not isinstance(block_size, Placement):
-        return Placement(n, _checks.positive("block_size", block_size, "a positive integer or None"))
+        return Placement(n, checks.positive("block_size", block_size, "a positive integer or None"))
     tile, block, gradient, kept = block_size
     if export.is_symbolic_dim(n):
         raise ValueError(f"`block_size` must be an integer or None for a symbolic number of examples, got tile {tile}.")
     if not isinstance(gradient, str) or gradient not in ("forward", "backward"):
-        raise ValueError(f"`block_size` must take the gradient 'forward' or 'backward', got {_checks.shown(gradient)}.")
+        raise ValueError(f"`block_size` must take the gradient 'forward' or 'backward', got {checks.shown(gradient)}.")
     if kept is not None and not (type(kept) is int and kept >= 0):
-        raise ValueError(f"`block_size` must keep 0 or more classes or None for all, got {_checks.shown(kept)}.")
-    return Placement(_checks.positive("block_size", tile), _checks.positive("block_size", block), gradient, kept)
+        raise ValueError(f"`block_size` must keep 0 or more classes or None for all, got {checks.shown(kept)}.")
+    return Placement(checks.positive("block_size", tile), checks.positive("block_size", block), gradient, kept)
 
 
 def _chosen(n, k, d, reduction, dtype, rounding, platform, memory=None):
-    if not isinstance(n, int):  # a symbolic size, of an exported program for all sizes
+    if not isinstance(k, int):  # a symbolic size, of an exported program for all sizes
+        return Placement(n, k)
+    if not isinstance(n, int):
         return Placement(n, min(k, 1024))
     n = max(n, 1)
     if n == 1:  # probably one example of a batch under vmap

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from . import _mesh
-from ._unknown import nan_unless
+from ..parallel import collectives
+from ..sums.unknown import nan_unless
 
 
 class Examples(NamedTuple):
@@ -17,13 +17,13 @@ class Examples(NamedTuple):
     known: Array | None = None  # False for an example with loss and gradient NaN
     shares: Array | None = None  # the mean is sum(weights losses) / sum(weights shares); None for 1
 
-    def reduced(self, reduction: str, n: int, dtype: jnp.dtype, axes: _mesh.Names) -> "Examples":
+    def reduced(self, reduction: str, n: int, dtype: jnp.dtype, axes: collectives.Names) -> "Examples":
         """The examples with weights w for which sum(w losses) over all devices of the axes is the reduction."""
         weights, kept, known, shares = self
         if reduction == "mean":
             # The mean is taken by weights, as dividing a gradient later would read and write it once more.
             if weights is None and shares is None and kept is None and isinstance(n, int):  # it may be symbolic
-                weights = jnp.full(n, 1 / max(n * _mesh.device_count(axes), 1), dtype)
+                weights = jnp.full(n, 1 / max(n * collectives.device_count(axes), 1), dtype)
             else:
                 weights = mean_weights(jnp.ones(n, dtype) if weights is None else weights, shares, kept, axes)
         return Examples(weights, kept, known)
@@ -38,11 +38,11 @@ class Examples(NamedTuple):
 
 
 def mean_weights(
-    weights: Array, shares: Array | None = None, kept: Array | None = None, axes: _mesh.Names = ()
+    weights: Array, shares: Array | None = None, kept: Array | None = None, axes: collectives.Names = ()
 ) -> Array:
     """The weights [N] whose sum of losses is the mean."""
     shared = weights if shares is None else weights * shares
-    total = _mesh.psum((shared if kept is None else jnp.where(kept, shared, 0)).sum(), axes)
+    total = collectives.psum((shared if kept is None else jnp.where(kept, shared, 0)).sum(), axes)
     return jnp.where(total == 0, 0, weights / jnp.where(total == 0, 1, total))
 
 

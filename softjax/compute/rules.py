@@ -17,17 +17,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_derivatives import zero_from_primal
+from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
-from . import _gibbs as g
-from . import _mesh, _partition
-from ._dtypes import common_dtype, compute_dtype, join, split, widened
-from ._jax import linear_transpose
-from ._loops import Layout, block_ids, over_blocks, over_tiles, put_block, take_block, take_examples
+from .._jax import linear_transpose
+from ..arguments.dtypes import common_dtype, compute_dtype, inexact_leaves, join, split, widened
+from ..parallel import collectives, partition
+from ..sums import sums as g
+from .loops import Layout, block_ids, over_blocks, over_tiles, put_block, take_block
 
 
-def both_modes(rule: jax.custom_vjp, *, options: int = 0) -> Callable:
+def both_modes(rule: jax.custom_vjp, *, options: int = 0, in_parts: bool = False) -> Callable:
     """Forward mode for the `jax.custom_vjp` function `rule(*options, differentiable, fixed)`.
+
+    With `in_parts`, the two are the parts of one tree, as `split` makes them, and an array that is not differentiated
+    is in the fixed part: its gradient is not computed.
 
     The pullback is linear in its cotangent, so its transpose is the pushforward. Transposed again, as in reverse
     mode, it is the pullback: one rule serves both modes.
@@ -44,20 +47,30 @@ def both_modes(rule: jax.custom_vjp, *, options: int = 0) -> Callable:
     def function(*args):
         return inspect.unwrap(rule)(*args)
 
-    @function.defjvp
-    def _(*args):
+    def jvp(*args):
         *chosen, (differentiable, fixed), (tangents, _) = args
+        moving = differentiable
+        if in_parts:
+            moves = jax.tree.map(lambda t: not _is_symbolic_zero(t), tangents, is_leaf=_is_symbolic_zero)
+            parted = lambda wanted: jax.tree.map(lambda a, m: a if m is wanted else None, differentiable, moves)
+            moving, fixed = parted(True), join(parted(False), fixed)
+            tangents = jax.tree.map(lambda t, m: t if m else None, tangents, moves, is_leaf=_is_symbolic_zero)
 
-        def inexact_part(differentiable):
-            out = rule(*chosen, differentiable, fixed)
+        def inexact_part(moving):
+            out = rule(*chosen, moving, fixed)
             return split(out)[0], out
 
-        inexact, pullback, out = jax.vjp(inexact_part, differentiable, has_aux=True)
+        inexact, pullback, out = jax.vjp(inexact_part, moving, has_aux=True)
         (moved,) = linear_transpose(pullback, inexact)((tangents,))
         still = jax.tree.map(zero_from_primal, split(out)[1])
         return out, join(moved, still)
 
+    function.defjvp(jvp, symbolic_zeros=in_parts)
     return function
+
+
+def _is_symbolic_zero(t):
+    return isinstance(t, SymbolicZero)
 
 
 class Problem(NamedTuple):
@@ -105,7 +118,7 @@ def _vary_with_mesh(tree, layout, before=lambda a: a):
 
     Half precision is widened `before` the cast, so that gradients are added up over devices before they are rounded.
     """
-    return _mesh.vary(tree, _mesh.varying(tree) | set(layout.mesh), before)
+    return collectives.vary(tree, collectives.varying(tree) | set(layout.mesh), before)
 
 
 def _wide(tree):
@@ -115,18 +128,23 @@ def _wide(tree):
 def block_columns(columns: Callable, examples: Any, block: tuple, ids: Array, layout: Layout) -> g.Columns:
     """The columns of a block; padding contributes nothing."""
     made = columns(examples, block, ids)
-    made = made if layout.unpadded is None else without_padding(made, ids >= 0)
-    return _mesh.vary(made, _mesh.varying(columns, examples, block))
+    made = made if layout.unpadded is None else g.each(lambda c: without_padding(c, ids >= 0), made)
+    return collectives.vary(made, collectives.varying(columns, examples, block))
 
 
 def without_padding(c: g.Columns, is_class: Array) -> g.Columns:
     """The columns with score -inf and zeros where `is_class` [B] is False."""
     zero = lambda a: jnp.where(is_class[None], a, jnp.zeros_like(a))
-    h, v = jnp.where(is_class[None], c.h, -jnp.inf), tuple(jnp.where(is_class[:, None], v, 0) for v in c.v)
-    y, l = c.y, tuple(l if l.shape[-1] != is_class.size else zero(l) for l in c.l)
-    if y is not None and y.per_class is not None:
-        y = y._replace(per_class=jnp.where(is_class, y.per_class, 0))  # [B] or [N, B]
-    return g.Columns(h, tuple(map(zero, c.t)), v, tuple(map(zero, c.e)), y, l)
+    of_weights = lambda y: y if y.per_class is None else y._replace(per_class=jnp.where(is_class, y.per_class, 0))
+    return c._replace(
+        logits=jnp.where(is_class[None], c.logits, -jnp.inf),
+        payoffs=tuple(map(zero, c.payoffs)),
+        class_values=tuple(jnp.where(is_class[:, None], v, 0) for v in c.class_values),
+        exponents=tuple(map(zero, c.exponents)),
+        labels=tuple(map(of_weights, c.labels)),
+        maxima=tuple(jnp.where(is_class[None], t, -jnp.inf) for t in c.maxima),
+        terms=tuple(l if l.shape[-1] != is_class.size else zero(l) for l in c.terms),
+    )
 
 
 def fold_blocks(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> tuple[g.Sums, Any]:
@@ -134,19 +152,24 @@ def fold_blocks(columns: Callable, examples: Any, classes: tuple, layout: Layout
 
     def step(sums, start, size, _):
         ids = block_ids(layout, start, size)
-        block = take_examples(examples, start, size), take_block(classes, layout, start, size)
+        block = _wide(examples), take_block(classes, layout, start, size)
         made = block_columns(columns, *block, ids, layout)
-        folded = _vary_with_mesh(g.fold(made, ids, with_entropy=layout.entropy is not None), layout)
-        made, folded = g.rounded(made, folded, layout.rounding)
-        return (folded if sums is None else g.merge(sums, folded)), made
+        folded = _vary_with_mesh(g.each(lambda c: g.fold(c, ids), made), layout)
+        if layout.rounding is not None:
+            made, folded = g.all_rounded(made, folded, layout.rounding)
+        return (folded if sums is None else g.each(g.merge, sums, folded)), made
 
     sums, made = over_blocks(step, None, layout)
-    return (g.merge_over(sums, layout.mesh) if layout.mesh else sums), made
+    return (merged_over(sums, layout.mesh) if layout.mesh else sums), made
 
 
-def _pull(made, ids, totals, ct, layout):
-    """`g.pull`, without the cotangent of an entropy that is a constant of differentiation."""
-    return g.pull(made, ids, totals, ct if layout.entropy == "differentiable" else ct._replace(s=None))
+def merged_over(sums: Any, axes: collectives.Names) -> Any:
+    """The sums over the classes of all devices."""
+    return g.each(lambda x: g.merge_over(x, axes), sums)
+
+
+def _pull(made, ids, totals, ct):
+    return g.each(lambda c, totals, ct: g.pull(c, ids, totals, ct), made, totals, ct)
 
 
 def pull_block(differentiable: tuple, fixed: tuple, ids: Array, layout: Layout, pull: Callable) -> tuple:
@@ -158,7 +181,7 @@ def pull_block(differentiable: tuple, fixed: tuple, ids: Array, layout: Layout, 
 
     made, back, others = jax.vjp(of_block, differentiable, has_aux=True)
     cotangents = split(pull(join(made, others)))[0]
-    (cotangents,) = back(_mesh.vary(cotangents, _mesh.varying(made)))
+    (cotangents,) = back(collectives.vary(cotangents, collectives.varying(made)))
     return cotangents
 
 
@@ -182,8 +205,8 @@ def divided(
 
     loops = layout.tile < layout.examples or layout.block < layout.classes
     if layout.mesh or not isinstance(layout.examples, int) or (loops_alone and not loops):
-        return local(_mesh.Shards(), *args)
-    return _partition.call(local, args, roles, of_result, linear=linear, content=f"{_named(function)} {layout}")
+        return local(collectives.Shards(), *args)
+    return partition.call(local, args, roles, of_result, linear=linear, content=f"{_named(function)} {layout}")
 
 
 def _named(function):
@@ -196,7 +219,7 @@ def _named(function):
 def _of_device(layout, shards):
     """The layout of one device of the shards."""
     n, k = (
-        size // _mesh.device_count(axes)
+        size // collectives.device_count(axes)
         for size, axes in ((layout.examples, shards.examples), (layout.classes, shards.classes))
     )
     tile, block = min(layout.tile, n), min(layout.block, k)
@@ -205,20 +228,27 @@ def _of_device(layout, shards):
 
 def _roles(layout):
     """The roles of (columns, examples, classes)."""
-    return _partition.REPLICATED, _partition.EXAMPLES, layout.axes
+    return partition.REPLICATED, partition.EXAMPLES, layout.axes
 
 
-@ft.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _totals_rule(layout, differentiable, fixed):
-    roles = _roles(layout)
-    return divided(_totals_of_device, layout, (differentiable, fixed), (roles, roles), _partition.EXAMPLES)
+def _totals_of_parts(layout, differentiable, fixed):
+    roles, args = _roles(layout), (differentiable, fixed)
+    by_loops = layout.engine is None
+    return divided(_totals_of_device, layout, args, (roles, roles), partition.EXAMPLES, loops_alone=by_loops)
+
+
+_totals_rule = jax.custom_vjp(_totals_of_parts, nondiff_argnums=(0,))
 
 
 def _totals_of_device(layout, _, differentiable, fixed):
     columns, examples, classes = join(differentiable, fixed)
+    if layout.engine is not None:
+        sums = layout.engine.sums(columns, _wide(examples), classes, block_ids(layout, 0, layout.classes))
+        sums = _vary_with_mesh(sums, layout)
+        return g.each(g.close, merged_over(sums, layout.mesh) if layout.mesh else sums)
 
     def step(_, examples):
-        return None, g.close(fold_blocks(columns, examples, classes, layout)[0])
+        return None, g.each(g.close, fold_blocks(columns, examples, classes, layout)[0])
 
     return over_tiles(step, None, examples, layout.examples, layout.tile)[1]
 
@@ -228,47 +258,59 @@ def _totals_fwd(layout, differentiable, fixed):
     return out, (differentiable, fixed, out)
 
 
-# Without `checkpoint`, a derivative of the loops below would keep the intermediate arrays of every block.
-@ft.partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1))
-def _pull_taken(layout, size, start, residuals, ct):
+def _pulled_block(layout, size, start, residuals, ct, made=None):
+    """The gradients of columns, examples and a block of classes, for the columns of the block if they were kept.
+
+    The columns are computed again for their derivative; XLA drops the parts that it does not need.
+    """
     *both, out = residuals
     differentiable, fixed = (
-        (columns, take_examples(examples, start, size), take_block(classes, layout, start, size))
-        for columns, examples, classes in both
+        (columns, _wide(examples), take_block(classes, layout, start, size)) for columns, examples, classes in both
     )
     ids = block_ids(layout, start, size)
-    return pull_block(differentiable, fixed, ids, layout, lambda made: _pull(made, ids, out, ct, layout))
+    pull = lambda again: _pull(again if made is None else made, ids, out, ct)
+    return pull_block(differentiable, fixed, ids, layout, pull)
 
 
-def _pull_tile(layout, dclasses, residuals, ct):
+# Without `checkpoint`, a derivative of the loop below would keep the intermediate arrays of every block.
+_block_pulled_again = ft.partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1))(_pulled_block)
+
+
+def _pull_tile(layout, dclasses, residuals, ct, made=None, pulled=_block_pulled_again):
     """(the gradients of columns and examples, `dclasses` with the gradients of the classes added)."""
 
-    def step(grads, start, size, _):
+    def step(grads, start, size, made):
         grads, dclasses = grads
-        *d, dblock = _vary_with_mesh(_pull_taken(layout, size, start, residuals, ct), layout)
+        *d, dblock = _vary_with_mesh(pulled(layout, size, start, residuals, ct, made), layout)
         if layout.tile < layout.examples:
             dblock = jax.tree.map(jnp.add, dblock, take_block(dclasses, layout, start, size))
         return (jax.tree.map(jnp.add, grads, d), put_block(dclasses, layout, start, dblock)), None
 
     columns, examples, _ = residuals[0]
-    (grads, dclasses), _ = over_blocks(step, (_zeros([columns, examples]), dclasses), layout)
+    (grads, dclasses), _ = over_blocks(step, (_zeros([columns, examples]), dclasses), layout, made)
     return grads, dclasses
 
 
 def _totals_bwd(layout, residuals, ct):
+    return _cotangents(layout, residuals, ct), None
+
+
+def _cotangents(layout, residuals, ct):
     ct, fixed_ct = split(ct)
-    roles, examples = _roles(layout), _partition.EXAMPLES
+    roles, examples = _roles(layout), partition.EXAMPLES
     args, of_args = (*residuals, fixed_ct, ct), (roles, roles, examples, examples, examples)
-    return divided(_pulled_of_device, layout, args, of_args, roles, linear=1), None
+    by_loops = layout.engine is None
+    return divided(_pulled_of_device, layout, args, of_args, roles, linear=1, loops_alone=by_loops)
 
 
 def _pulled_of_device(layout, shards, differentiable, fixed, out, fixed_ct, ct):
     residuals, ct = (differentiable, fixed, out), join(ct, fixed_ct)
-    dcolumns, dexamples, dclasses = _pulled(layout, residuals, ct)
+    pulled = _pulled if layout.engine is None else _pulled_by_engine
+    dcolumns, dexamples, dclasses = pulled(layout, residuals, ct)
     return (
-        _partition.sum_over_devices(dcolumns, shards.examples + shards.classes),
-        _partition.sum_over_devices(dexamples, shards.classes),
-        _partition.sum_of_class_arrays(dclasses, layout.axes, shards.examples),
+        partition.sum_over_devices(dcolumns, shards.examples + shards.classes),
+        partition.sum_over_devices(dexamples, shards.classes),
+        partition.sum_of_class_arrays(dclasses, layout.axes, shards.examples),
     )
 
 
@@ -297,7 +339,7 @@ def _pulled(layout, residuals, ct):
 
 
 _totals_rule.defvjp(_totals_fwd, _totals_bwd)
-_totals = both_modes(_totals_rule, options=1)
+_totals = both_modes(_totals_rule, options=1, in_parts=True)
 
 
 def _differentiated_as(loops: Callable, function: Callable) -> Callable:
@@ -307,23 +349,17 @@ def _differentiated_as(loops: Callable, function: Callable) -> Callable:
     return function
 
 
-@ft.partial(_differentiated_as, lambda layout, *args: _totals(layout._replace(engine=None), *args))
-def _engine_totals(layout, differentiable, fixed):
-    columns, examples, classes = join(differentiable, fixed)
-    sums = layout.engine.sums(columns, _wide(examples), classes, block_ids(layout, 0, layout.classes))
-    sums = _vary_with_mesh(sums, layout)
-    return g.close(g.merge_over(sums, layout.mesh) if layout.mesh else sums)
-
-
-@ft.partial(_differentiated_as, lambda layout, *args: _totals_bwd(layout._replace(engine=None), *args)[0])
-def _engine_cotangents(layout, residuals, ct):
-    differentiable, fixed, out = residuals
+def _pulled_by_engine(layout, residuals, ct):
+    (differentiable, fixed, out), ct = _vary_with_mesh((residuals, ct), layout)
     columns, examples, classes = join(differentiable, fixed)
     ids = block_ids(layout, 0, layout.classes)
     cotangents = split(layout.engine.cotangents(columns, _wide(examples), classes, ids, out, ct))[0]
-    return _mesh.vary(_as_given(tuple(cotangents), differentiable), _mesh.varying(differentiable))
+    return collectives.vary(_as_given(tuple(cotangents), differentiable), collectives.varying(differentiable))
 
 
+_by_loops = lambda layout: layout._replace(engine=None)
+_engine_totals = _differentiated_as(lambda layout, *args: _totals(_by_loops(layout), *args), _totals_of_parts)
+_engine_cotangents = _differentiated_as(lambda layout, *args: _cotangents(_by_loops(layout), *args), _cotangents)
 _totals_by_engine = jax.custom_vjp(_engine_totals, nondiff_argnums=(0,))
 
 
@@ -332,11 +368,7 @@ def _engine_fwd(layout, differentiable, fixed):
     return out, (differentiable, fixed, out)
 
 
-def _engine_bwd(layout, residuals, ct):
-    return _engine_cotangents(layout, *_vary_with_mesh((residuals, ct), layout)), None
-
-
-_totals_by_engine.defvjp(_engine_fwd, _engine_bwd)
+_totals_by_engine.defvjp(_engine_fwd, lambda layout, residuals, ct: (_engine_cotangents(layout, residuals, ct), None))
 
 
 def _vary_problem(problem, layout):
@@ -346,9 +378,11 @@ def _vary_problem(problem, layout):
     """
     of_sums = problem.columns, problem.examples, problem.classes
     columns, examples, classes = _vary_with_mesh(of_sums, layout, before=widened)
-    of_totals = _mesh.varying(columns, examples, classes) - set(layout.mesh)
+    of_totals = collectives.varying(columns, examples, classes) - set(layout.mesh)
     of_examples = problem.finish, problem.targets, problem.observe
-    finish, targets, observe = _mesh.vary(of_examples, of_totals | _mesh.varying(of_examples), before=widened)
+    finish, targets, observe = collectives.vary(
+        of_examples, of_totals | collectives.varying(of_examples), before=widened
+    )
     return Problem(columns, finish, examples, targets, classes, observe)
 
 
@@ -359,7 +393,7 @@ def _sum_of_tile(layout, differentiable, fixed, dclasses):
     """
     problem = join(differentiable, fixed)
     sums, made = fold_blocks(problem.columns, problem.examples, problem.classes, layout)
-    of_classes = g.close(sums)
+    of_classes = g.each(g.close, sums)
     inexact, others = split(of_classes)
 
     def of_totals(totals, finish, targets):
@@ -370,23 +404,8 @@ def _sum_of_tile(layout, differentiable, fixed, dclasses):
     ct, dfinish, dtargets = back(jnp.ones_like(value))
     closed, ct = (_vary_with_mesh(join(a, others), layout) for a in (inexact, ct))
 
-    def step(grads, start, size, made):
-        *others, dclasses = grads
-        take = lambda classes: take_block(classes, layout, start, size)
-        of = lambda part: (part.columns, take_examples(part.examples, start, size), take(part.classes))
-        ids = block_ids(layout, start, size)
-        # The columns are computed again for their derivative; XLA drops the parts that it does not need.
-        moving, still = of(differentiable), of(fixed)
-        kept_or = lambda again: again if made is None else made
-        *d, dblock = pull_block(
-            moving, still, ids, layout, lambda again: _pull(kept_or(again), ids, closed, ct, layout)
-        )
-        if layout.tile < layout.examples:
-            dblock = jax.tree.map(jnp.add, dblock, take(dclasses))
-        return (*jax.tree.map(jnp.add, others, d), put_block(dclasses, layout, start, dblock)), None
-
-    grads = (*_zeros((differentiable.columns, differentiable.examples)), dclasses)
-    (dcolumns, dexamples, dclasses), _ = over_blocks(step, grads, layout, made)
+    parts = ((part.columns, part.examples, part.classes) for part in (differentiable, fixed))
+    (dcolumns, dexamples), dclasses = _pull_tile(layout, dclasses, (*parts, closed), ct, made, _pulled_block)
     return (value, dcolumns, dfinish), (dexamples, dtargets, _observed(problem, of_classes)), dclasses
 
 
@@ -400,7 +419,7 @@ def _as_given(gradients, arrays):
 
 def _unwritten(tree):
     """Arrays whose elements are all going to be written."""
-    return _mesh.vary(jax.tree.map(lambda a: lax.empty(a.shape, a.dtype), tree), _mesh.varying(tree))
+    return collectives.vary(jax.tree.map(lambda a: lax.empty(a.shape, a.dtype), tree), collectives.varying(tree))
 
 
 def _as_added_up(layout, classes):
@@ -412,16 +431,16 @@ def _as_added_up(layout, classes):
 def _value_and_gradients(layout, differentiable, fixed):
     columns, examples, classes = _roles(layout)
     roles = Problem(columns, columns, examples, examples, classes, columns)
-    of_result = (_partition.REPLICATED, examples), roles
+    of_result = (partition.REPLICATED, examples), roles
     return divided(_value_and_gradients_of_device, layout, (differentiable, fixed), (roles, roles), of_result)
 
 
 def _value_and_gradients_of_device(layout, shards, differentiable, fixed):
     (value, observed), d = _value_and_gradients_of_tiles(layout, differentiable, fixed)
-    over = lambda axes, tree: _partition.sum_over_devices(tree, axes)
+    over = lambda axes, tree: partition.sum_over_devices(tree, axes)
     columns = over(shards.examples + shards.classes, d.columns)
     finish = over(shards.examples, d.finish)
-    classes = _partition.sum_of_class_arrays(d.classes, layout.axes, shards.examples)
+    classes = partition.sum_of_class_arrays(d.classes, layout.axes, shards.examples)
     gradients = Problem(columns, finish, over(shards.classes, d.examples), d.targets, classes, d.observe)
     return (over(shards.examples, value), observed), gradients
 
@@ -437,9 +456,9 @@ def _value_and_gradients_of_tiles(layout, differentiable, fixed):
         return (jax.tree.map(jnp.add, so_far, sums), dclasses), of_tile
 
     whole = join(differentiable, fixed)
-    finished = _mesh.varying(whole) - set(layout.mesh) | _mesh.varying(whole.finish, whole.targets)
-    zero = jnp.zeros((), compute_dtype(common_dtype(*jax.tree.leaves(differentiable.examples))))
-    zeros = _mesh.vary(zero, finished), *_zeros((differentiable.columns, differentiable.finish))
+    finished = collectives.varying(whole) - set(layout.mesh) | collectives.varying(whole.finish, whole.targets)
+    zero = jnp.zeros((), compute_dtype(common_dtype(*inexact_leaves((whole.examples, whole.classes)))))
+    zeros = collectives.vary(zero, finished), *_zeros((differentiable.columns, differentiable.finish))
     tiles = tuple((part.examples, part.targets) for part in (differentiable, fixed))
     unwritten_or_zeros = _unwritten if layout.tile >= layout.examples else _zeros
     carry = zeros, unwritten_or_zeros(_as_added_up(layout, differentiable.classes))
@@ -484,4 +503,4 @@ def _sum_bwd(layout, residuals, ct):  # noqa: ARG001
 
 
 _sum_rule.defvjp(_sum_fwd, _sum_bwd)
-_sum_of_losses = both_modes(_sum_rule, options=1)
+_sum_of_losses = both_modes(_sum_rule, options=1, in_parts=True)

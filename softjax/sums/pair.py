@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ._jax import elementwise
-from ._signatures import readable
+from .._jax import elementwise
+from ..arguments.signatures import readable
 
 
 @readable

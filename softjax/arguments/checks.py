@@ -28,6 +28,7 @@ def shown(x: Any) -> str:
 
 
 def array(name: str, x: ArrayLike) -> Array:
+    """x as an array."""
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError, OverflowError) as error:
@@ -53,6 +54,7 @@ def floating_like(name: str, x: ArrayLike, other: Array) -> Array:
 
 
 def integers(name: str, x: ArrayLike) -> Array:
+    """x as an array of integers."""
     x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"`{name}` must be integers, got dtype {x.dtype}.")
@@ -60,6 +62,7 @@ def integers(name: str, x: ArrayLike) -> Array:
 
 
 def booleans(name: str, x: ArrayLike) -> Array:
+    """x as an array of booleans."""
     x = array(name, x)
     if x.dtype != jnp.bool_:
         raise TypeError(f"`{name}` must be booleans, got dtype {x.dtype}.")
@@ -72,6 +75,7 @@ def is_function(x: Any) -> bool:
 
 
 def floating_dtype(name: str, dtype: Any) -> jnp.dtype:
+    """The floating-point type."""
     try:
         found = jnp.dtype(dtype)
         jnp.finfo(found)
@@ -81,6 +85,7 @@ def floating_dtype(name: str, dtype: Any) -> jnp.dtype:
 
 
 def scalar(name: str, x: ArrayLike) -> Array:
+    """x as one floating-point number, an array of rank 0."""
     x = floating(name, x)
     if x.ndim:
         raise ValueError(f"`{name}` must be a scalar, got shape {x.shape}.")
@@ -95,6 +100,7 @@ def number(name: str, x: ArrayLike) -> ArrayLike:
 
 
 def integer(name: str, x: Any, meaning: str) -> int:
+    """x as a Python integer."""
     try:
         n = None if isinstance(x, bool | np.bool_) else operator.index(x)
     except TypeError:
@@ -105,17 +111,20 @@ def integer(name: str, x: Any, meaning: str) -> int:
 
 
 def flag(name: str, x: bool) -> bool:
+    """x as a Python boolean."""
     if not isinstance(x, bool | np.bool_):
         raise TypeError(f"`{name}` must be True or False, got {shown(x)}.")
     return bool(x)
 
 
 def shape(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> None:
+    """Refuses an array of another shape."""
     if x.shape != wanted:
         raise ValueError(f"`{name}` must have shape {wanted} ({meaning}), got {x.shape}.")
 
 
 def broadcast(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> Array:
+    """x, broadcast to a shape."""
     try:
         fits = jnp.broadcast_shapes(x.shape, wanted) == wanted
     except ValueError:
@@ -142,6 +151,7 @@ def axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 
 
 def positive(name: str, n: int, meaning: str = "a positive integer") -> int:
+    """n as a positive Python integer."""
     n = integer(name, n, meaning)
     if n < 1:
         raise ValueError(f"`{name}` must be positive, got {n}.")
@@ -184,6 +194,7 @@ def leading(name: str, tree: Any, wanted: tuple[int, ...], meaning: str) -> Any:
 
 
 def example_weights(x: ArrayLike | None, batch: tuple[int, ...], dtype: jnp.dtype) -> Array | None:
+    """The weights of the examples, [N]."""
     if x is None:
         return None
     x = floating("weights", x)
@@ -201,6 +212,7 @@ def equals(name: str, labels: Array, label: int) -> Array:
 
 
 def reduction(x: str) -> str:
+    """The name of a reduction."""
     if not isinstance(x, str) or x not in ("none", "sum", "mean"):
         raise ValueError(f"`reduction` must be 'none', 'sum' or 'mean', got {shown(x)}.")
     return x
@@ -238,6 +250,7 @@ def known_count(name: str, shape: tuple, k: Any) -> None:
 
 
 def class_values(x: ArrayLike, k: int, classes: str) -> Array:
+    """The values of the classes, [K, E]."""
     x = floating("values", x)
     if x.ndim != 2:
         raise ValueError(f"`values` must have shape [K, E], got {x.shape}.")
@@ -270,6 +283,7 @@ def precisions(x: ArrayLike | None, k: int, d: int) -> tuple[Array | None, Array
 
 
 def latents_and_centers(z: ArrayLike, centers: ArrayLike, name: str = "z") -> tuple[Array, Array]:
+    """The latents [..., D] and the centers [K, D]."""
     z, centers = floating(name, z), floating("centers", centers)
     if centers.ndim != 2:
         raise ValueError(f"`centers` must have shape [K, D], got {centers.shape}.")

@@ -1,0 +1,1 @@
+"""Sums over the classes, and their one derivative: one file per sum."""
