@@ -6,26 +6,26 @@ features are gathered.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.tree_util import Partial
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from . import _checks, _mesh, losses, scores
-from ._arguments import checked, checked_array, checked_scalar
-from ._checks import Where
-from ._dtypes import common_dtype, compute_dtype, widened
-from ._evaluate import evaluate
-from ._explicit import sharded_like
-from ._gibbs import Columns, Weights
-from ._linear import linear_softmax_cross_entropy
-from ._mesh import AxisName, Shards
-from ._placement import BlockSize
-from ._products import PrecisionLike
-from ._signatures import readable
+from . import losses
+from ._labelled import cross_entropy_of
+from ._of import evaluate
+from .arguments import checks
+from .arguments.checks import Where
+from .arguments.dtypes import common_dtype, compute_dtype, widened
+from .arguments.signatures import readable
+from .arguments.table import checked, checked_array, checked_scalar
+from .compute.placement import BlockSize
+from .logits import linear
+from .logits.products import PrecisionLike
 from .losses import Loss
+from .parallel import collectives
+from .parallel.collectives import AxisName, Shards
+from .parallel.explicit import sharded_like
+from .sums.columns import Columns, Weights
 
 
 @readable
@@ -41,7 +41,6 @@ def contrastive_loss(
     reduction: str = "none",
     block_size: BlockSize = None,
     precision: PrecisionLike = None,
-    dtype: DTypeLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
     """Contrastive loss of two views of N examples, without the similarities [N, N].
@@ -57,8 +56,8 @@ def contrastive_loss(
         y: features of the other view [N, D], in the same order.
         temperature: a positive scalar that divides the similarities: CLIP's exp(-logit_scale).
         symmetric: whether each view is also told apart given the other.
-        where: the pairs to include: booleans [N, N] (not on a mesh), or a function of ids as in
-            `softjax.linear_logsumexp`; None for all. Leave out known false negatives.
+        where: the pairs to include: booleans [N, N] (not on a mesh), or a function of two
+            numbers, (example id, class id) -> boolean; None for all. Leave out known false negatives.
         weights: [N], a factor of the loss of each example; None for 1.
         reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
             0.
@@ -66,8 +65,6 @@ def contrastive_loss(
             choose.
         precision: "default", "high" or "highest": of the products of features and kernel. None takes
             `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
-        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
-            types. None for the type that they promote to.
         axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for
             none. x, y and weights are then this device's shard. Each example is compared with the examples of
             all devices, and a sum or mean is over all examples.
@@ -86,13 +83,13 @@ def contrastive_loss(
 
     Source: van den Oord et al., 2018 (InfoNCE); Radford et al., 2021 (CLIP); Notes on gradients, 1 (softmax loss).
     """
-    views = _Views(x, y, weights, reduction, axis_name, dtype)
-    symmetric, labels = checked("symmetric", symmetric), views.ids
-    options: dict[str, Any] = {"temperature": temperature, "precision": precision, "dtype": views.dtype}
-    options |= {"reduction": reduction, "block_size": block_size, "axis_name": axis_name, "class_axis": 0}
+    views = _Views(x, y, weights, reduction, axis_name, block_size, precision)
+    symmetric, temperature = checked("symmetric", symmetric), checked_scalar("temperature", temperature)
 
     def one_way(x, y, where):
-        return linear_softmax_cross_entropy(views.gathered(x), y, labels, where=where, weights=views.weights, **options)
+        logits = views.similarities(x, y) / temperature
+        logits = logits if where is None else logits.masked("where", where)
+        return cross_entropy_of(logits, views.ids, weights=views.weights, reduction=reduction)
 
     where = _mask(where, views)
     loss = one_way(views.x, views.y, where)
@@ -112,7 +109,6 @@ def nt_xent_loss(
     reduction: str = "none",
     block_size: BlockSize = None,
     precision: PrecisionLike = None,
-    dtype: DTypeLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
     """NT-Xent, the contrastive loss of SimCLR, of two views of N examples, without the similarities [2N, 2N].
@@ -132,8 +128,6 @@ def nt_xent_loss(
             choose.
         precision: "default", "high" or "highest": of the products of features and kernel. None takes
             `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
-        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
-            types. None for the type that they promote to.
         axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for
             none. Each view is compared with the views of all devices, and a sum or mean is over all examples.
 
@@ -151,26 +145,14 @@ def nt_xent_loss(
 
     Source: Chen et al., 2020 (SimCLR), equation 1; Notes on gradients, 1 (softmax loss).
     """
-    views = _Views(x, y, weights, reduction, axis_name, dtype)
+    views = _Views(x, y, weights, reduction, axis_name, block_size, precision)
     n, reduction = views.n, views.reduction
     both = jnp.concatenate([views.x, views.y])  # the classes of this device
     ids = jnp.arange(2 * n * views.devices, dtype=jnp.int32)
     other_view = jnp.where(ids % (2 * n) < n, ids + n, ids - n)
     weights = None if views.weights is None else jnp.tile(views.weights.reshape(-1, 1, n), (1, 2, 1)).reshape(-1)
-    loss = linear_softmax_cross_entropy(
-        views.gathered(both),
-        both,
-        other_view,
-        class_axis=0,
-        where=_OTHERS,
-        weights=weights,
-        temperature=temperature,
-        reduction=reduction,
-        block_size=block_size,
-        precision=precision,
-        dtype=views.dtype,
-        axis_name=axis_name,
-    )
+    logits = (views.similarities(both, both) / checked_scalar("temperature", temperature)).where(_OTHERS)
+    loss = cross_entropy_of(logits, other_view, weights=weights, reduction=reduction)
     if reduction != "none":
         return loss / 2 if reduction == "sum" else loss
     return views.of_device(loss.reshape(-1, 2, n).mean(1).reshape(-1))
@@ -187,7 +169,6 @@ def supervised_contrastive_loss(
     reduction: str = "none",
     block_size: BlockSize = None,
     precision: PrecisionLike = None,
-    dtype: DTypeLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
     """Supervised contrastive loss (SupCon) of N examples, without the similarities [N, N].
@@ -207,8 +188,6 @@ def supervised_contrastive_loss(
             choose.
         precision: "default", "high" or "highest": of the products of features and kernel. None takes
             `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
-        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
-            types. None for the type that they promote to.
         axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for
             none. Each example is compared with the examples of all devices, and a sum or mean is over all
             examples.
@@ -228,12 +207,13 @@ def supervised_contrastive_loss(
 
     Source: Khosla et al., 2020 (supervised contrastive learning), equation 2.
     """
-    views = _Views(x, None, weights, reduction, axis_name, dtype)
-    labels = _checks.integers("labels", labels)
-    _checks.shape("labels", labels, (views.n,), "[N] for the N of `x`")
-    example = _mesh.all_gather(labels, views.shards.classes), views.ids
-    loss = losses.temperature(_SUPERVISED, checked_scalar("temperature", temperature))
-    return views.loss_of_all(loss, views.x, example, labels, _OTHERS, reduction, block_size, precision)
+    views = _Views(x, None, weights, reduction, axis_name, block_size, precision)
+    labels = checks.integers("labels", labels)
+    checks.shape("labels", labels, (views.n,), "[N] for the N of `x`")
+    example = collectives.all_gather(labels, views.shards.classes), views.ids
+    logits = (views.similarities(views.x, views.x) / checked_scalar("temperature", temperature)).where(_OTHERS)
+    loss = evaluate(_SUPERVISED, logits, example, labels, views.weights, reduction)
+    return views.of_device(loss)
 
 
 def _supervised_columns(z, ids, example, labels):
@@ -241,7 +221,7 @@ def _supervised_columns(z, ids, example, labels):
     of_examples, own = example
     positive = (of_examples[:, None] == labels[None]) & (ids[None] != own[:, None])
     none = jnp.zeros((z.shape[0], 0), ids.dtype)
-    return Columns(z, y=Weights(none, none.astype(z.dtype), positive.astype(z.dtype)))
+    return Columns(z, labels=(Weights(none, none.astype(z.dtype), positive.astype(z.dtype)),))
 
 
 _SUPERVISED = Loss(_supervised_columns, lambda q, _: q.C / jnp.maximum(q.Y, 1))
@@ -260,7 +240,6 @@ def siglip_loss(
     reduction: str = "none",
     block_size: BlockSize = None,
     precision: PrecisionLike = None,
-    dtype: DTypeLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
     """Sigmoid loss of two views of N examples (SigLIP), without the similarities [N, N].
@@ -273,8 +252,8 @@ def siglip_loss(
         y: features of the other view [N, D], in the same order.
         temperature: a positive scalar that divides the similarities: 1 / t of the paper, which starts at 1/10.
         logit_bias: a scalar that is added to them; the paper starts at -10.
-        where: the pairs to include: booleans [N, N] (not on a mesh), or a function of ids as in
-            `softjax.linear_logsumexp`; None for all.
+        where: the pairs to include: booleans [N, N] (not on a mesh), or a function of two
+            numbers, (example id, class id) -> boolean; None for all.
         weights: [N], a factor of the loss of each example; None for 1.
         reduction: "none" for the loss of each example, "sum", or "mean": sum(w l) / sum(w), and 0 if sum(w) is
             0.
@@ -282,8 +261,6 @@ def siglip_loss(
             choose.
         precision: "default", "high" or "highest": of the products of features and kernel. None takes
             `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
-        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
-            types. None for the type that they promote to.
         axis_name: inside `jax.shard_map`, the mesh axis or axes over which the examples are sharded; None for
             none. Each example is compared with the examples of all devices, and a sum or mean is over all
             examples.
@@ -302,77 +279,64 @@ def siglip_loss(
 
     Source: Zhai et al., 2023 (sigmoid loss for language image pre-training), section 3.2.
     """
-    views = _Views(x, y, weights, reduction, axis_name, dtype)
-    numbers = checked_scalar("temperature", temperature), checked_scalar("logit_bias", logit_bias)
-    columns = Partial(_siglip_columns, *numbers, Partial(losses.binary_cross_entropy.columns))
-    loss = losses.binary_cross_entropy._replace(columns=columns)
+    views = _Views(x, y, weights, reduction, axis_name, block_size, precision)
+    scale, bias = checked_scalar("temperature", temperature), checked_scalar("logit_bias", logit_bias)
+    logits = views.similarities(views.x, views.y) / scale + bias
     where = _mask(where, views)
-    return views.loss_of_all(loss, views.y, views.ids, None, where, reduction, block_size, precision)
+    logits = logits if where is None else logits.masked("where", where)
+    return views.of_device(evaluate(losses.binary_cross_entropy, logits, views.ids, None, views.weights, reduction))
 
 
-def _siglip_columns(temperature, bias, columns, z, *data):
-    return columns(losses.unless_left_out(lambda z: z / temperature + bias, z), *data)
-
-
-_OTHERS = Partial(lambda i, k: i != k)  # all classes but the example itself
+_OTHERS = lambda i, k: i != k  # all classes but the example itself
 
 
 class _Views:
     """The checked arguments of a contrastive loss: features x of N examples, and y of their other views or None."""
 
-    def __init__(self, x, y, weights, reduction, axis_name, dtype):
+    def __init__(self, x, y, weights, reduction, axis_name, block_size, precision):
         x = checked_array("x", x)
         if x.ndim != 2 or x.shape[0] == 0:
             raise ValueError(f"`x` must have shape [N, D] with at least one example, got {x.shape}.")
-        _checks.known_count("x", x.shape, x.shape[0])  # each example is a class of the others
+        checks.known_count("x", x.shape, x.shape[0])  # each example is a class of the others
         y = x if y is None else checked_array("y", y)
-        _checks.shape("y", y, x.shape, "that of `x`")
+        checks.shape("y", y, x.shape, "that of `x`")
         self.axis_name, self.shards = axis_name, Shards.named(axis_name)
         self.shards.check("x", x)
         self.shards.check("y", y)
-        self.n, self.devices = x.shape[0], _mesh.device_count(self.shards.classes)
+        self.n, self.devices = x.shape[0], collectives.device_count(self.shards.classes)
         self.ids = jnp.arange(self.n * self.devices, dtype=jnp.int32)
         self.reduction = checked("reduction", reduction)
         # Features are examples and classes, on several devices: their gradients are added up, then rounded.
-        half = common_dtype(x, y).itemsize < 4
-        self.dtype = common_dtype(x, y) if half and dtype is None else dtype
+        dtype = common_dtype(x, y)
+        self.how = {"dtype": dtype if dtype.itemsize < 4 else None, "block_size": block_size, "precision": precision}
         self.x, self.y = widened(x), widened(y)
-        weights = _checks.example_weights(weights, (self.n,), compute_dtype(x.dtype))
-        self.weights = None if weights is None else _mesh.all_gather(weights, self.shards.classes)
+        weights = checks.example_weights(weights, (self.n,), compute_dtype(x.dtype))
+        self.weights = None if weights is None else collectives.all_gather(weights, self.shards.classes)
 
-    def gathered(self, a):
-        """The arrays of all devices."""
-        return _mesh.all_gather(a, self.shards.classes, varying=True)
+    def similarities(self, x, y):
+        """The logits of all examples x and of this device's classes y."""
+        everyone = collectives.all_gather(x, self.shards.classes, varying=True)
+        return linear(everyone, y, class_axis=0, axis_name=self.axis_name, **self.how)
 
     def of_device(self, loss):
         """The losses of this device's examples, of those of all examples."""
         if self.reduction != "none" or not self.shards.classes:
             return loss
-        return lax.dynamic_slice_in_dim(loss, self.n * _mesh.device_index(self.shards.classes), self.n)
-
-    def loss_of_all(self, loss, classes, example, per_class, where, reduction, block_size, precision):
-        """A loss of all examples x against this device's classes."""
-        features = self.gathered(self.x)
-        linear = scores.linear(features, classes, None, 0, where, self.axis_name, None, precision, self.dtype)
-        return self.of_device(evaluate(loss, linear, example, per_class, self.weights, reduction, block_size))
+        return lax.dynamic_slice_in_dim(loss, self.n * collectives.device_index(self.shards.classes), self.n)
 
 
 def _mask(where, views):
     """The argument `where` of two views."""
-    if where is None or _checks.is_function(where):
+    if where is None or callable(where):
         return where
     if views.shards.classes:
         raise ValueError("`where` must be a function of ids where the examples are sharded, got an array.")
-    where = _checks.booleans("where", where)
-    _checks.shape("where", where, (views.n, views.n), "[N, N] for the N of `x`")
+    where = checks.booleans("where", where)
+    checks.shape("where", where, (views.n, views.n), "[N, N] for the N of `x`")
     return where
 
 
 def _transposed(where):
-    if _checks.is_function(where):
-        return Partial(_swapped, where if isinstance(where, Partial) else Partial(where))
+    if callable(where):
+        return lambda i, k: where(k, i)
     return None if where is None else where.T
-
-
-def _swapped(where, i, k):
-    return where(k, i)

@@ -1,4 +1,4 @@
-"""Classes chosen from a linear layer, block by block: the likeliest ones, and samples. No array [N, K] is in memory.
+"""Classes chosen from logits, block by block: the likeliest ones, and samples. No array [N, K] is in memory.
 
 A block of classes is ranked by itself, and its best classes are merged with the best of the blocks before it. Samples
 are the largest score after Gumbel noise (Gumbel, 1954): argmax_k (z_k + g_k) has the distribution p. The noise of an
@@ -17,22 +17,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from . import _dtypes, _gibbs, _mesh, _partition, _placement, losses, scores
-from ._arguments import checked
-from ._checks import Where
-from ._evaluate import BlockColumns, whole_tile
-from ._explicit import sharded_like
-from ._linear import of_scaled_logits
-from ._loops import Layout, block_ids, over_blocks, over_tiles, take_block, take_examples
-from ._mesh import AxisName
-from ._placement import BlockSize
-from ._products import PrecisionLike
-from ._rules import block_columns, divided
-from ._signatures import readable
-from .losses import Loss
-from .scores import Scores
+from . import losses
+from ._labelled import as_ids
+from ._of import BlockColumns, placement_of
+from .arguments.dtypes import widened
+from .arguments.signatures import readable
+from .arguments.table import checked
+from .compute.loops import Layout, block_ids, over_blocks, over_tiles, take_block
+from .compute.rules import block_columns, divided
+from .logits import LogitsLike, as_logits
+from .logits.gathered import listed
+from .logits.scores import scores_of
+from .losses.loss import as_partials
+from .parallel import collectives, partition
+from .parallel.explicit import sharded_like
+from .sums import sums as g
+from .sums.largest import largest
 
 
 @readable
@@ -40,7 +42,7 @@ class TopK(NamedTuple):
     """The k likeliest classes of each example, in order. Of equal logits, the lowest id comes first."""
 
     logits: Array
-    """z [..., k]; -inf where fewer classes than k are not left out"""
+    """z [..., k]; -inf where fewer classes than k are not masked"""
     log_probs: Array
     """log p [..., k], of all classes; -inf there"""
     ids: Array
@@ -55,195 +57,89 @@ class Ranked(NamedTuple):
 
 
 @readable
-@sharded_like("features")
-def linear_top_k(
-    features: ArrayLike,
-    kernel: ArrayLike,
-    k: int,
-    bias: ArrayLike | None = None,
-    *,
-    class_axis: int = -1,
-    where: Where = None,
-    softcap: ArrayLike | None = None,
-    temperature: ArrayLike = 1.0,
-    block_size: BlockSize = None,
-    precision: PrecisionLike = None,
-    dtype: DTypeLike | None = None,
-    axis_name: AxisName = None,
-    batch_axis_name: AxisName = None,
-) -> TopK:
-    """The k likeliest classes of a linear layer and their log-probabilities, without the logits [..., K].
-
-    z = softcap tanh((features @ kernel + bias) / softcap) / temperature, p = softmax(z). The results are constants of
-    differentiation; `linear_log_probs` of the ids has gradients.
+@sharded_like("logits")
+def argmax(logits: LogitsLike) -> Array:
+    """The likeliest class.
 
     Args:
-        features: [..., D].
-        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
+        logits: z [..., K], an array or `softjax.Logits`.
+
+    Returns:
+        Class ids [...], int32: the lowest at a tie, as in `jax.numpy.argmax`; -1 where all classes are masked.
+
+    Raises:
+        ValueError: if there is no class.
+        TypeError: if the logits are of the wrong kind.
+
+    Example:
+        >>> import softjax, jax.numpy as jnp
+        >>> logits = softjax.linear(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 1.0, 2.0], [1.0, 0.0, 1.0]]))
+        >>> print(softjax.argmax(logits))
+        [2]
+    """
+    z = as_logits("logits", logits)
+    return _searched(z, Search(1))[0].ids[..., 0]
+
+
+@readable
+@sharded_like("logits")
+def top_k(logits: LogitsLike, k: int) -> TopK:
+    """The k likeliest classes of each example, without an array of all classes.
+
+    Args:
+        logits: z [..., K], an array or `softjax.Logits`.
         k: how many classes, at most K.
-        bias: [K]; None for 0. A class with bias -inf is left out.
-        class_axis: the axis of the classes in the kernel, 0 or -1.
-        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
-            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
-            `jax.tree_util.Partial`; None for all.
-        softcap: a positive scalar, the bound of the logits; None for none.
-        temperature: a positive scalar that divides the logits or squared distances.
-        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
-            choose.
-        precision: "default", "high" or "highest": of the products of features and kernel. None takes
-            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
-        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
-            types. None for the type that they promote to.
-        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
-            none. The arrays of classes are then this device's shard; class ids stay global.
-        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
-            devices.
 
     Returns:
         A `softjax.TopK` of logits, log-probabilities and ids [..., k]; the first two in at least float32.
 
     Raises:
-        ValueError: if shapes don't fit together, or an argument is out of range.
-        TypeError: if an array or an option is of the wrong kind.
+        ValueError: if `k` is not in [1, K].
+        TypeError: if the logits or `k` are of the wrong kind.
 
     Example:
         >>> import softjax, jax.numpy as jnp
-        >>> features, kernel = jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 1.0, 2.0], [1.0, 0.0, 1.0]])
-        >>> logits, log_probs, ids = softjax.linear_top_k(features, kernel, 2)
-        >>> print(logits, log_probs.round(2), ids)
-        [[4. 2.]] [[-0.17 -2.17]] [[2 0]]
+        >>> logits = softjax.linear(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 1.0, 2.0], [1.0, 0.0, 1.0]]))
+        >>> print(softjax.top_k(logits, 2).ids)
+        [[2 0]]
     """
-    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name, precision, dtype)
-    k = checked("k", k)
-    if k > linear.count:
-        raise ValueError(f"`k` must be at most the number of classes, {linear.count}, got {k}.")
-    best, log_probs = _searched(linear, softcap, temperature, block_size, Search(k, with_log_probs=True))
-    return TopK(best.values, log_probs, best.ids)
+    z, k = as_logits("logits", logits), checked("k", k)
+    if k > z.count:
+        raise ValueError(f"`k` must be at most the number of classes, {z.count}, got {k}.")
+    best, found = _searched(z, Search(k, with_log_probs=True))
+    return TopK(best.values, found, best.ids)
 
 
 @readable
-@sharded_like("features")
-def linear_argmax(
-    features: ArrayLike,
-    kernel: ArrayLike,
-    bias: ArrayLike | None = None,
-    *,
-    class_axis: int = -1,
-    where: Where = None,
-    block_size: BlockSize = None,
-    precision: PrecisionLike = None,
-    dtype: DTypeLike | None = None,
-    axis_name: AxisName = None,
-    batch_axis_name: AxisName = None,
-) -> Array:
-    """The class with the largest logit of a linear layer, without the logits [..., K]: greedy decoding.
+@sharded_like("logits")
+def sample(key: ArrayLike, logits: LogitsLike, *, shape: Any = ()) -> Array:
+    """Classes drawn from the softmax of the logits, by the Gumbel trick in one pass over the classes.
 
-    A softcap or a temperature does not change it. The result is a constant of differentiation.
-
-    Args:
-        features: [..., D].
-        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
-        bias: [K]; None for 0. A class with bias -inf is left out.
-        class_axis: the axis of the classes in the kernel, 0 or -1.
-        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
-            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
-            `jax.tree_util.Partial`; None for all.
-        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
-            choose.
-        precision: "default", "high" or "highest": of the products of features and kernel. None takes
-            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
-        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
-            types. None for the type that they promote to.
-        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
-            none. The arrays of classes are then this device's shard; class ids stay global.
-        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
-            devices.
-
-    Returns:
-        Class ids [...], int32: the lowest at a tie, as in `jax.numpy.argmax`; -1 where all classes are left out.
-
-    Raises:
-        ValueError: if shapes don't fit together, or an argument is out of range.
-        TypeError: if an array or an option is of the wrong kind.
-
-    Example:
-        >>> import softjax, jax.numpy as jnp
-        >>> print(softjax.linear_argmax(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 1.0, 2.0], [1.0, 0.0, 1.0]])))
-        [2]
-    """
-    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name, precision, dtype)
-    return _searched(linear, None, 1.0, block_size, Search(1))[0].ids[..., 0]
-
-
-@readable
-@sharded_like("features")
-def linear_sample(
-    key: ArrayLike,
-    features: ArrayLike,
-    kernel: ArrayLike,
-    bias: ArrayLike | None = None,
-    *,
-    shape: int | tuple[int, ...] = (),
-    class_axis: int = -1,
-    where: Where = None,
-    softcap: ArrayLike | None = None,
-    temperature: ArrayLike = 1.0,
-    block_size: BlockSize = None,
-    precision: PrecisionLike = None,
-    dtype: DTypeLike | None = None,
-    axis_name: AxisName = None,
-    batch_axis_name: AxisName = None,
-) -> Array:
-    """Samples of the classes of a linear layer, without the logits [..., K].
-
-    They have the distribution p = softmax(softcap tanh((features @ kernel + bias) / softcap) / temperature), by the
-    maximum of z_k plus Gumbel noise of 64 random bits, and are independent. The noise is a function of the key, the
-    number of the sample, the index of the example among those of all devices, and the class id. So the samples are the
-    same for every block size, tile and mesh, but for ties within the rounding of the scores.
+    A sample is the same for every block size, tile and mesh.
 
     Args:
         key: a key of `jax.random`.
-        features: [..., D].
-        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
-        bias: [K]; None for 0. A class with bias -inf is left out.
+        logits: z [..., K], an array or `softjax.Logits`.
         shape: the shape of the samples of each example: an integer or a tuple.
-        class_axis: the axis of the classes in the kernel, 0 or -1.
-        where: the classes to include: booleans [K]; booleans [..., K], for each example; a function of ids
-            (example ids [n, 1], class ids [1, b]) -> booleans [n, b], made once, with its arrays by
-            `jax.tree_util.Partial`; None for all.
-        softcap: a positive scalar, the bound of the logits; None for none.
-        temperature: a positive scalar that divides the logits or squared distances.
-        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library
-            choose.
-        precision: "default", "high" or "highest": of the products of features and kernel. None takes
-            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
-        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own
-            types. None for the type that they promote to.
-        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for
-            none. The arrays of classes are then this device's shard; class ids stay global.
-        batch_axis_name: likewise for the examples; a sum or mean is then taken over the examples of all
-            devices.
 
     Returns:
-        Class ids [..., *shape], int32; -1 where all classes are left out.
+        Class ids [..., *shape], int32; -1 where all classes are masked.
 
     Raises:
-        ValueError: if shapes don't fit together, or an argument is out of range.
-        TypeError: if an array or an option is of the wrong kind.
+        ValueError: if `shape` is out of range.
+        TypeError: if the key or the logits are of the wrong kind.
 
     Example:
         >>> import jax, softjax, jax.numpy as jnp
-        >>> features, kernel = jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 1.0, 2.0], [1.0, 0.0, 1.0]])
-        >>> samples = softjax.linear_sample(jax.random.key(0), features, kernel, shape=1000)
-        >>> print((samples == 2).mean() > 0.8)  # p_2 = 0.84
+        >>> samples = softjax.sample(jax.random.key(0), jnp.log(jnp.array([[0.1, 0.9]])), shape=1000)
+        >>> print(abs((samples == 1).mean() - 0.9) < 0.05)
         True
     """
-    key, sizes = checked("key", key), checked("shape", shape)
-    linear = scores.linear(features, kernel, bias, class_axis, where, axis_name, batch_axis_name, precision, dtype)
+    key, sizes, z = checked("key", key), checked("shape", shape), as_logits("logits", logits)
     numbers = jnp.arange(math.prod(sizes), dtype=jnp.uint32)
     words = jax.vmap(lambda number: jax.random.bits(jax.random.fold_in(key, number), (2,), jnp.uint32))(numbers)
-    best, _ = _searched(linear, softcap, temperature, block_size, Search(1), words)
-    return best.ids.reshape(*linear.batch, *sizes)
+    best, _ = _searched(z, Search(1), words)
+    return best.ids.reshape(*z.shape[:-1], *sizes)
 
 
 class Search(NamedTuple):
@@ -253,33 +149,27 @@ class Search(NamedTuple):
     with_log_probs: bool = False
 
 
-def _searched(linear, softcap, temperature, block_size, search, words=None):
-    return searched(linear, block_size, search, words, of_scaled_logits(losses.logsumexp, softcap, temperature))
-
-
-def searched(
-    made: Scores, block_size: BlockSize, search: Search, words: Array | None = None, loss: Loss = losses.logsumexp
-) -> tuple[Ranked, Any]:
+def _searched(logits, search, words=None):
     """(the best classes [..., k], or [..., S, 1] with noise by the S pairs of words; their log-probabilities)."""
-    dtype = _dtypes.compute_dtype(made.dtype)
-    made = lax.stop_gradient(made.computed_in(dtype)).of_loss(relative=False)
-    loss = lax.stop_gradient(losses.as_tree(loss, dtype))
-    sizes = made.n, made.k, made.width
-    placement = _placement.given_or_chosen(block_size, *sizes, "none", dtype, made.rounding)
-    placement = whole_tile(placement, made)
-    out = _over_classes(made, loss, words, search, placement)
+    found = listed(logits) if words is None else None  # the noise is that of the class ids
+    if found is not None and search.k <= found[0].shape[-1]:
+        best, log_probs = _searched(found[0], search)
+        return best._replace(ids=as_ids(best.ids, found[1])), log_probs
+    made = lax.stop_gradient(scores_of(logits).computed_in(logits.dtype))
+    placement = placement_of(made, logits.block_size, "none", logits.dtype)
+    out = _over_classes(made, words, search, placement)
     return jax.tree.map(lambda a: a.reshape(*made.batch, *a.shape[1:]), out)
 
 
-@ft.partial(jax.jit, static_argnums=(3, 4), inline=True)
-def _over_classes(linear, loss, words, search, placement):
-    shards = linear.shards
-    columns = BlockColumns(linear.function, loss.columns)
-    classes = (*linear.classes, linear.live, None, None)
-    examples = linear.examples, _mesh.example_index(shards, linear.batch)
-    tile, block = placement.tile, min(placement.block, linear.k)
-    layout = Layout((*linear.axes, 0, 0, 0), linear.n, linear.k, tile, block, shards.classes, shards.unpadded)
-    of_examples, replicated = _partition.EXAMPLES, _partition.REPLICATED
+@ft.partial(jax.jit, static_argnums=(2, 3), inline=True)
+def _over_classes(made, words, search, placement):
+    shards = made.shards
+    columns = BlockColumns(made.function, as_partials(losses.logsumexp).columns)
+    classes = (*made.classes, made.live, None, None)
+    examples = made.examples, collectives.example_index(shards, made.batch)
+    tile, block = placement.tile, min(placement.block, made.k)
+    layout = Layout((*made.axes, 0, 0, 0), made.n, made.k, tile, block, shards.classes, shards.unpadded)
+    of_examples, replicated = partition.EXAMPLES, partition.REPLICATED
     # Also without loops: XLA would gather the scores to rank them.
     roles = replicated, layout.axes, of_examples, replicated
     function = ft.partial(_over_classes_of_device, search)
@@ -287,30 +177,32 @@ def _over_classes(linear, loss, words, search, placement):
 
 
 def _over_classes_of_device(search, layout, _, *everything):
-    axes = _mesh.varying(everything) | set(layout.mesh)
-    columns, classes, examples, words = _mesh.vary(everything, axes)
+    axes = collectives.varying(everything) | set(layout.mesh)
+    columns, classes, examples, words = collectives.vary(everything, axes)
 
     def of_tile(_, examples):
         features, index = examples
 
         def of_block(best, start, size, _):
             ids = block_ids(layout, start, size)
-            of_examples = take_examples(features, start, size), None
+            of_examples = jax.tree.map(widened, features), None
             made = block_columns(columns, of_examples, take_block(classes, layout, start, size), ids, layout)
             found = _best_of_block(made, ids, index, words, search)
-            return _mesh.vary(found if best is None else _better(best, found, search.k), axes), None
+            return collectives.vary(found if best is None else _better(best, found, search.k), axes), None
 
         (ranked, sums), _ = over_blocks(of_block, None, layout)
         ranked = _ranked_over(ranked, search.k, layout.mesh)
-        return None, (ranked, sums and _log_probs(ranked.values, _gibbs.close(_merged_over(sums, layout.mesh))))
+        return None, (ranked, sums and _log_probs_of_best(ranked.values, g.close(_merged_over(sums, layout.mesh))))
 
     return over_tiles(of_tile, None, examples, layout.examples, layout.tile)[1]
 
 
 def _best_of_block(made, ids, index, words, search):
     """(the best classes of a block, its sums or None)."""
-    h = lax.optimization_barrier(made.h)  # the largest is also the maximum of the sums, not one that is rounded again
-    sums = _gibbs.fold(made._replace(h=h), ids) if search.with_log_probs else None
+    h = lax.optimization_barrier(
+        made.logits
+    )  # the largest is also the maximum of the sums, not one that is rounded again
+    sums = g.fold(made._replace(logits=h), ids) if search.with_log_probs else None
     if words is None:
         return _ranked(h, ids, search.k), sums
     noisy = lambda pair: _ranked(h + _gumbel(pair, index, ids, h.dtype), ids, 1)
@@ -321,13 +213,13 @@ def _better(left, right, k):
     """The best classes and the sums of two sets of classes, of which the left has the lower ids."""
     (ranked, sums), (others, more) = left, right
     both = jax.tree.map(lambda *parts: jnp.concatenate(parts, -1), ranked, others)
-    return _first(both, k), sums and _gibbs.merge(sums, more)
+    return _first(both, k), sums and g.merge(sums, more)
 
 
 def _ranked(h, ids, k):
     """The k best classes of scores [n, b]; there may be fewer classes."""
     if k == 1:
-        values, positions = (a[..., None] for a in _gibbs.largest(h))
+        values, positions = (a[..., None] for a in largest(h))
     else:
         values, positions = lax.top_k(h, min(k, h.shape[-1]))
     found = Ranked(values, jnp.where(jnp.isneginf(values), -1, ids[positions]))
@@ -346,15 +238,15 @@ def _ranked_over(ranked, k, axes):
     """The best classes of all devices of some mesh axes, from the best of each. They are replicated."""
     if not axes:
         return ranked
-    gathered = lambda a: jnp.moveaxis(_mesh.all_gather(jnp.moveaxis(a, -1, 0), axes), 0, -1)
+    gathered = lambda a: jnp.moveaxis(collectives.all_gather(jnp.moveaxis(a, -1, 0), axes), 0, -1)
     return _first(jax.tree.map(gathered, ranked), k)
 
 
 def _merged_over(sums, axes):
-    return _gibbs.merge_over(sums, axes) if axes else sums
+    return g.merge_over(sums, axes) if axes else sums
 
 
-def _log_probs(h, totals):
+def _log_probs_of_best(h, totals):
     """log p_k [n, k] = h_k - A, with all digits of a row that is sure."""
     possible = ~jnp.isneginf(h)
     below = (jax.tree.map(lambda a: a[:, None], totals.A) - jnp.where(possible, h, 0)).value

@@ -2,13 +2,19 @@
 
 functions.py  functions that users write, with the arrays that they close over
 nodes.py      linear layers, distances, functions of pairs, arrays, and operations on these
-value.py      `Logits`, and the functions that make them
+value.py      `Logits`, and the operations on them
+constructors.py  what makes them
 scores.py     their tiles and blocks
+gathered.py   the logits of gathered classes
+over_mesh.py  functions of placed logits
+squares.py    squared distances
+products.py   matrix products
 """
 
+from .constructors import LogitsLike as LogitsLike
+from .constructors import as_logits as as_logits
+from .constructors import distances as distances
+from .constructors import linear as linear
+from .constructors import pairwise as pairwise
+from .constructors import shard as shard
 from .value import Logits as Logits
-from .value import LogitsLike as LogitsLike
-from .value import as_logits as as_logits
-from .value import distances as distances
-from .value import linear as linear
-from .value import pairwise as pairwise

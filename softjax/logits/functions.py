@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import operator
 import re
 import types
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from .. import _checks
+from ..arguments import checks
 
 
 @jax.tree_util.register_pytree_node_class
@@ -65,7 +67,7 @@ class UserFunction:
             return self.key.function(*args)
         cells, defaults, named, read = self.inner
         closure = tuple(types.CellType(_whole(part)) for part in cells)
-        code, of_module = self.key.function.__code__, self.key.function.__globals__ | read
+        code, of_module = self.key.code, self.key.of_module | read
         function = types.FunctionType(code, of_module, code.co_name, tuple(map(_whole, defaults)) or None, closure)
         function.__kwdefaults__ = {name: _whole(part) for name, part in named.items()}
         return function(*args)
@@ -75,16 +77,25 @@ _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 
 class _Code:
-    """The code of a function and its module, which are compared, and the function that they were first seen in."""
+    """The code of a function and its module, which are compared. It does not keep what the function closes over."""
 
     def __init__(self, function: types.FunctionType):
-        self.function, self.key = function, (function.__code__, id(function.__globals__))
+        self.code, self.of_module = function.__code__, function.__globals__
+        self.key = self.code, id(self.of_module)
+        self.names = function.__module__, function.__qualname__
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Code) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+    def __reduce__(self) -> tuple:  # code cannot be pickled, but the name of a function in a module
+        return _code_of, self.names
+
+
+def _code_of(module, name):
+    return _Code(operator.attrgetter(name)(importlib.import_module(module)))
 
 
 class _Whole(NamedTuple):
@@ -145,14 +156,17 @@ def user_function(
         of_numbers: whether it has to be elementwise, so that a reduction can only be one over all classes.
     """
     if not callable(function):
-        raise TypeError(f"`{name}` must be a function, got {_checks.shown(function)}.")
+        raise TypeError(f"`{name}` must be a function, got {checks.shown(function)}.")
     taken = UserFunction.of(function)
-    jaxpr, out = jax.make_jaxpr(taken, return_shape=True)(*types_of_arguments)
     one = "a function of one example and one class"
+    try:
+        jaxpr, out = jax.make_jaxpr(taken, return_shape=True)(*types_of_arguments)
+    except (TypeError, ValueError, IndexError) as error:
+        raise type(error)(f"`{name}` must be {one}, got one that fails: {str(error).rstrip('.')}.") from error
     kind = jnp.bool_ if boolean else jnp.floating
     if getattr(out, "shape", None) != () or not jnp.issubdtype(out.dtype, kind):
         wanted = "a boolean" if boolean else "a floating-point number"
-        raise ValueError(f"`{name}` must be {one} that returns {wanted}, got {_checks.shown(out)}.")
+        raise ValueError(f"`{name}` must be {one} that returns {wanted}, got {checks.shown(out)}.")
     if of_numbers and any(_over_nothing(jaxpr.jaxpr)):
         raise ValueError(f"`{name}` must be {one}, got one that reduces or sorts a number: it does not see the others.")
     leaves = jax.tree.leaves(taken)

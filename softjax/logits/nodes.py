@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .. import _distances
-from .._dtypes import EXAMPLES, PAIRS
-from .._mesh import Shards
-from .._products import Product
+from ..arguments.dtypes import EXAMPLES, PAIRS
+from ..parallel.collectives import Shards
+from . import squares
 from .functions import UserFunction
+from .products import Product
 
 NUMBER, ROWS = "number", "rows"
 """roles of arrays, beside EXAMPLES and PAIRS. The role of a class array is the axis of its classes, if it may be 0
@@ -46,6 +46,7 @@ class Node:
 
     dtype: Any  # of the logits
     may_mask = True  # whether a logit may be -inf
+    masks_pairs = False  # whether one may be -inf for some examples alone
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -83,20 +84,20 @@ class Node:
         """The node with roles in place of arrays."""
         raise NotImplementedError
 
-    def relative(self) -> Array:
-        """Logits [n, b], without `offset`."""
-        return self.full()
+    def relative(self, mask: Array | None = None) -> Array:
+        """Logits [n, b], without `offset`; where a mask [n, b] is False they may be any, without a gradient."""
+        return self.full(mask)
 
     def offset(self) -> Array | None:
         """A number [n] that all logits of an example have in common; None for 0."""
         return None
 
-    def full(self) -> Array:
-        """Logits [n, b]."""
+    def full(self, mask: Array | None = None) -> Array:
+        """Logits [n, b], likewise."""
         raise NotImplementedError
 
-    def at(self) -> Array:
-        """Logits [n, T] of gathered classes."""
+    def at(self, mask: Array | None = None) -> Array:
+        """Logits [n, T] of gathered classes, likewise."""
         raise NotImplementedError
 
     def _with(self, **fields: Any) -> Any:
@@ -139,11 +140,11 @@ class Linear(Node):
         bias = None if self.bias is None else 0
         return self._with(features=EXAMPLES, kernel=self.class_axis, bias=bias)
 
-    def full(self) -> Array:
+    def full(self, mask: Array | None = None) -> Array:  # noqa: ARG002
         z = self.product(self.features, self.kernel if self.class_axis else self.kernel.T)
         return z if self.bias is None else z + self.bias[None]
 
-    def at(self) -> Array:
+    def at(self, mask: Array | None = None) -> Array:  # noqa: ARG002
         x, w = self.features, self.kernel
         if self.product.dtype is not None:
             x, w = (a.astype(self.product.dtype).astype(a.dtype) for a in (x, w))
@@ -181,10 +182,13 @@ class Distances(Node):
 
     def prepared(self, live: Array | None, shards: Shards) -> Distances:
         z = self.z.astype(self.dtype)
-        return self._with(z=z, reference=_distances.reference_of(z, self.centers, live, shards))
+        of_class = jax.tree.map(lambda a: squares.of_classes(a, self.dtype), (self.centers, self.of_classes))
+        reference = squares.reference_of(z, self.centers, live, shards)
+        of_all = None if self.of_all is None else self.of_all.astype(self.dtype)
+        return self._with(z=z, centers=of_class[0], of_classes=of_class[1], of_all=of_all, reference=reference)
 
     def roles(self) -> Distances:
-        of_reference = EXAMPLES if self.width <= _distances.FEW else NUMBER
+        of_reference = EXAMPLES if self.width <= squares.FEW else NUMBER
         roles = {"z": EXAMPLES, "centers": 0, "of_classes": 0, "of_all": NUMBER, "reference": of_reference}
         known = {name: None if getattr(self, name) is None else role for name, role in roles.items()}
         return self._with(**known)
@@ -192,17 +196,17 @@ class Distances(Node):
     def _precisions(self):
         return self.of_all if self.of_classes is None else self.of_classes
 
-    def relative(self) -> Array:
-        return _distances.scores(self.z, self.centers, self.reference, 1.0, None, self._precisions())
+    def relative(self, mask: Array | None = None) -> Array:  # noqa: ARG002
+        return squares.scores(self.z, self.centers, self.reference, 1.0, None, self._precisions())
 
     def offset(self) -> Array:
-        return -_distances.common_part(self.z, self.reference, 1.0, self._precisions())
+        return -squares.common_part(self.z, self.reference, 1.0, self._precisions())
 
-    def full(self) -> Array:
+    def full(self, mask: Array | None = None) -> Array:  # noqa: ARG002
         h = self.relative() + self.offset()[:, None]
         return h - lax.stop_gradient(jnp.maximum(h, 0))  # no distance is negative, but for rounding
 
-    def at(self) -> Array:
+    def at(self, mask: Array | None = None) -> Array:  # noqa: ARG002
         squares = (self.z[:, None] - self.centers) ** 2
         t = self._precisions()
         return -(squares if t is None else t * squares).sum(-1)
@@ -217,6 +221,8 @@ class Pairwise(Node):
     of_classes: Any
     dtype: Any
     batch_ndim: int
+
+    masks_pairs = True
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -244,11 +250,11 @@ class Pairwise(Node):
         function, examples = constant(NUMBER, self.function), constant(EXAMPLES, self.examples)
         return self._with(function=function, examples=examples, of_classes=constant(ROWS, self.of_classes))
 
-    def full(self) -> Array:
+    def full(self, mask: Array | None = None) -> Array:  # noqa: ARG002
         pairs = jax.vmap(jax.vmap(self.function, (None, 0)), (0, None))
         return pairs(self.examples, self.of_classes).astype(self.dtype)
 
-    def at(self) -> Array:
+    def at(self, mask: Array | None = None) -> Array:  # noqa: ARG002
         pairs = jax.vmap(jax.vmap(self.function, (None, 0)), (0, 0))
         return pairs(self.examples, self.of_classes).astype(self.dtype)
 
@@ -294,6 +300,7 @@ class Dense(Node):
     dtype: Any
 
     width = 1
+    masks_pairs = True
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -312,7 +319,7 @@ class Dense(Node):
     def roles(self) -> Dense:
         return self._with(array=PAIRS)
 
-    def full(self) -> Array:
+    def full(self, mask: Array | None = None) -> Array:  # noqa: ARG002
         return self.array.astype(self.dtype)
 
     at = full
@@ -344,6 +351,11 @@ class Operation(Node):
         """A half-precision type, if all products round to it."""
         of_nodes = {a.rounding for a in self.nodes}
         return of_nodes.pop() if len(of_nodes) == 1 else None
+
+    @property
+    def masks_pairs(self) -> bool:  # type: ignore[override]
+        with_pairs = any(isinstance(a, Operand) and a.kind == PAIRS for a in self.operands)
+        return self.kind == "map" or with_pairs or any(a.masks_pairs for a in self.nodes)
 
     def _of_operands(self, change: Callable) -> Operation:
         return self._with(operands=tuple(map(change, self.operands)))
@@ -383,19 +395,22 @@ class Operation(Node):
         flat = lambda a: a if isinstance(a, Array) else a.full()[:, 0] if a.kind == EXAMPLES else a.full()
         return OPERATORS[self.kind](*map(flat, parts))
 
-    def relative(self) -> Array:
+    def relative(self, mask: Array | None = None) -> Array:
         if not self._keeps_offset:
-            return self.full()
-        return self._computed([a.relative() if isinstance(a, Node) else a.full() for a in self.operands])
+            return self.full(mask)
+        return self._computed([a.relative(mask) if isinstance(a, Node) else a.full() for a in self.operands], mask)
 
-    def full(self) -> Array:
-        return self._computed([a.full() for a in self.operands])
+    def full(self, mask: Array | None = None) -> Array:
+        return self._computed([a.full(mask) if isinstance(a, Node) else a.full() for a in self.operands], mask)
 
-    def at(self) -> Array:
-        return self._computed([a.at() if isinstance(a, Node) else a.full() for a in self.operands])
+    def at(self, mask: Array | None = None) -> Array:
+        return self._computed([a.at(mask) if isinstance(a, Node) else a.full() for a in self.operands], mask)
 
-    def _computed(self, values):
+    def _computed(self, values, mask):
         """The function of the operands; where a logit is -inf, it stays, without a gradient."""
+        if mask is not None:  # the derivative need not be finite where a class is masked
+            is_node = [isinstance(a, Node) for a in self.operands]
+            values = [jnp.where(mask, a, 1) if node else a for a, node in zip(values, is_node, strict=True)]
         may = [isinstance(a, Node) and a.may_mask for a in self.operands]
         if self.kind in "+-":  # as the bias of a class that is masked
             may = [

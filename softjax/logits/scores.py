@@ -3,22 +3,59 @@
 from __future__ import annotations
 
 import dataclasses
+import functools as ft
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jax.sharding import PartitionSpec as P
+from jax import Array, lax
+from jax.tree_util import Partial
 
-from .. import _mesh
-from .._dtypes import EXAMPLES, PAIRS, is_inexact
-from .._explicit import over_explicit_axes
-from .._loops import Layout, take_block, take_examples
-from ..scores import Scores
+from ..arguments.dtypes import EXAMPLES, PAIRS, cast, cast_unless_half, is_inexact, widened
+from ..compute.loops import Layout, take_block
+from ..parallel import collectives
+from ..parallel.collectives import Shards
 from .functions import UserFunction
-from .nodes import NUMBER, ROWS
+from .nodes import NUMBER, ROWS, Dense, Distances, Node, Operation
 from .value import Logits
+
+
+@ft.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["function", "examples", "classes", "live", "offset", "exact"],
+    meta_fields=["axes", "k", "width", "batch", "shards", "kind", "rounding"],
+)
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Logits as they are summed over the classes: their arrays, and the function of a tile and block of these."""
+
+    kind: str  # the text of their nodes
+    function: Callable  # (tile of examples, block of classes, live [b]) -> logits [n, b], or a tuple of such
+    examples: Any  # a pytree of arrays [N, ...]
+    classes: tuple  # pytrees of class arrays
+    axes: tuple[int | str, ...]  # the class axis of the arrays in each pytree of `classes`; PAIRS for arrays [N, K]
+    live: Array | None = None  # booleans [K], False for a masked class; None if there is none
+    offset: Array | None = None  # [N], what the logits of all classes have in common and `function` leaves out
+    exact: Callable | None = None  # (examples, classes at one of each example) -> its logit without a product's error
+    k: int = 0  # the number of classes on this device
+    width: int = 1  # the number of elements per class: the depth of a matrix product
+    batch: tuple[int, ...] = ()  # the leading axes of the examples, which are flattened to N
+    shards: Shards = Shards()  # noqa: RUF009 (a tuple)
+    rounding: Any = None  # the half-precision type to which cotangents of the scores are rounded; None for no rounding
+
+    @property
+    def n(self) -> int:
+        """The number of examples on this device."""
+        return math.prod(self.batch)
+
+    def computed_in(self, dtype: jnp.dtype) -> Scores:
+        """The scores with their arrays cast. Half-precision arrays are widened later, a tile and block at a time."""
+        whole = {name: cast(getattr(self, name), dtype) for name in ("function", "exact", "offset")}
+        later = {name: cast_unless_half(getattr(self, name), dtype) for name in ("examples", "classes")}
+        return dataclasses.replace(self, **whole, **later)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +74,6 @@ class _Block:
         of_class = iter(of_classes)
         leaves = [next(given[role]) if role in given else _zeroed(next(of_class), role, live) for role in self.roles]
         node = jax.tree.unflatten(self.tree, leaves)
-        h = node.relative() if self.relative else node.full()
         live = None if live is None else live[None]
         functions, of_masks, of_pairs = iter(numbers[1]), iter(of_masks), iter(of_pairs)
         for kind in self.masks:
@@ -48,6 +84,7 @@ class _Block:
             else:
                 mask = next(of_pairs if kind == PAIRS else of_masks)
             live = mask if live is None else live & mask
+        h = node.relative(live) if self.relative else node.full(live)
         return h if live is None else jnp.where(live, h, -jnp.inf)
 
 
@@ -63,7 +100,9 @@ def _zeroed(a, role, live):
 
 def _filled(a, known):
     """Rows of a [n, ...] where `known` [n], and elsewhere the first such row; ones if there is none."""
-    row = jnp.where(known.any(), a[known.argmax()], 1)
+    if a.shape[0] == 0:
+        return a
+    row = jnp.where(known.any(), a[lax.argmax(known, 0, jnp.int32)], 1)
     return jnp.where(jnp.expand_dims(known, range(1, a.ndim)), a, row[None])
 
 
@@ -76,13 +115,13 @@ def _is_listed(listed, ids):
     return mask.at[rows, jnp.where(here, position, ids.size)].set(True, mode="drop")
 
 
-def _of_now(logits):
+def of_now(logits):
     """The logits with functions, of nodes and masks, that are what they compute now."""
     is_function = lambda a: isinstance(a, UserFunction)
     return jax.tree.map(lambda a: a.again() if is_function(a) else a, logits, is_leaf=is_function)
 
 
-def _flat(logits, kept=None):
+def flat_node(logits, kept=None):
     """The node of the logits, with one axis for all examples, and the data of one that is kept where one is not."""
     node = logits.node.flat(math.prod(logits.shape[:-1])).prepared(logits.live, logits.shards)
     if kept is None:
@@ -96,13 +135,52 @@ def _flat(logits, kept=None):
     return jax.tree.map(of_kept, node, node.roles())
 
 
-def scores_of(logits: Logits, kept: Array | None = None) -> Scores:
-    """The logits as the scores that are summed over the classes; examples [N] that are not kept have other data."""
-    logits = _of_now(logits)
-    *batch, k = logits.shape
+def scores_of(logits: Any, relative: tuple[bool, ...] = (False,), kept: Array | None = None) -> Scores:
+    """The scores of logits, or of several with the same examples and classes, of which a loss sees a tuple.
+
+    Args:
+        logits: `Logits`, or a tuple of these.
+        relative: for each of them whether a number that all classes of an example have in common is left out.
+        kept: booleans [N]; the other examples get the data of one of these.
+    """
+    if not isinstance(logits, tuple):
+        return _of_one(of_now(logits), relative[0], kept, alone=True)
+    of_each = [_of_one(of_now(z), left_out, kept) for z, left_out in zip(logits, relative, strict=True)]
+    roundings = {one.rounding for one in of_each}
+    return dataclasses.replace(
+        of_each[0],
+        kind=f"({', '.join(one.kind for one in of_each)})",
+        function=Partial(_Together(tuple(len(one.classes) for one in of_each)), *(one.function for one in of_each)),
+        examples=tuple(one.examples for one in of_each),
+        classes=sum(((*one.classes, one.live) for one in of_each), ()),
+        axes=sum(((*one.axes, 0) for one in of_each), ()),
+        live=None,
+        exact=None,
+        width=sum(one.width for one in of_each),
+        rounding=roundings.pop() if len(roundings) == 1 else None,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Together:
+    """The logits of several scores, of which each has some of the class arrays, and then its booleans of classes."""
+
+    counts: tuple[int, ...]
+
+    def __call__(self, *given):
+        *functions, examples, block, _ = given
+        ends = list(itertools.accumulate(count + 1 for count in self.counts))
+        parts = [block[end - count - 1 : end] for end, count in zip(ends, self.counts, strict=True)]
+        return tuple(f(x, part[:-1], part[-1]) for f, x, part in zip(functions, examples, parts, strict=True))
+
+
+def _of_one(logits, relative, kept, *, alone=False):
+    batch, k = logits.shape[:-1], logits.node.classes
     n, shards = math.prod(batch), logits.shards
-    node = _flat(logits, kept)
-    offset = node.offset()
+    node = flat_node(logits, kept)
+    if alone and isinstance(node, Dense) and not any(m.kind in ("function", "ids") for m in logits.masks):
+        return _of_memory(logits, node)
+    offset = node.offset() if relative else None
     leaves, tree = jax.tree.flatten(node)
     roles = tuple(jax.tree.leaves(node.roles()))
     of_role = lambda role: tuple(a for a, r in zip(leaves, roles, strict=True) if r == role)
@@ -111,80 +189,65 @@ def scores_of(logits: Logits, kept: Array | None = None) -> Scores:
     functions = tuple(m.data for m in logits.masks if m.kind == "function")
     of_masks = tuple(m.flat(n, logits.shape) for m in logits.masks if m.kind in (EXAMPLES, "ids"))
     pairs = tuple(m.flat(n, logits.shape) for m in logits.masks if m.kind == PAIRS)
-    index = _mesh.example_index(shards, tuple(batch)) if functions else None
+    index = collectives.example_index(shards, batch) if functions else None
     needs_ids = any(m.kind in ("function", "ids") for m in logits.masks)
-    ids = k * _mesh.device_index(shards.classes) + jnp.arange(k, dtype=jnp.int32) if needs_ids else None
+    ids = k * collectives.device_index(shards.classes) + jnp.arange(k, dtype=jnp.int32) if needs_ids else None
     kinds = tuple(m.kind for m in logits.masks)
-    relative, full = (
-        jax.tree_util.Partial(_Block(tree, roles, kinds, is_relative), (of_role(NUMBER), functions))
-        for is_relative in (True, False)
-    )
+    exact = None
+    if offset is not None and _has_distances(node) and not set(class_roles) - {0, ROWS}:
+        exact = Partial(_AtOne(tree, roles), of_role(NUMBER))
     return Scores(
-        "masked logits" if kinds else "logits",
-        relative,
+        f"masked {logits.kind}" if kinds else logits.kind,
+        Partial(_Block(tree, roles, kinds, relative), (of_role(NUMBER), functions)),
         (of_role(EXAMPLES), of_masks, index),
         (*of_classes, pairs, ids),
         (*(0 if r == ROWS else r if r == PAIRS else r % 2 for r in class_roles), PAIRS, 0),
         logits.live,
-        None,
+        offset,
+        exact,
         k,
         node.width,
-        tuple(batch),
+        batch,
         shards,
         node.rounding,
-        None if offset is None else full,
-        offset,
     )
+
+
+def _of_memory(logits, node):
+    """Logits that are in memory: they are used whole, whatever the block size is."""
+    n, z = node.array.shape[0], node.array
+    for mask in logits.masks:
+        z = jnp.where(mask.flat(n, logits.shape), z, -jnp.inf)
+    z = z if logits.live is None else jnp.where(logits.live, z, -jnp.inf)
+    return Scores("an array", _IN_MEMORY, z, (), (), k=node.classes, batch=logits.shape[:-1], shards=logits.shards)
+
+
+_IN_MEMORY = Partial(lambda logits, block, live: widened(logits))
+
+
+def _has_distances(node: Node) -> bool:
+    of_operands = node.nodes if isinstance(node, Operation) else ()
+    return isinstance(node, Distances) or any(map(_has_distances, of_operands))
+
+
+@dataclasses.dataclass(frozen=True)
+class _AtOne:
+    """The logit [N] of one class per example, without the rounding error of a matrix product."""
+
+    tree: Any
+    roles: tuple
+
+    def __call__(self, numbers, examples, classes):
+        given = {NUMBER: iter(numbers), EXAMPLES: iter(examples[0])}
+        of_class = iter(classes)
+        leaves = [next(given[r]) if r in given else next(of_class)[:, None] for r in self.roles]
+        return jax.tree.unflatten(self.tree, leaves).at()[:, 0]
 
 
 def in_memory(logits: Logits) -> Array:
     """The logits [..., K], by the function of the blocks."""
-    scores = scores_of(logits).computed_in(logits.dtype).of_loss(relative=False)
+    scores = scores_of(logits).computed_in(logits.dtype)
     layout = Layout((*scores.axes, 0), scores.n, scores.k, scores.n, scores.k)
     *classes, live = take_block((*scores.classes, scores.live), layout, 0, scores.k)
-    h = scores.function(take_examples(scores.examples, 0, scores.k), tuple(classes), live)
+    h = scores.function(jax.tree.map(widened, scores.examples), tuple(classes), live)
     return h.reshape(logits.shape).astype(logits.dtype)
-
-
-def _partition_of_taken(given):
-    return P(*given["logits"].examples_partition[:-1], None)
-
-
-@over_explicit_axes(_partition_of_taken)
-def taken(logits: Logits, ids: Array) -> Array:
-    """The logits [..., T] of classes, from the devices that have them; NaN for an id that is no class."""
-    logits = _of_now(logits)
-    *batch, k = logits.shape
-    n, shards = math.prod(batch), logits.shards
-    node, listed = _flat(logits), ids.reshape(n, ids.shape[-1])
-
-    def of_positions(position):
-        def gathered(a, role):
-            a = a.astype(logits.dtype) if is_inexact(a) else a
-            if role in (NUMBER, EXAMPLES):
-                return a
-            of_class = 0 if role == ROWS else role
-            a = jnp.take_along_axis(a, position, 1) if role == PAIRS else jnp.moveaxis(a, of_class, 0)[position]
-            if logits.live is None or not is_inexact(a):
-                return a
-            here = jnp.expand_dims(logits.live[position], range(2, a.ndim))
-            return jnp.where(here, a, 1 if role == ROWS else 0)
-
-        h = jax.tree.map(gathered, node, node.roles()).at()
-        live = None if logits.live is None else logits.live[position]
-        index = _mesh.example_index(shards, tuple(batch))
-        for mask in logits.masks:
-            if mask.kind == "function":
-                has = jax.vmap(jax.vmap(mask.data, (None, 0)))(index, listed)
-            elif mask.kind == "ids":
-                has = (listed[:, :, None] == mask.flat(n, logits.shape)[:, None]).any(-1)
-            else:
-                has = mask.flat(n, logits.shape)
-                has = jnp.take_along_axis(has, position, 1) if mask.kind == PAIRS else has
-            live = has if live is None else live & has
-        return h if live is None else jnp.where(live, h, -jnp.inf)
-
-    count = k * _mesh.device_count(shards.classes)
-    known = (listed >= 0) & (listed < count)
-    h = _mesh.at_class(listed, of_positions, k, shards.classes)
-    return jnp.where(known, h, jnp.nan).reshape(ids.shape)

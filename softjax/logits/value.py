@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools as ft
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -12,17 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import PartitionSpec as P
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from .. import _checks, _products
-from .._arguments import checked_array
-from .._dtypes import EXAMPLES, PAIRS, common_dtype, compute_dtype, inexact_leaves
-from .._mesh import AxisName, Shards
-from .._placement import BlockSize
-from .._products import PrecisionLike
-from .._signatures import readable
+from ..arguments import checks
+from ..arguments.dtypes import EXAMPLES, PAIRS, common_dtype, inexact_leaves
+from ..arguments.signatures import readable
+from ..compute.placement import BlockSize
+from ..parallel import collectives
+from ..parallel.collectives import Shards
+from ..parallel.placed import Placed
 from .functions import user_function
-from .nodes import NUMBER, Dense, Distances, Linear, Node, Operand, Operation, Pairwise, node
+from .nodes import NUMBER, ROWS, Node, Operand, Operation, node
 
 _NOT_IN_MEMORY = (
     "These logits are not in memory: give them to a function of softjax, change them by their operators and `map`, or "
@@ -92,6 +94,8 @@ class Logits:
     ndim: int = dataclasses.field(default=2, metadata={"static": True})
     shards: Shards = dataclasses.field(default=Shards(), metadata={"static": True})
     block_size: BlockSize = dataclasses.field(default=None, metadata={"static": True})
+    engine: Any = dataclasses.field(default=None, metadata={"static": True})
+    placed: Placed | None = dataclasses.field(default=None, metadata={"static": True})
 
     __array_ufunc__ = None
     __hash__ = None  # type: ignore[assignment]
@@ -111,6 +115,26 @@ class Logits:
     def dtype(self) -> jnp.dtype:
         """The type of the logits, at least float32."""
         return self.node.dtype
+
+    @property
+    def count(self) -> int:
+        """The number of classes of all devices, without padding."""
+        return self.shards.unpadded or self.node.classes * collectives.device_count(self.shards.classes)
+
+    @property
+    def kind(self) -> str:
+        """What they are made of."""
+        return _shown(self.node)
+
+    @property
+    def may_mask(self) -> bool:
+        """Whether a class may be masked."""
+        return self.node.may_mask or self.live is not None or bool(self.masks)
+
+    @property
+    def masks_pairs(self) -> bool:
+        """Whether the masked classes of examples may differ, or are not known from `live`."""
+        return bool(self.masks) or self.node.masks_pairs
 
     @property
     def size(self) -> int:
@@ -196,13 +220,17 @@ class Logits:
             ValueError: if the mask does not broadcast to [..., K].
             TypeError: if it holds no booleans.
         """
+        return self.masked("mask", mask)
+
+    def masked(self, name: str, mask: Any) -> Logits:
+        """`where` of a mask that is the argument `name` of a function."""
         if callable(mask):
             ids = jax.ShapeDtypeStruct((), jnp.int32)
-            taken = user_function("mask", mask, ids, ids, boolean=True)
+            taken = user_function(name, mask, ids, ids, boolean=True)
             return dataclasses.replace(self, masks=(*self.masks, Mask(taken, "function")))
-        mask = _checks.booleans("mask", mask)
+        mask = checks.booleans(name, mask)
         shape = self.shape
-        _broadcastable("mask", mask, shape)
+        _broadcastable(name, mask, shape)
         if math.prod(mask.shape[:-1]) == 1 and mask.shape[-1:] == shape[-1:]:
             mask = mask.reshape(shape[-1])
             return dataclasses.replace(self, live=mask if self.live is None else self.live & mask)
@@ -224,8 +252,8 @@ class Logits:
             ValueError: if the leading axes are not those of the logits.
             TypeError: if the ids are no integers.
         """
-        ids = _checks.integers("ids", ids)
-        _checks.shape("ids", ids, (*self.shape[:-1], *ids.shape[-1:]), "[..., T] for the leading axes of the logits")
+        ids = checks.integers("ids", ids)
+        checks.shape("ids", ids, (*self.shape[:-1], *ids.shape[-1:]), "[..., T] for the leading axes of the logits")
         return dataclasses.replace(self, masks=(*self.masks, Mask(_int32_ids(ids), "ids")))
 
     def take(self, ids: ArrayLike) -> Array:
@@ -241,10 +269,10 @@ class Logits:
             ValueError: if the leading axes are not those of the logits.
             TypeError: if the ids are no integers.
         """
-        from .scores import taken
+        from .gathered import taken
 
-        ids = _checks.integers("ids", ids)
-        _checks.shape("ids", ids, (*self.shape[:-1], *ids.shape[-1:]), "[..., T] for the leading axes of the logits")
+        ids = checks.integers("ids", ids)
+        checks.shape("ids", ids, (*self.shape[:-1], *ids.shape[-1:]), "[..., T] for the leading axes of the logits")
         return taken(self, _int32_ids(ids))
 
     def dense(self) -> Array:
@@ -269,9 +297,51 @@ class Logits:
         wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
         if not wanted or wanted[-1] not in (self.shape[-1], -1):
             raise ValueError(f"`shape` must keep the last axis of {self.shape}, got {wanted}.")
-        lead = tuple(np.empty((*self.shape[:-1], 1), np.bool_).reshape(*wanted[:-1], 1).shape[:-1])
+        try:
+            lead = tuple(np.empty((*self.shape[:-1], 1), np.bool_).reshape(*wanted[:-1], 1).shape[:-1])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`shape` must have the number of examples of {self.shape}, got {wanted}.") from error
         many = len(self.shape) - 1
         return self._changed(lambda a: a.reshape(*lead, *a.shape[many:]))
+
+    def over_mesh(self, function: Callable, given: Any, of_result: Callable) -> Any:
+        """The result of a function of placed logits, for its bound arguments."""
+        from .over_mesh import over_mesh
+
+        return over_mesh(function, given, of_result)
+
+    def partitioned(self, placed: Placed) -> tuple[Logits, Logits]:
+        """(the logits with padded class arrays, their partitions over a mesh in place of the arrays)."""
+        k = self.shape[-1]
+        live = jnp.ones(k, bool) if self.live is None and placed.padding(k) else self.live
+        masks = tuple(m if m.kind == "function" else m.indexed(lambda a: a, self.shape) for m in self.masks)
+        whole = dataclasses.replace(self, node=self.node.indexed(lambda a: a), live=live, masks=masks, placed=None)
+
+        def padded(a, role):
+            if role in (NUMBER, EXAMPLES):
+                return a
+            return placed.padded(a, -1 if role == PAIRS else 0 if role == ROWS else role, k)
+
+        def spec(a, role):
+            if role == NUMBER:
+                return P()
+            if role == EXAMPLES:
+                return placed.of_examples()
+            return placed.of_pairs(a.ndim) if role == PAIRS else placed.of_classes(0 if role == ROWS else role)
+
+        roles = whole.roles()
+        return jax.tree.map(padded, whole, roles), jax.tree.map(spec, whole, roles)
+
+    def roles(self) -> Logits:
+        """The logits with roles in place of arrays."""
+        of_masks = {"function": NUMBER, "ids": EXAMPLES, EXAMPLES: EXAMPLES, PAIRS: PAIRS}
+        role_of = lambda m: dataclasses.replace(m, data=jax.tree.map(lambda _: of_masks[m.kind], m.data))
+        live: Any = None if self.live is None else 0
+        return dataclasses.replace(self, node=self.node.roles(), live=live, masks=tuple(map(role_of, self.masks)))
+
+    def of_device(self, shards: Shards) -> Logits:
+        """The logits that a device has, of placed ones."""
+        return dataclasses.replace(self, shards=shards, placed=None)
 
     def _changed(self, index):
         masks = tuple(mask.indexed(index, self.shape) for mask in self.masks)
@@ -280,8 +350,10 @@ class Logits:
 
 
 def _int32_ids(ids):
-    """Class ids as int32; -1 for any that is too large."""
-    return jnp.where((ids >= 0) & (ids < _checks.INT32.max), ids, -1).astype(jnp.int32)
+    """Class ids as int32; -1 for any that is too large. Ids that are int32 are the same array."""
+    if ids.dtype == jnp.int32:
+        return ids
+    return jnp.where((ids >= 0) & (ids < checks.INT32.max), ids, -1).astype(jnp.int32)
 
 
 def _axes_of(index):
@@ -298,7 +370,7 @@ def _shown(node):
 
 def _broadcastable(name, x, shape):
     try:
-        fits = np.broadcast_shapes(x.shape, shape) == shape
+        fits = jnp.broadcast_shapes(x.shape, shape) == shape
     except ValueError:
         fits = False
     if not fits:
@@ -309,20 +381,31 @@ def _type_of(operand):
     return jnp.float32 if operand.array is None else operand.array.dtype
 
 
+def check_alike(name: str, like: Logits, other: Logits) -> None:
+    """Refuses logits that are computed in another way than the logits with which they are computed."""
+    if other.shards != like.shards:
+        raise ValueError(f"`{name}` must be sharded over the same mesh axes as the other logits.")
+    if other.placed != like.placed:
+        raise ValueError(f"`{name}` must be placed on the same mesh as the other logits.")
+    if None not in (other.block_size, like.block_size) and other.block_size != like.block_size:
+        raise ValueError(f"`{name}` must have the block size {like.block_size}, got {other.block_size}.")
+
+
 def _operand(like, x):
     """A number, an array or logits, beside logits `like`."""
     if isinstance(x, Logits):
         if x.shape != like.shape:
             raise ValueError(f"`other` logits must have the shape {like.shape}, got {x.shape}.")
-        if x.shards != like.shards:
-            raise ValueError("`other` logits must be sharded over the same mesh axes.")
-        if None not in (x.block_size, like.block_size) and x.block_size != like.block_size:
-            raise ValueError(f"`other` logits must have the block size {like.block_size}, got {x.block_size}.")
+        check_alike("other", like, x)
         return x.node
     if isinstance(x, int | float) and not isinstance(x, bool):
         return Operand(None, NUMBER, x)
-    x = _checks.array("other", x)
+    x = checks.array("other", x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"`other` must be real numbers or logits, got {checks.shown(x)}.")
     _broadcastable("other", x, like.shape)
+    if x.ndim == 1 and x.shape[0] == like.shape[-1]:
+        return Operand(x, "classes")
     if x.size == 1 and (x.ndim == 0 or like.shape[-1] == 1):
         return Operand(x.reshape(()), NUMBER)
     if x.ndim == 0 or x.shape[-1] == 1 != like.shape[-1] or like.shape[-1] == 1:
@@ -337,186 +420,23 @@ def _operation(kind, left, right):
     return _composed(kind, None, (left, right), [_operand(like, a) for a in (left, right)])
 
 
+def _is_bias(a):
+    return isinstance(a, Operand) and a.kind == "classes" and jnp.issubdtype(a.array.dtype, jnp.floating)
+
+
 def _composed(kind, function, parts, operands):
     of_logits = [a for a in parts if isinstance(a, Logits)]
     first = of_logits[0]
     arrays = [a.array for a in operands if isinstance(a, Operand) and a.array is not None and kind != "map"]
-    dtype = common_dtype(*of_logits, *inexact_leaves(arrays))
-    live = None
-    for one in of_logits:
-        live = one.live if live is None else live if one.live is None else live & one.live
+    dtype = common_dtype(*of_logits, *(a for a in inexact_leaves(arrays) if not a.weak_type))
+    lives = [one.live for one in of_logits if one.live is not None]
+    if kind in "+-":  # as the bias of a linear layer
+        signs = 1, -1 if kind == "-" else 1
+        of_classes = [(a.array, sign) for a, sign in zip(operands, signs, strict=True) if _is_bias(a)]
+        lives += [~(sign * bias < jnp.finfo(bias.dtype).min) for bias, sign in of_classes]
+    live = ft.reduce(operator.and_, lives) if lives else None
     masks = sum((one.masks for one in of_logits), ())
     block = next((one.block_size for one in of_logits if one.block_size is not None), None)
+    engine = next((one.engine for one in of_logits if one.engine is not None), None)
     made = Operation(kind, function, tuple(operands), dtype)
-    return dataclasses.replace(first, node=made, live=live, masks=masks, block_size=block)
-
-
-# --- what makes logits -------------------------------------------------------------------------------
-
-
-def _made(node, live, axis_name, batch_axis_name, block_size, names):
-    shards = Shards.named(axis_name, batch_axis_name)
-    of_classes, classes, of_examples, examples = names
-    shards.check(of_classes, classes, of_examples, examples)
-    return Logits(node, live, (), len(node.batch) + 1, shards, block_size)
-
-
-@readable
-def linear(
-    features: ArrayLike,
-    kernel: ArrayLike,
-    bias: ArrayLike | None = None,
-    *,
-    class_axis: int = -1,
-    precision: PrecisionLike = None,
-    dtype: DTypeLike | None = None,
-    block_size: BlockSize = None,
-    axis_name: AxisName = None,
-    batch_axis_name: AxisName = None,
-) -> Logits:
-    """The logits of a linear layer, features @ kernel + bias, which are never in memory.
-
-    Args:
-        features: [..., D].
-        kernel: [D, K], as in a Flax `Dense`, or [K, D] with `class_axis=0`, as in an embedding table.
-        bias: [K]; None for 0. A class with bias -inf is masked.
-        class_axis: the axis of the classes in the kernel, 0 or -1.
-        precision: "default", "high" or "highest": of the products of features and kernel. None takes
-            `jax.default_matmul_precision`, and without it "highest" for float32 and on CPUs, else "default".
-        dtype: the type in which features and kernel are multiplied, as in Flax; their gradients keep their own types.
-            None for the type that they promote to.
-        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library choose.
-        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for none. The
-            arrays of classes are then this device's shard; class ids stay global.
-        batch_axis_name: likewise for the examples.
-
-    Returns:
-        Logits [..., K].
-
-    Raises:
-        ValueError: if shapes don't fit together, or an argument is out of range.
-        TypeError: if an array or an option is of the wrong kind.
-
-    Example:
-        >>> import softjax, jax.numpy as jnp
-        >>> logits = softjax.linear(jnp.ones((2, 3)), jnp.zeros((3, 5))) / 0.7
-        >>> print(logits)
-        Logits(float32[2, 5], (linear / a number), not in memory)
-        >>> print(softjax.entropy(logits))  # log 5
-        [1.6094 1.6094]
-    """
-    features = checked_array("features", features)
-    kernel, axis = _checks.class_kernel(kernel, class_axis)
-    d, k = kernel.shape[1 - axis], kernel.shape[axis]
-    if features.ndim == 0 or features.shape[-1] != d:
-        raise ValueError(f"`features` must have shape [..., {d}] for the kernel {kernel.shape}, got {features.shape}.")
-    live, of_classes = _checks.live_classes(None, "bias", bias, k, "[K] for the K of `kernel`")
-    product = _products.chosen(precision, dtype, features, kernel)
-    of_arrays = compute_dtype(common_dtype(*inexact_leaves((features, kernel, of_classes))))
-    made = Linear(features, kernel, of_classes, axis, product, of_arrays)
-    return _made(made, live, axis_name, batch_axis_name, block_size, ("kernel", kernel, "features", features))
-
-
-@readable
-def distances(
-    z: ArrayLike,
-    centers: ArrayLike,
-    *,
-    precisions: ArrayLike | None = None,
-    block_size: BlockSize = None,
-    axis_name: AxisName = None,
-    batch_axis_name: AxisName = None,
-) -> Logits:
-    """Negative squared distances, -sum_d t_kd (z_d - c_kd)^2, as logits that are never in memory.
-
-    Args:
-        z: latents [..., D].
-        centers: c [K, D].
-        precisions: t, positive factors of the squared differences, such as inverse variances: [K, D]; [K, 1], one of
-            each class; or [D], one of each dimension; None for 1.
-        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library choose.
-        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for none.
-        batch_axis_name: likewise for the examples.
-
-    Returns:
-        Logits [..., K]. A temperature divides them, and the logarithm of a prior [K] is added to them.
-
-    Raises:
-        ValueError: if shapes don't fit together, or an argument is out of range.
-        TypeError: if an array or an option is of the wrong kind.
-
-    Example:
-        >>> import softjax, jax.numpy as jnp
-        >>> print(softjax.logsumexp(softjax.distances(jnp.ones((1, 3)), jnp.zeros((1, 3))), axis=-1))
-        [-3.]
-
-    Source: CATSMILE-1012 (softargmax), L2 mixture autoencoder.
-    """
-    z, centers = _checks.latents_and_centers(z, centers)
-    k, d = centers.shape
-    of_classes, of_all = _checks.precisions(precisions, k, d)
-    dtype = compute_dtype(common_dtype(*inexact_leaves((z, centers, of_classes, of_all))))
-    made = Distances(z, centers, of_classes, of_all, None, dtype)
-    return _made(made, None, axis_name, batch_axis_name, block_size, ("centers", centers, "z", z))
-
-
-@readable
-def pairwise(
-    function: Callable[[Any, Any], Array],
-    examples: Any,
-    classes: Any,
-    *,
-    block_size: BlockSize = None,
-    axis_name: AxisName = None,
-    batch_axis_name: AxisName = None,
-) -> Logits:
-    """Logits function(example, class), for any function in JAX of one example and one class.
-
-    Args:
-        function: (example [...], class [...]) -> a number. It may close over arrays, which have gradients.
-        examples: a pytree of arrays [N, ...].
-        classes: a pytree of arrays [K, ...].
-        block_size: how many classes are in memory at a time, or a `softjax.Placement`; None to let the library choose.
-        axis_name: inside `jax.shard_map`, the mesh axis or axes over which the classes are sharded; None for none.
-        batch_axis_name: likewise for the examples.
-
-    Returns:
-        Logits [N, K].
-
-    Raises:
-        ValueError: if shapes don't fit together, or an argument is out of range.
-        TypeError: if an array or an option is of the wrong kind.
-
-    Example:
-        >>> import softjax, jax.numpy as jnp
-        >>> laplacian = lambda x, c: -jnp.abs(x - c).sum()
-        >>> logits = softjax.pairwise(laplacian, jnp.zeros((1, 2)), jnp.ones((8, 2)))
-        >>> print(softjax.logsumexp(logits, axis=-1))  # log 8 - 2
-        [0.0794]
-    """
-    sizes = []
-    for name, letter, tree in (("examples", "N", examples), ("classes", "K", classes)):
-        shapes = [_checks.array(name, a).shape for a in jax.tree.leaves(tree)]
-        if not shapes or () in shapes:
-            raise ValueError(f"`{name}` must hold arrays [{letter}, ...], got shapes {shapes}.")
-        sizes.append(shapes[0][0])
-    examples = _checks.leading("examples", examples, (sizes[0],), "[N]")
-    classes = _checks.leading("classes", classes, (sizes[1],), "[K]")
-    row = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
-    taken = user_function("function", function, row(examples), row(classes), of_numbers=False)
-    dtype = compute_dtype(jax.eval_shape(taken, row(examples), row(classes)).dtype)
-    made = Pairwise(taken, examples, classes, dtype, 1)
-    return _made(made, None, axis_name, batch_axis_name, block_size, ("classes", classes, "examples", examples))
-
-
-LogitsLike = ArrayLike | Logits
-
-
-def as_logits(name: str, x: Any) -> Logits:
-    """The logits, or an array of them, as `Logits`."""
-    if isinstance(x, Logits):
-        return x
-    x = checked_array(name, x)
-    if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"`{name}` must have shape [..., K] with K classes, got {x.shape}.")
-    return Logits(Dense(x, compute_dtype(x.dtype)), None, (), x.ndim)
+    return dataclasses.replace(first, node=made, live=live, masks=masks, block_size=block, engine=engine)

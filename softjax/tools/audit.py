@@ -16,15 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.tree_util import Partial
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import softjax
 from softjax import Placement, losses
-from softjax._dtypes import join, split
-from softjax._placement import BlockSize
+from softjax.arguments.dtypes import join, split
+from softjax.compute.placement import BlockSize
 
 from . import truth
 from .machine import machine
@@ -40,7 +39,8 @@ FIRST_ORDER = ALL[:3]
 FLOAT32, HALF = ("float32",), ("bfloat16", "float16")
 
 LOGITS = "logits"
-PLACES = {"default": None, "blocks": 5, "tiles": Placement(2, 5), "forward": Placement(2, 5, "forward")}
+PLACES = {"default": None, "mean": None, "blocks": 5, "tiles": Placement(2, 5), "forward": Placement(2, 5, "forward")}
+REDUCED = "mean", "forward"  # the places of a mean
 
 
 class Scenario(NamedTuple):
@@ -145,46 +145,153 @@ def _logit_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
         ("multiclass_hinge_loss", "scores", optax.losses.multiclass_hinge_loss),
     ):
         yield work(function, getattr(truth, function), argument, other, labels=first)
-    yield work(
-        "of_logits", truth.focal, "logits", variant=", focal", options={"loss": losses.focal(2.0)}, example=first
-    )
-    brier = work("of_logits", truth.brier, "logits", variant=", Brier", options={"loss": losses.brier}, example=first)
+    yield work("of", truth.focal, "logits", variant=", focal", options={"loss": losses.focal(2.0)}, example=first)
+    brier = work("of", truth.brier, "logits", variant=", Brier", options={"loss": losses.brier}, example=first)
     # In half precision, an offset of 1e4 rounds all other logits to one number. The gradient is then a rounded 0.
     yield brier._replace(scenarios=[s for s in brier.scenarios if s.dtypes == FLOAT32])
 
 
 def _scenarios(
-    ordinary: Callable, others: dict[str, dict], large: Callable | None, scalar: bool, quick: bool
+    ordinary: Callable,
+    others: dict[str, dict],
+    large: Callable | None,
+    scalar: bool,
+    quick: bool,
+    placed: bool = True,
 ) -> Iterator[Scenario]:
-    """The scenarios of a function that takes `block_size`.
+    """The scenarios of a function of examples and classes.
 
     `ordinary(n, k)` gives arguments for n examples and k classes, `others` are named arguments for (N, K), and
-    `large(n, k)` gives arguments for few and for many classes. `scalar` says whether there is a `reduction`.
+    `large(n, k)` gives arguments for few and for many classes. `scalar` says whether there is a `reduction`, and
+    `placed` whether there is a placement.
     """
     few = {"ordinary": ordinary(N, K)} | others
-    modes_of = {"default": ALL, "blocks": ALL, "tiles": FIRST_ORDER, "forward": FIRST_ORDER}
-    modes_of = {"blocks": FIRST_ORDER} if quick else modes_of
+    if placed:
+        modes_of = {"default": ALL, "blocks": ALL, "tiles": FIRST_ORDER, "forward": FIRST_ORDER}
+    else:
+        modes_of = {"default": ALL, "mean": FIRST_ORDER}
+    if quick:
+        modes_of = {"blocks" if placed else "default": FIRST_ORDER}
     for (place, modes), (name, arguments) in itertools.product(modes_of.items(), few.items()):
-        if scalar or place != "forward":
+        if scalar or place not in REDUCED:
             # Second derivatives are inaccurate for confident rows, as in other libraries.
             yield Scenario(name, arguments, FLOAT32, FIRST_ORDER if "margin" in name else modes, place, PLACES[place])
     if quick:
         return
-    yield Scenario("ordinary", few["ordinary"], ("bfloat16",), FIRST_ORDER, "blocks", PLACES["blocks"])
-    place = "forward" if scalar else "blocks"
-    yield Scenario("ordinary", few["ordinary"], ("float16",), FIRST_ORDER, place, PLACES[place])
+    of_each = "blocks" if placed else "default"
+    of_mean = of_each if not scalar else "forward" if placed else "mean"
+    yield Scenario("ordinary", few["ordinary"], ("bfloat16",), FIRST_ORDER, of_each, PLACES[of_each])
+    yield Scenario("ordinary", few["ordinary"], ("float16",), FIRST_ORDER, of_mean, PLACES[of_mean])
     if large is not None:
         yield Scenario("K=1", large(2, 1), FLOAT32, FIRST_ORDER, "default")
-        yield Scenario("K=1000", large(2, 1000), FLOAT32, FIRST_ORDER, "blocks", 512)
+        yield Scenario("K=1000", large(2, 1000), FLOAT32, FIRST_ORDER, of_each, 512 if placed else None)
         yield Scenario("K=70000", large(2, 70000), FLOAT32, FIRST_ORDER, "default")
+
+
+# The public functions take logits, and the scenarios have the arrays of which these are made.
+
+
+def _of_linear(argument: str = "logits", chosen: Callable = lambda found: found) -> Callable:
+    """The adapter of a function of logits: a part of its result, as a function of features and kernel."""
+
+    def adapter(function):
+        def of_arrays(
+            features,
+            kernel,
+            *,
+            bias=None,
+            softcap=None,
+            temperature=None,
+            where=None,
+            block_size=None,
+            precision=None,
+            dtype=None,
+            **more,
+        ):
+            how = {"block_size": block_size, "precision": precision, "dtype": dtype}
+            logits = softjax.linear(features, kernel, bias, **how)
+            if softcap is not None:
+                softcap = softcap.astype(jnp.float32)  # which adds its two gradients before they are rounded
+                logits = softcap * (logits / softcap).map(jnp.tanh)
+            logits = _changed(logits, temperature, None, where)
+            return chosen(function(**{argument: logits}, **more))
+
+        return of_arrays
+
+    return adapter
+
+
+def _of_distances(argument: str = "logits", chosen: Callable = lambda found: found) -> Callable:
+    """The same, of the logits of a mixture."""
+
+    def adapter(function):
+        def of_arrays(
+            z, centers, *, log_prior=None, precisions=None, temperature=None, where=None, block_size=None, **more
+        ):
+            logits = softjax.distances(z, centers, precisions=precisions, block_size=block_size)
+            logits = _changed(logits, temperature, log_prior, where)
+            return chosen(function(**{argument: logits}, **more))
+
+        return of_arrays
+
+    return adapter
+
+
+def _changed(logits, temperature, log_prior, where):
+    logits = logits if temperature is None else logits / temperature
+    logits = logits if log_prior is None else logits + log_prior
+    return logits if where is None else logits.where(where)
+
+
+def _of_data(of):
+    """`of` for a loss of data x and values of the classes, whose squared distances are sums of differences."""
+    return lambda x, values, **more: of(example=x, per_class=values, **more)
+
+
+# Products and sums of data far from 0 lose digits: `softjax.of` is given data about a middle, as the functions of
+# mixtures do by themselves. Whole numbers are the same wherever the compiler computes the mean again.
+
+
+def _middle(values):
+    return jnp.round(jax.lax.stop_gradient(values).mean(0))
+
+
+def _of_data_about_middle(of):
+    def about_middle(x, values, **more):
+        middle = _middle(values)
+        return of(example=x - middle, per_class=values - middle, **more)
+
+    return about_middle
+
+
+def _of_values(of):
+    """`of` for the expectation of values of the classes."""
+
+    def about_middle(values, **more):
+        middle = _middle(values)
+        return of(per_class=values - middle, **more) + middle
+
+    return about_middle
 
 
 def _linear_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     normal, uniform = lambda *shape: random.normal(size=shape), lambda *shape: random.uniform(0.5, 1.5, shape)
     exact = np.array(list(itertools.permutations((2.0, 1.0, 0.0, -1.0)))[:K])
 
-    def work(function, definition, more, options=None, peer=None, variant="", confident=True, large=True, scalar=True):
-        """The work of a function of features and kernel; `more(n, k)` gives its other arguments."""
+    def work(
+        function,
+        definition,
+        more,
+        options=None,
+        peer=None,
+        variant="",
+        confident=True,
+        large=True,
+        scalar=True,
+        adapter=None,
+        modes=None,
+    ):
+        """The work of a function of linear logits; `more(n, k)` gives its other arguments."""
         ordinary = lambda n, k: {"features": normal(n, 3), "kernel": normal(3, k)} | more(n, k)
 
         def ahead(scale):
@@ -192,78 +299,122 @@ def _linear_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
             return more(N, K) | {"features": scale * exact[:N], "kernel": exact.T}
 
         others = {f"margin {scale}": ahead(scale) for scale in (17, 80, -80)} if confident else {}
-        scenarios = _scenarios(ordinary, others, ordinary if large else None, scalar, quick)
-        named = (s._replace(name=s.name + variant) for s in scenarios)
-        return Work(function, definition, named, options or {}, peer)
+        scenarios = _scenarios(ordinary, others, ordinary if large else None, scalar, quick, adapter is not _itself)
+        named = (s._replace(name=s.name + variant, modes=modes or s.modes) for s in scenarios)
+        adapter = adapter or _of_linear()
+        return Work(function, ft.partial(truth.of_linear, definition), named, options or {}, peer, adapter)
 
     labels = lambda n, k: {"labels": _labels(n, k)}
 
     def pair(n, k):
         return {"labels": (random.integers(k, size=(n, 3)), uniform(n, 3))}
 
+    def smoothed(n, k):
+        arrays = {"bias": normal(k), "weights": uniform(n)}
+        return labels(n, k) | arrays | {"label_smoothing": np.array(0.1), "z_loss": np.array(0.01)}
+
     def options(n, k):
-        numbers = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0, "temperature": 1.7}
-        arrays = {"bias": normal(k), "where": LIVE, "weights": uniform(n), "class_weights": uniform(k)}
-        return labels(n, k) | arrays | {name: np.array(number) for name, number in numbers.items()}
+        return smoothed(n, k) | {"where": LIVE, "softcap": np.array(5.0), "temperature": np.array(1.7)}
 
     def peer(features, kernel, labels):
         return optax.softmax_cross_entropy_with_integer_labels(features @ kernel, labels)
 
-    function, definition = "linear_softmax_cross_entropy", truth.linear_softmax_cross_entropy
+    definition = truth.smoothed_cross_entropy
+    yield work("linear_softmax_cross_entropy", definition, labels, peer=peer, adapter=_itself)
+    yield work("linear_softmax_cross_entropy", definition, pair, variant=", pair labels", large=False, adapter=_itself)
+    yield work(
+        "linear_softmax_cross_entropy", definition, smoothed, variant=", all options", confident=False, large=False,
+        adapter=_itself,
+    )  # fmt: skip
+    function = "softmax_cross_entropy_with_integer_labels"
     yield work(function, definition, labels, peer=peer)
     yield work(function, definition, pair, variant=", pair labels", large=False)
     yield work(function, definition, options, variant=", all options", confident=False, large=False)
-    values = lambda n, k: {"values": normal(k, 2), "temperature": np.array(2.0)}
-    expectation = work("linear_expectation", truth.linear_expectation, values, scalar=False)
-    yield expectation._replace(scenarios=map(_with_smooth_values("kernel", lambda w: w.T), expectation.scenarios))
-    nothing: Callable[..., dict] = lambda n, k: {}
-    tokens = lambda n, k: {"tokens": _labels(n, k)}
-    yield work("linear_log_probs", truth.linear_log_probs, tokens, scalar=False)
-    entropies = work(
-        "linear_log_probs", truth.linear_entropies, tokens, {"entropy": True}, None, ", entropy", scalar=False
+    of_classes = lambda n, k: options(n, k) | {"class_weights": uniform(k)}
+    of_live = lambda logits, class_weights, **more: truth.smoothed_cross_entropy(
+        logits, class_weights=class_weights[LIVE], **more
     )
-    yield entropies._replace(adapter=lambda f: lambda **a: f(**a)[1])
+    yield work(
+        "of", of_live, of_classes, variant=", class weights", confident=False, large=False,
+        adapter=lambda of: _of_linear()(_of_class_weights(of)),
+    )  # fmt: skip
+    soft = lambda n, k: {"labels": uniform(n, k)}
+    yield work("softmax_cross_entropy", truth.softmax_cross_entropy, soft, large=False, scalar=False)
+
+    vectors = lambda n, k: {"values": normal(k, 2), "temperature": np.array(2.0)}
+    of_vectors = ft.partial(
+        work, "of", truth.vector_expectation, vectors, scalar=False, adapter=lambda of: _of_linear()(_of_values(of))
+    )
+    means = {"loss": losses.expectation}
+    expectation = of_vectors(means, variant=", expectation")
+    yield expectation._replace(scenarios=map(_with_smooth_values("kernel", lambda w: w.T), expectation.scenarios))
+    positive = lambda n, k: {"values": uniform(k)}
+    yield work("expectation", truth.expectation, positive, large=False, scalar=False)
+    nothing: Callable[..., dict] = lambda n, k: {}
+    ids = lambda n, k: {"ids": _labels(n, k)}
+    yield work("log_probs", truth.log_probs, ids, scalar=False)
+    several = lambda n, k: {"ids": (_labels(n, k)[:, None] + np.arange(3)) % k}
+    yield work("log_probs", truth.log_probs, several, variant=", 3 ids", large=False, scalar=False)
+    of_entropy = lambda logits, ids: truth.entropy(logits)
+    yield work(
+        "log_probs", of_entropy, ids, {"entropy": True}, variant=", entropy", scalar=False,
+        adapter=_of_linear(chosen=lambda found: found[1]),
+    )  # fmt: skip
+    yield work("entropy", truth.entropy, nothing, large=False, scalar=False)
+    yield work("logsumexp", truth.logsumexp, nothing, {"axis": -1}, scalar=False, adapter=_of_linear("a"))
     # Values alone: the log-probabilities of the likeliest classes are constants of differentiation.
-    top = work("linear_top_k", truth.linear_top_k, nothing, {"k": 3}, large=False, scalar=False)
-    of_values = (scenario._replace(modes=("value",)) for scenario in top.scenarios)
-    yield top._replace(scenarios=of_values, adapter=lambda f: lambda **a: f(**a).log_probs)
-    yield work("linear_logsumexp", truth.linear_logsumexp, nothing, scalar=False)
+    best, entropies = lambda found: found.log_probs, lambda found: found.entropy
+    of_values = ft.partial(work, large=False, scalar=False, modes=("value",))
+    yield of_values("top_k", truth.top_k, nothing, {"k": 3}, adapter=_of_linear(chosen=best))
+    of_entropy = lambda logits, labels: truth.entropy(logits)
+    yield of_values("metrics", of_entropy, labels, adapter=_of_linear(chosen=entropies))
     example = lambda n, k: {"example": _labels(n, k)}
     for variant, loss, of, more in (
         (", focal", losses.focal(2.0), truth.focal, example),
         (", entropy", losses.entropy, truth.entropy, nothing),
     ):
-        yield work("of_linear", ft.partial(truth.of_linear, of), more, {"loss": loss}, variant=variant, large=False)
+        yield work("of", of, more, {"loss": loss}, variant=variant, large=False)
+    both = lambda logits, example: (
+        truth.softmax_cross_entropy_with_integer_labels(logits, example) + (truth.entropy(logits) * SHARE)
+    )
+    yield work(
+        "of", both, example, variant=", two losses", large=False, adapter=lambda of: _of_linear()(_of_two_losses(of))
+    )
 
     for level, limits in PRECISION_LIMITS.items():
         options_of_level = {"precision": level, "dtype": "bfloat16"}
-        of_level = ft.partial(
-            work, options=options_of_level, variant=f", {level}", confident=level == "highest", large=False
-        )
+        few = {"confident": level == "highest", "large": False}
         for one in (
-            of_level(function, definition, labels),
-            of_level("linear_expectation", truth.linear_expectation, values, scalar=False),
+            work(function, truth.smoothed_cross_entropy, labels, options_of_level, variant=f", {level}", **few),
+            of_vectors(options_of_level | means, variant=f", expectation, {level}", **few),
         ):
             yield one._replace(scenarios=map(_of_bfloat16_operands, one.scenarios), limits=limits)
 
-    sets = lambda n, k: {"labels": np.stack([_labels(n, k), (_labels(n, k) + k // 2) % k], -1)}
-    yield work("linear_sigmoid_binary_cross_entropy", truth.linear_sigmoid_binary_cross_entropy, sets, large=False)
-    # The same functions of logits that are never in memory.
-    of_ids = lambda features, kernel, ids: truth.linear_log_probs(features, kernel, ids)
-    ids = lambda n, k: {"ids": _labels(n, k)}
-    binary = "sigmoid_binary_cross_entropy", truth.linear_sigmoid_binary_cross_entropy, sets
-    for one in (work("log_probs", of_ids, ids, scalar=False), work(*binary, large=False)):
-        yield one._replace(adapter=_of_linear)
-    best = work("top_k", truth.linear_top_k, nothing, {"k": 3}, large=False, scalar=False)
-    found = work("metrics", truth.linear_entropies, tokens, large=False, scalar=False)
-    for one, chosen in ((best, lambda found: found.log_probs), (found, lambda found: found.entropy)):
-        of_values = (scenario._replace(modes=("value",)) for scenario in one.scenarios)
-        yield one._replace(scenarios=of_values, adapter=_chosen_of_linear(chosen))
-    # The teacher is a constant of differentiation, and no argument here.
-    distilled = work(
-        "linear_distillation_loss", ft.partial(truth.linear_distillation_loss, _teacher), nothing, large=False
-    )
-    yield distilled._replace(adapter=_with_teacher)
+    binary = ft.partial(work, "sigmoid_binary_cross_entropy", truth.sigmoid_binary_cross_entropy, large=False)
+    yield binary(lambda n, k: {"labels": np.stack([_labels(n, k), (_labels(n, k) + k // 2) % k], -1)})
+    yield binary(lambda n, k: {"labels": random.uniform(size=(n, k))}, variant=", all targets")
+    for name, variant, of_hinge in (
+        ("multiclass_svm_loss", "", truth.multiclass_svm_loss),
+        ("multiclass_hinge_loss", "", truth.multiclass_hinge_loss),
+    ):
+        yield work(name, of_hinge, labels, variant=variant, large=False, scalar=False, adapter=_of_linear("scores"))
+
+    for name in ("kl_divergence", "js_divergence"):
+        of = getattr(truth, name)
+        from_p: Callable = lambda q, p, of=of: of(p, q)
+        one = work(name, from_p, lambda n, k: {"p": normal(n, k)}, large=False, adapter=_of_linear("q"))
+        # Between a sure q and p is m, which is not sure: derivatives of the divergence are differences, and nearly 0.
+        unsure: Callable = lambda s, name=name: name == "js_divergence" and "margin" in s.name
+        values_alone = (s._replace(modes=("value",)) if unsure(s) else s for s in one.scenarios)
+        yield one._replace(scenarios=values_alone)
+        if name == "kl_divergence":
+            yield work(
+                name, from_p, lambda n, k: {"p": (several(n, k)["ids"], uniform(n, 3))}, variant=", pair",
+                large=False, adapter=_of_linear("q"),
+            )  # fmt: skip
+        teacher = lambda n, k: {"of_p": (normal(n, 5), normal(5, k))}
+        of_both = lambda q, of_p, of=of: of(truth.linear(*of_p), q)
+        yield work(name, of_both, teacher, variant=", two layers", confident=False, large=False, adapter=_of_two_layers)
 
     views = lambda x, y: {"x": x, "y": y, "temperature": np.array(2.0), "weights": uniform(K)}
     others = {f"margin {scale}": views(scale * exact, exact) for scale in (17, 80)}
@@ -279,38 +430,44 @@ def _linear_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
         yield Work(name, getattr(truth, name), _scenarios(ordinary, {}, None, True, quick), {})
 
 
-def _teacher(n, k):
-    """Probabilities [N, K] of a teacher."""
-    weights = 1 + (3 * np.arange(n)[:, None] + 5 * np.arange(k)) % 7
-    return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+SHARE = 0.125  # of the second of two losses
 
 
-def _with_teacher(function):
-    def distilled(features, kernel, **options):
-        probs = _teacher(features.shape[0], kernel.shape[1])
-        return function(features, kernel, teacher_probs=probs, **options)
-
-    return distilled
+def _itself(function):
+    """The adapter of a function of the scenarios' arguments."""
+    return function
 
 
-def _of_linear(function):
-    """A function of logits, as one of features and kernel."""
+def _of_class_weights(of):
+    def weighted(logits, labels, class_weights, label_smoothing, z_loss, **more):
+        loss = losses.label_smoothing(losses.cross_entropy, label_smoothing)
+        loss = losses.z_loss(losses.class_weights(loss, class_weights), z_loss)
+        return of(loss, logits, labels, **more)
 
-    def of_arrays(features, kernel, block_size=None, **more):
-        return function(softjax.linear(features, kernel, block_size=block_size), **more)
+    return weighted
+
+
+def _of_two_losses(of):
+    """A weighted sum of two losses from one pass."""
+
+    def of_both(logits, example, reduction="none"):
+        given = (losses.cross_entropy, losses.entropy), logits, (example, None)
+        if reduction != "none":
+            return of(*given, reduction=reduction, loss_weights=(1.0, SHARE))[0]
+        of_labels, entropy = of(*given)
+        return of_labels + SHARE * entropy
+
+    return of_both
+
+
+def _of_two_layers(divergence):
+    """A divergence of two linear layers, in memory neither."""
+
+    def of_arrays(features, kernel, of_p, block_size=None, **more):
+        p = softjax.linear(*of_p, block_size=block_size)
+        return divergence(p, softjax.linear(features, kernel, block_size=block_size), **more)
 
     return of_arrays
-
-
-def _chosen_of_linear(chosen):
-    """The same, for a part of the result."""
-
-    def of_function(function):
-        labelled = lambda logits, tokens=None, **more: function(logits, *([] if tokens is None else [tokens]), **more)
-        of_arrays = _of_linear(labelled)
-        return lambda **given: chosen(of_arrays(**given))
-
-    return of_function
 
 
 def _of_bfloat16_operands(scenario):
@@ -335,31 +492,55 @@ def _mixture_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     apart = lambda a: a + 1e4 * (np.arange(len(a)) % 2)[:, None]
     clusters = data | {name: apart(data[name]) for name in ("z", "centers")}
     of_data = clusters | {name: apart(data[name]) for name in ("x", "values")}
-    for function, without, options in (
-        ("mixture_autoencoder_loss", (), {}),
-        ("eol_loss", (), {}),
-        ("leop_loss", (), {}),
-        ("mixture_expectation", ("x", "weights"), {}),
-        ("soft_quantize", ("x", "weights"), {}),
-        ("of_mixture", ("x", "values"), {"loss": losses.entropy}),
-    ):
+    no_data = "x", "weights"
+    of_loss = lambda loss, of_data=_of_data: ("of", {"loss": loss}, lambda of: _of_distances()(of_data(of)))
+    for function, options, adapter, definition, without, variant in (
+        ("mixture_autoencoder_loss", {}, _itself, truth.mixture_autoencoder_loss, (), ""),
+        ("eol_loss", {}, _itself, truth.eol_loss, (), ""),
+        ("leop_loss", {}, _itself, truth.leop_loss, (), ""),
+        ("soft_quantize", {}, _codes, truth.soft_quantize, no_data, ""),
+        (
+            *of_loss(losses.mixture_autoencoder, _of_data_about_middle), truth.mixture_autoencoder_loss, (),
+            ", mixture autoencoder",
+        ),
+        (*of_loss(losses.eol), truth.eol_loss, (), ", EOL"),
+        (*of_loss(losses.leop), truth.leop_loss, (), ", LEOP"),
+        (
+            "of", {"loss": losses.expectation}, lambda of: _of_distances()(_of_values(of)), truth.soft_quantize,
+            no_data, ", expectation of a mixture",
+        ),
+        (
+            "of", {"loss": losses.entropy}, _of_distances(), ft.partial(truth.of_distances, truth.entropy),
+            ("x", "values"), ", entropy of a mixture",
+        ),
+    ):  # fmt: skip
         chosen = lambda a, without=without: {name: value for name, value in a.items() if name not in without}
         others = {"mean 1000": chosen(far | settings), "centers coincide": chosen(coincident | settings)}
         others["clusters 1e4 apart"] = chosen(clusters | settings)
+        others["temperature alone"] = chosen(far | {"temperature": settings["temperature"]})
         others["precisions"] = chosen(data | settings | {"precisions": random.uniform(0.3, 3.0, (K, 2))})
-        if function in ("eol_loss", "leop_loss"):  # losses of distances alone
+        if definition in (truth.eol_loss, truth.leop_loss):  # losses of distances alone
             others["data 1e4 apart"] = chosen(of_data | settings)
-        if function == "of_mixture":  # the gradient of a mean for its weights would be a difference of equal entropies
+        of_entropy = options.get("loss") is losses.entropy
+        if of_entropy:  # the gradient of a mean for its weights would be a difference of equal entropies
             del others["centers coincide"]["weights"]
         ordinary = lambda n, k, chosen=chosen: chosen(data | settings)
-        large = None if function == "of_mixture" else lambda n, k, chosen=chosen: chosen(normal(n, k))
-        scalar = function not in ("mixture_expectation", "soft_quantize")
-        scenarios = _scenarios(ordinary, others, large, scalar, quick)
-        work = Work(function, getattr(truth, function), map(smooth, scenarios), options)
-        yield work._replace(adapter=_of_values) if function == "soft_quantize" else work
+        large = None if of_entropy else lambda n, k, chosen=chosen: chosen(normal(n, k))
+        placed, scalar = function == "of", without != no_data
+        scenarios = (smooth(s) for s in _scenarios(ordinary, others, large, scalar, quick, placed))
+        named = (s._replace(name=s.name + variant) for s in scenarios)
+        yield Work(function, definition, named, options, adapter=adapter)
+
+    nearest = lambda n, k: {name: a for name, a in normal(n, k).items() if name in ("z", "centers")}
+    scenarios = (s._replace(modes=("value",)) for s in _scenarios(nearest, {}, None, False, quick))
+    definition = ft.partial(truth.of_distances, truth.top_k)
+    adapter = _of_distances(chosen=lambda found: found.log_probs)
+    yield Work(
+        "top_k", definition, (s._replace(name=s.name + ", mixture") for s in scenarios), {"k": 3}, adapter=adapter
+    )
 
 
-def _of_values(soft_quantize):
+def _codes(soft_quantize):
     """Ids, usage and perplexity have no derivative."""
     return lambda **given: soft_quantize(**given).values
 
@@ -379,26 +560,41 @@ def _gaussian_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
         if d == 2:  # a product has an error of eps |x - m| |c - m|, beside which these distances are small
             near = {"x": data["centers"][np.arange(N) % K] + 0.01, "precisions": 1e4 * data["precisions"]}
             others["narrow, D=2"] = data | near
-        of_each = _scenarios(lambda n, k, data=data: data, others, arrays if d == 2 else None, True, quick)
-        yield Work("gaussian_mixture_nll_loss", truth.gaussian_mixture_nll_loss, of_each, {})
+        large, definition = arrays if d == 2 else None, truth.gaussian_mixture_nll_loss
+        ordinary = lambda n, k, data=data: data
+        scenarios = ft.partial(_scenarios, ordinary, others, large, True, quick)
+        yield Work("gaussian_mixture_nll_loss", definition, scenarios(placed=False), {})
+        named = (s._replace(name=f"{s.name}, Gaussians") for s in scenarios())
+        yield Work("of", definition, named, {"loss": losses.gaussian_mixture()}, adapter=_of_gaussians)
+
+
+def _of_gaussians(of):
+    """The loss of logits that are the log-prior alone: distances in no dimension are 0."""
+
+    def of_arrays(x, centers, precisions, log_prior=None, where=None, block_size=None, **more):
+        logits = softjax.distances(x[..., :0], centers[:, :0], block_size=block_size)
+        logits = _changed(logits, None, log_prior, where)
+        middle = _middle(centers) if x.shape[-1] > 2 else 0  # differences are exact
+        return of(logits=logits, example=x - middle, per_class=(centers - middle, precisions), **more)
+
+    return of_arrays
 
 
 def _kernel_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
-    """The work of `softjax.of`, with scores by a function."""
+    """The work of `softjax.of`, with logits by a function of one example and one class."""
 
     def ordinary(n, k):
         return {"examples": random.normal(size=(n, 2)), "classes": random.normal(size=(k, 2)), "scale": np.array(0.7)}
 
     def of_kernel(of):
-        scores = lambda scale, *arrays: softjax.scores.of(Partial(_cauchy, scale), *arrays)
-        return lambda examples, classes, scale, **options: of(scores=scores(scale, examples, classes), **options)
+        def of_arrays(examples, classes, scale, block_size=None, **more):
+            cauchy = lambda x, c: -jnp.log1p(((x - c) ** 2).sum() / scale**2)
+            return of(logits=softjax.pairwise(cauchy, examples, classes, block_size=block_size), **more)
 
-    scenarios = _scenarios(ordinary, {}, ordinary, True, quick)
-    yield Work("of", truth.of, scenarios, {"loss": losses.logsumexp}, adapter=of_kernel)
+        return of_arrays
 
-
-def _cauchy(scale, x, y):
-    return -jnp.log1p(((x[:, None] - y[None]) ** 2).sum(-1) / scale**2)
+    scenarios = (s._replace(name=f"{s.name}, kernel") for s in _scenarios(ordinary, {}, ordinary, True, quick))
+    yield Work("of", truth.of_kernel, scenarios, {"loss": losses.logsumexp}, adapter=of_kernel)
 
 
 def _with_smooth_values(class_argument: str, coordinates: Callable) -> Callable[[Scenario], Scenario]:
@@ -409,7 +605,7 @@ def _with_smooth_values(class_argument: str, coordinates: Callable) -> Callable[
 
     def smooth(scenario):
         a = scenario.arguments
-        if "values" not in a or len(a["values"]) <= 1000:
+        if "values" not in a or len(a["values"]) < 1000:
             return scenario
         linear = coordinates(a[class_argument])[:, :2] @ np.array([[1.0, 0.5], [-0.5, 1.0]])
         return scenario._replace(arguments=a | {"values": linear + 0.3 * a["values"]})
@@ -420,7 +616,8 @@ def _with_smooth_values(class_argument: str, coordinates: Callable) -> Callable[
 def works(quick: bool) -> Iterator[Work]:
     """All functions and scenarios, with the same random numbers in every run."""
     for seed, family in enumerate((_logit_works, _linear_works, _mixture_works, _kernel_works, _gaussian_works)):
-        yield from family(quick, np.random.default_rng(seed))
+        for work in family(quick, np.random.default_rng(seed)):
+            yield work._replace(scenarios=list(work.scenarios))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -445,7 +642,7 @@ def measure(work: Work) -> Iterator[Entry]:
         return _program(theirs)
 
     for scenario in work.scenarios:
-        reduction = "mean" if scenario.place == "forward" else None
+        reduction = "mean" if scenario.place in REDUCED else None
         for dtype in scenario.dtypes:
             with _MPMATH:
                 reduced = ft.partial(work.definition, **_without_none(reduction=reduction))
@@ -463,7 +660,11 @@ def _without_none(**options):
 
 
 def _program(function: Callable) -> Callable:
-    """A compiled function that computes all modes of differentiation at once."""
+    """A function that computes all modes of differentiation in one program, and the value in one of its own too.
+
+    A compiler may round the logits of a value otherwise than those that a gradient needs again.
+    """
+    alone = jax.jit(lambda moving, fixed: function(**join(moving, fixed)))
 
     @ft.partial(jax.jit, static_argnames="modes")
     def run(moving, fixed, cotangent, tangent, modes):
@@ -478,7 +679,11 @@ def _program(function: Callable) -> Callable:
         of_mode |= {"forward": lambda: along(f), "HVP": lambda: along(pull)}
         return {mode: of_mode[mode]() for mode in modes}
 
-    return run
+    def of_all(moving, fixed, cotangent, tangent, modes):
+        found = run(moving, fixed, cotangent, tangent, modes)
+        return found | {"value": {"alone": alone(moving, fixed), "with its gradients": found["value"]}}
+
+    return of_all
 
 
 class _Problem:
@@ -515,7 +720,8 @@ class _Problem:
         signs = [np.sign(g.astype(float)) for g in gradients]
         tangent = [rounded(np.asarray(s * np.abs(random.normal(size=s.shape)))) for s in signs]
         self.tangent = jax.tree.unflatten(tree, tangent)
-        self.want = {"value": output.value, "reverse": jax.tree.unflatten(tree, gradients)}
+        values = {"alone": output.value, "with its gradients": output.value}
+        self.want = {"value": values, "reverse": jax.tree.unflatten(tree, gradients)}
         products = [g * truth.Numbers(v).value for g, v in zip(gradients, tangent, strict=True)]
         self.want["forward"] = sum(self.rows(p).sum(-1) for p in products)
         if "HVP" in self.modes:

@@ -69,7 +69,7 @@ class Device(NamedTuple):
         return softjax.placement(n, k, d, reduction=problem.reduction, dtype=problem.dtype, **options)
 
     def rounds(self, problem: Problem) -> bool:
-        """Whether the cotangents of the scores are rounded to bfloat16: see `softjax._products`."""
+        """Whether the cotangents of the scores are rounded to bfloat16: see `softjax.logits.products`."""
         return problem.dtype == "bfloat16" and self.platform != "cpu"
 
 
@@ -200,9 +200,7 @@ def function_of(problem: Problem, device: Device, way: Way) -> tuple[Callable, t
         # The library would take the precision of the device on which JAX runs.
         described = "highest" if problem.itemsize == 4 else "default"
         precision = described if device.name in targets.KINDS else None
-        loss = ft.partial(
-            softjax.linear_softmax_cross_entropy, block_size=device.placement(problem), precision=precision
-        )
+        loss = ft.partial(fused_loss, placement=device.placement(problem), precision=precision)
     loss = ft.partial(loss, reduction=problem.reduction)
     arrays = [jax.ShapeDtypeStruct(shape, problem.dtype) for shape in ((n, d), (d, k))]
     labels = jax.ShapeDtypeStruct((n,), "int32")
@@ -214,6 +212,19 @@ def function_of(problem: Problem, device: Device, way: Way) -> tuple[Callable, t
         return losses, back(cotangents)
 
     return with_cotangents, (*arrays, labels, jax.ShapeDtypeStruct((n,), "float32"))
+
+
+def fused_loss(
+    features: jax.Array,
+    kernel: jax.Array,
+    labels: jax.Array,
+    reduction: str,
+    placement: Placement,
+    precision: str | None,
+) -> jax.Array:
+    """The library's way: logits that are never in memory."""
+    logits = softjax.linear(features, kernel, block_size=placement, precision=precision)
+    return softjax.softmax_cross_entropy_with_integer_labels(logits, labels, reduction=reduction)
 
 
 def dense_loss(features: jax.Array, kernel: jax.Array, labels: jax.Array, reduction: str) -> jax.Array:

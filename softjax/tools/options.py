@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from softjax import _checks
+from softjax.arguments import checks
 
 
 def positive(text: str) -> int:
     """A positive integer."""
     try:
-        return _checks.positive("value", int(text))
+        return checks.positive("value", int(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}") from error
 

@@ -212,22 +212,16 @@ def brier(logits, example):
     return square(softmax(logits) - one_hot(example, logits.shape[-1])).sum(-1)
 
 
-def linear_softmax_cross_entropy(
-    features, kernel, labels, bias=0, where=..., weights=1, class_weights=1, label_smoothing=0, z_loss=0, softcap=None,
-    temperature=1, reduction="none",
-):  # fmt: skip
-    z = features @ kernel + bias
-    z = (z if softcap is None else softcap * tanh(z / softcap)) / temperature
-    z, k = z[:, where], kernel.shape[1]
+def smoothed_cross_entropy(logits, labels, label_smoothing=0, z_loss=0, class_weights=1):
+    """Of labels [N], or of a pair of ids and probabilities [N, T]; the weights of the classes also weigh the prior."""
+    k = logits.shape[1]
     if isinstance(labels, tuple):
         ids, probabilities = labels
-        y, shares = (one_hot(ids, k) * probabilities[..., None]).sum(1), 1
+        y = (one_hot(ids, k) * probabilities[..., None]).sum(1)
     else:
         y = one_hot(labels, k)
-        shares = (y * class_weights).sum(-1)
-    y = (y * (1 - label_smoothing) + label_smoothing / z.shape[1]) * class_weights
-    loss = softmax_cross_entropy(z, y[:, where]) + z_loss * square(logsumexp(z))
-    return reduced(loss, weights, shares, reduction)
+    y = (y * (1 - label_smoothing) + label_smoothing / k) * class_weights
+    return softmax_cross_entropy(logits, y) + z_loss * square(logsumexp(logits))
 
 
 def tanh(x):
@@ -235,44 +229,73 @@ def tanh(x):
     return (e - 1) / (e + 1)
 
 
-def reduced(loss, weights, shares, reduction):
+def reduced(loss, weights, reduction):
     if reduction == "none":
         return weights * loss
-    ones = np.ones(loss.shape)
-    return (weights * loss).sum() / (_numbers(weights * ones) * shares).sum()
+    return (weights * loss).sum() / _numbers(weights * np.ones(loss.shape)).sum()
 
 
-def of_linear(loss, features, kernel, example=None, reduction="none"):
-    logits = features @ kernel
-    return reduced(loss(logits) if example is None else loss(logits, example), 1, 1, reduction)
+def linear(features, kernel, bias=0, where=..., softcap=None, temperature=1):
+    z = features @ kernel + bias
+    return ((z if softcap is None else softcap * tanh(z / softcap)) / temperature)[:, where]
 
 
-def linear_expectation(features, kernel, values, temperature):
-    return softmax(features @ kernel / temperature) @ values
+def of_linear(
+    function, features, kernel, bias=0, where=..., softcap=None, temperature=1, weights=1, reduction="none", **given
+):
+    """A function of the logits of a linear layer."""
+    logits = linear(features, kernel, bias, where, softcap, temperature)
+    return reduced(function(logits, **given), weights, reduction)
 
 
-def linear_logsumexp(features, kernel):
-    return logsumexp(features @ kernel)
+def linear_softmax_cross_entropy(features, kernel, labels, **options):
+    return of_linear(smoothed_cross_entropy, features, kernel, labels=labels, **options)
 
 
-def linear_log_probs(features, kernel, tokens):
-    return softmax_cross_entropy_with_integer_labels(features @ kernel, tokens) * -1
+def vector_expectation(logits, values):
+    return softmax(logits) @ values
 
 
-def linear_entropies(features, kernel, tokens):  # noqa: ARG001 (no entropy depends on them)
-    return entropy(features @ kernel)
+def log_probs(logits, ids):
+    rows = np.arange(len(ids))
+    return log_softmax(logits)[rows if ids.ndim == 1 else rows[:, None], ids]
 
 
-def linear_top_k(features, kernel):
+def top_k(logits):
     """The three largest log-probabilities."""
-    log_p = log_softmax(features @ kernel)
+    log_p = log_softmax(logits)
     order = np.argsort(-log_p.value, -1, kind="stable")[:, :3]
     return log_p[np.arange(len(order))[:, None], order]
 
 
+def sigmoid_binary_cross_entropy(logits, labels):
+    """Of labels [N, T], or of the targets [N, K] of all classes."""
+    of_ids = isinstance(labels, np.ndarray) and labels.dtype.kind == "i"
+    return _binary_costs(logits, one_hot(labels, logits.shape[1]).sum(1) if of_ids else labels)
+
+
+def _binary_costs(z, y):
+    return (y * log(exp(-z) + 1) + (1 - y) * log(exp(z) + 1)).sum(-1)
+
+
+def kl_divergence(p, q):
+    """Of logits p, or of a pair of ids and probabilities [N, T], from logits q."""
+    log_q = log_softmax(q)
+    if isinstance(p, tuple):
+        ids, probabilities = p
+        return (probabilities * (log(probabilities) - log_q[np.arange(len(ids))[:, None], ids])).sum(-1)
+    return (softmax(p) * (log_softmax(p) - log_q)).sum(-1)
+
+
+def js_divergence(p, q):
+    middle = log((softmax(p) + softmax(q)) / 2)
+    of_each = [softmax(z) * (log_softmax(z) - middle) for z in (p, q)]
+    return ((of_each[0] + of_each[1]) / 2).sum(-1)
+
+
 def contrastive_loss(x, y, temperature, weights, reduction="none"):
     one_way = lambda x, y: softmax_cross_entropy_with_integer_labels(x @ y.T / temperature, np.arange(x.shape[0]))
-    return reduced((one_way(x, y) + one_way(y, x)) / 2, weights, 1, reduction)
+    return reduced((one_way(x, y) + one_way(y, x)) / 2, weights, reduction)
 
 
 def nt_xent_loss(x, y, temperature, weights, reduction="none"):
@@ -281,7 +304,7 @@ def nt_xent_loss(x, y, temperature, weights, reduction="none"):
         total = exp(across).sum(-1) + (exp(within) * (1 - np.eye(x.shape[0]))).sum(-1)
         return log(total) - across[np.arange(x.shape[0]), np.arange(x.shape[0])]
 
-    return reduced((one_way(x, y) + one_way(y, x)) / 2, weights, 1, reduction)
+    return reduced((one_way(x, y) + one_way(y, x)) / 2, weights, reduction)
 
 
 def supervised_contrastive_loss(x, labels, temperature, weights, reduction="none"):
@@ -290,74 +313,60 @@ def supervised_contrastive_loss(x, labels, temperature, weights, reduction="none
     log_p = log_softmax((x @ x.T / temperature)[np.arange(n)[:, None], others])
     share = (labels[others] == labels[:, None]).astype(float)
     share /= np.maximum(share.sum(-1, keepdims=True), 1)
-    return reduced(-(log_p * share).sum(-1), weights, 1, reduction)
+    return reduced(-(log_p * share).sum(-1), weights, reduction)
 
 
 def siglip_loss(x, y, temperature, logit_bias, weights, reduction="none"):
     z = x @ y.T / temperature + logit_bias
-    return reduced(_binary_costs(z, np.eye(x.shape[0])), weights, 1, reduction)
-
-
-def linear_sigmoid_binary_cross_entropy(features, kernel, labels, reduction="none"):
-    return reduced(_binary_costs(features @ kernel, one_hot(labels, kernel.shape[1]).sum(1)), 1, 1, reduction)
-
-
-def _binary_costs(z, y):
-    return log(exp(z * (1 - 2 * y)) + 1).sum(-1)
-
-
-def linear_distillation_loss(teacher, features, kernel, reduction="none"):
-    """KL(q || p) for the probabilities q of a teacher, normalised."""
-    q = _numbers(teacher(features.shape[0], kernel.shape[1]))
-    q = q / q.sum(-1, keepdims=True)
-    return reduced((q * (log(q) - log_softmax(features @ kernel))).sum(-1), 1, 1, reduction)
+    return reduced(_binary_costs(z, np.eye(x.shape[0])), weights, reduction)
 
 
 def squared_distances(a, b, precisions=1):
     return (square(a[:, None] - b) * precisions).sum(-1)
 
 
-def scores(z, centers, log_prior, temperature, where, precisions=None):
+def distances(z, centers, log_prior=None, temperature=1, where=..., precisions=None):
+    """Logits of a mixture."""
     h = -squared_distances(z, centers[where], 1 if precisions is None else precisions[where]) / temperature
     return h if log_prior is None else h + log_prior[where]
 
 
-def of_mixture(z, centers, log_prior=None, temperature=1, where=..., weights=1, reduction="none", precisions=None):
-    return reduced(entropy(scores(z, centers, log_prior, temperature, where, precisions)), weights, 1, reduction)
+def of_distances(function, z, centers, log_prior=None, temperature=1, where=..., weights=1, reduction="none",
+                 precisions=None, **given):  # fmt: skip
+    """A function of the logits of a mixture."""
+    logits = distances(z, centers, log_prior, temperature, where, precisions)
+    return reduced(function(logits, **given), weights, reduction)
 
 
-def mixture_expectation(z, centers, values, log_prior=None, temperature=1, where=..., precisions=None):
-    return softmax(scores(z, centers, log_prior, temperature, where, precisions)) @ values[where]
-
-
-soft_quantize = mixture_expectation
+def soft_quantize(z, centers, values, log_prior=None, temperature=1, where=..., precisions=None):
+    return softmax(distances(z, centers, log_prior, temperature, where, precisions)) @ values[where]
 
 
 def mixture_autoencoder_loss(
     z, x, centers, values, log_prior=None, temperature=1, where=..., weights=1, reduction="none", precisions=None
 ):
-    decoded = mixture_expectation(z, centers, values, log_prior, temperature, where, precisions)
-    return reduced(square(x - decoded).sum(-1), weights, 1, reduction)
+    decoded = soft_quantize(z, centers, values, log_prior, temperature, where, precisions)
+    return reduced(square(x - decoded).sum(-1), weights, reduction)
 
 
 def eol_loss(
     z, x, centers, values, log_prior=None, temperature=1, where=..., weights=1, reduction="none", precisions=None
 ):
-    p = softmax(scores(z, centers, log_prior, temperature, where, precisions))
-    return reduced((p * squared_distances(x, values[where])).sum(-1), weights, 1, reduction)
+    p = softmax(distances(z, centers, log_prior, temperature, where, precisions))
+    return reduced((p * squared_distances(x, values[where])).sum(-1), weights, reduction)
 
 
-def of(examples, classes, scale, reduction="none"):
+def of_kernel(examples, classes, scale, reduction="none"):
     h = log(squared_distances(examples, classes) / square(scale) + 1) * -1  # a Cauchy kernel
-    return reduced(logsumexp(h), 1, 1, reduction)
+    return reduced(logsumexp(h), 1, reduction)
 
 
 def leop_loss(
     z, x, centers, values, log_prior=None, temperature=1, where=..., weights=1, reduction="none", precisions=None
 ):
-    h = scores(z, centers, log_prior, temperature, where, precisions)
+    h = distances(z, centers, log_prior, temperature, where, precisions)
     loss = logsumexp(h) - logsumexp(h - squared_distances(x, values[where]))
-    return reduced(loss, weights, 1, reduction)
+    return reduced(loss, weights, reduction)
 
 
 def gaussian_mixture_nll_loss(x, centers, precisions, log_prior=None, where=..., weights=1, reduction="none"):
@@ -366,7 +375,7 @@ def gaussian_mixture_nll_loss(x, centers, precisions, log_prior=None, where=...,
     prior = Numbers(np.zeros(t.shape[0])) if log_prior is None else log_prior[where]
     volumes = (log(t) - log(TWO_PI)).sum(-1)
     joint = (volumes - squared_distances(x, centers[where], t)) / 2 + prior
-    return reduced(logsumexp(prior) - logsumexp(joint), weights, 1, reduction)
+    return reduced(logsumexp(prior) - logsumexp(joint), weights, reduction)
 
 
 TWO_PI = Numbers(np.array([2 * CONTEXT.pi], dtype=object))

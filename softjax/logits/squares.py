@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from . import _mesh
-from ._dtypes import compute_dtype
-from ._gibbs import dot, outer
-from ._mesh import Shards
-from ._rules import both_modes
+from ..arguments.dtypes import compute_dtype
+from ..compute.rules import both_modes
+from ..parallel import collectives
+from ..parallel.collectives import Shards
+from ..sums.products import dot, outer
 
 # The most dimensions in which sums of differences take as long as the products.
 FEW = 2
@@ -94,7 +94,7 @@ def _box(a, live, shards):
     """(the least, the largest) of the coordinates of the live classes, each [D]."""
     where, most = None if live is None else live[:, None], float(jnp.finfo(a.dtype).max)
     low, high = jnp.min(a, 0, initial=most, where=where), jnp.max(a, 0, initial=-most, where=where)
-    return -_mesh.pmax(-low, shards.classes), _mesh.pmax(high, shards.classes)
+    return -collectives.pmax(-low, shards.classes), collectives.pmax(high, shards.classes)
 
 
 def _moved(a, middle):
@@ -115,10 +115,10 @@ def middle_of(a: Array, live: Array | None, shards: Shards) -> Array:
 
     Results do not depend on it, but their digits do. It is the mean of a sample of the live classes, without outliers.
     """
-    step = max(1, a.shape[0] // max(1, 32 // _mesh.device_count(shards.classes)))
+    step = max(1, a.shape[0] // max(1, 32 // collectives.device_count(shards.classes)))
     sample = lax.stop_gradient(a[::step]).astype(compute_dtype(a.dtype))
     sample = sample if live is None else jnp.where(live[::step, None], sample, jnp.nan)
-    sample = _mesh.all_gather(sample, shards.classes)
+    sample = collectives.all_gather(sample, shards.classes)
     median = lambda a: jnp.nan_to_num(jnp.nanmedian(a, 0), posinf=0.0, neginf=0.0)
     about = median(sample)
     distance = jnp.abs(sample - about[None])

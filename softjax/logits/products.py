@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from . import _checks
-from ._dtypes import common_dtype
-from ._jax import setting
-from ._rules import both_modes
+from .._jax import setting
+from ..arguments import checks
+from ..arguments.dtypes import common_dtype
+from ..compute.rules import both_modes
 
 PrecisionLike = str | lax.Precision | None
 LEVELS = ("default", "high", "highest")
@@ -53,7 +53,7 @@ def chosen(precision: PrecisionLike, dtype: DTypeLike | None, features: Array, k
     if not (level is None or level in LEVELS):
         raise ValueError(f"`precision` must be one of {LEVELS}, a `jax.lax.Precision` or None, got {precision!r}.")
     given = common_dtype(features, kernel)
-    operands = given if dtype is None else _checks.floating_dtype("dtype", dtype)
+    operands = given if dtype is None else checks.floating_dtype("dtype", dtype)
     default = setting("jax_default_matmul_precision")
     if operands.itemsize >= 4:
         return Product(None, level or default or "highest")
