@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import softjax
-from softjax import losses, scores
+from softjax import losses
 
 DEVICES, N, D, K = 4, 64, 8, 512
 LOSSES = {"focal": losses.focal(2.0), "poly_1": losses.poly_1(2.0)}
@@ -50,7 +50,7 @@ def main():
 
     def mean(x, w, y):
         """Half of it with the gradient taken in the forward pass, and half in the backward pass."""
-        of = lambda block: softjax.of(LOSSES[given.loss], scores.linear(x, w), y, reduction="mean", block_size=block)
+        of = lambda block: softjax.of(LOSSES[given.loss], softjax.linear(x, w, block_size=block), y, reduction="mean")
         return (of(softjax.Placement(8, 128)) + of(softjax.Placement(8, 128, "forward"))) / 2
 
     found = []

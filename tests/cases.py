@@ -11,7 +11,7 @@ import pytest
 
 import softjax
 
-from . import table
+from . import spelled, table
 
 
 class Case(NamedTuple):
@@ -156,7 +156,7 @@ def labels(r):
 
 
 def of_table(name, function, arguments=lambda r, s: (logits(r, s),), **options):
-    both = getattr(softjax, function), table.FUNCTIONS[function].definition
+    both = getattr(spelled, function), table.FUNCTIONS[function].definition
     return Case(name, *(ft.partial(f, **options) if options else f for f in both), arguments)
 
 

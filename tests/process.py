@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from softjax import sharded
+import softjax
 
 N, F, D = 8, 6, 3  # examples, and dimensions of the data and of the features
 CLASSES, CENTERS = 13, 12  # no number of devices divides the first
@@ -60,14 +60,12 @@ def by_name(tree):
 def losses(params, where, x, labels):
     """The axes of the mesh are named, or read off the arrays' types."""
     linear, mixture = params["linear"], params["mixture"]
-    named = {"class_axis_name": "classes", "batch_axis_name": "data"}
+    logits = softjax.linear(x @ linear["map"], linear["kernel"]).where(where)
+    logits = softjax.shard(logits, examples="data", classes="classes")
+    of_mixture = softjax.shard(softjax.distances(x @ mixture["map"], mixture["centers"]))
     return {
-        "linear": sharded.linear_softmax_cross_entropy(
-            x @ linear["map"], linear["kernel"], labels, where=where, ignore_index=-1, reduction="mean", **named
-        ),
-        "mixture": sharded.mixture_autoencoder_loss(
-            x @ mixture["map"], x, mixture["centers"], mixture["values"], reduction="mean"
-        ),
+        "linear": softjax.softmax_cross_entropy_with_integer_labels(logits, labels, ignore_index=-1, reduction="mean"),
+        "mixture": softjax.of(softjax.losses.mixture_autoencoder, of_mixture, x, mixture["values"], reduction="mean"),
     }
 
 
@@ -99,7 +97,8 @@ def begin():
     """(parameters, optimizer state, mask of the classes), over the mesh."""
     params, devices = parameters(), jax.sharding.get_mesh().shape["classes"]
     linear, mixture = params["linear"], params["mixture"]
-    kernel, where = sharded.pad_classes(linear["kernel"], devices, class_axis=1)
+    kernel = np.pad(linear["kernel"], ((0, 0), (0, -CLASSES % devices)))
+    where = np.arange(kernel.shape[1]) < CLASSES
     params = {
         "linear": {"map": placed(linear["map"]), "kernel": placed(kernel, None, "classes")},
         "mixture": {

@@ -18,6 +18,8 @@ import numpy as np
 import softjax
 from softjax import losses
 
+from . import spelled
+
 # Options that no definition has.
 HOW_TO_COMPUTE = {"block_size", "axis_name", "batch_axis_name", "engine", "precision", "dtype"}
 
@@ -139,8 +141,15 @@ def softmax_cross_entropy_with_integer_labels(
     z_loss=0.0,
     weights=None,
     reduction="none",
+    has_aux=False,
 ):
     """-sum_k y_k log p_k + z_loss A^2, with y_k = (1 - smoothing) 1{k = label} + smoothing / K; 0 if it is ignored."""
+    if has_aux:  # of classes on the last axis
+        options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss}
+        options |= {"weights": weights, "reduction": reduction}
+        loss = softmax_cross_entropy_with_integer_labels(logits, labels, axis, where, **options)
+        kept = namespace(labels).ones_like(labels) if ignore_index is None else labels != ignore_index
+        return loss, metrics(logits, labels, where, z_loss, kept.astype(logits.dtype))
     if ignore_index is not None:
         xp = namespace(labels)
         kept = labels != ignore_index
@@ -149,14 +158,16 @@ def softmax_cross_entropy_with_integer_labels(
         )
         w = kept.astype(logits.dtype) if weights is None else weights * kept.astype(logits.dtype)
         return reduced(xp.where(kept, of_others, 0), reduction, w)
-    axes = axes_of(axis, logits.ndim)
-    costs = -log_p(logits, axes, of_examples(where, logits, axes))
-    costs = namespace(costs).moveaxis(costs, axes, tuple(range(-len(axes), 0)))
+    xp, axes = namespace(logits), axes_of(axis, logits.ndim)
+    live = of_examples(where, logits, axes)
+    costs = -log_p(logits, axes, live)
+    costs = xp.moveaxis(costs, axes, tuple(range(-len(axes), 0)))
     costs = costs.reshape(*costs.shape[: costs.ndim - len(axes)], -1)
     loss = at(costs, labels)
     if label_smoothing:
-        loss = (1 - label_smoothing) * loss + label_smoothing * costs.mean(-1)
-    loss = loss + z_loss * log_sum_exp(logits, axes) ** 2 if z_loss else loss
+        count = xp.broadcast_to(True if live is None else live, logits.shape).sum(axes).astype(logits.dtype)
+        loss = (1 - label_smoothing) * loss + label_smoothing * costs.sum(-1) / xp.maximum(count, 1)
+    loss = loss + z_loss * log_sum_exp(logits, axes, live) ** 2 if z_loss else loss
     return loss if reduction == "none" and weights is None else reduced(loss, reduction, weights)
 
 
@@ -175,6 +186,26 @@ def multiclass_hinge_loss(scores, labels, *, margin=1.0):
 
 
 _entropy = entropy  # which is also the name of an option
+
+
+def log_probs(logits, ids, *, ignore_index=None, entropy=False):
+    """log p_id and, if wanted, -sum_k p_k log p_k; 0 if the id is ignored."""
+    kept = 1.0 if ignore_index is None else (ids != ignore_index).astype(logits.dtype)
+    found = kept * at(log_p(logits), ids)
+    return (found, kept * _entropy(logits)) if entropy else found
+
+
+def kl_divergence(p, q, *, weights=None, reduction="none"):
+    """sum_k p_k (log p_k - log q_k) of two logits."""
+    return reduced((softmax(p) * (log_p(p) - log_p(q))).sum(-1), reduction, weights)
+
+
+def js_divergence(p, q, *, weights=None, reduction="none"):
+    """The mean of KL(p || m) and KL(q || m), for m = (p + q) / 2."""
+    m = namespace(p, q).log((softmax(p) + softmax(q)) / 2)
+    to_m = lambda z: (softmax(z) * (log_p(z) - m)).sum(-1)
+    return reduced((to_m(p) + to_m(q)) / 2, reduction, weights)
+
 
 # ---------------------------------------------------------------------------------------------
 # Linear layers
@@ -528,11 +559,6 @@ def log_ratio(z, v):
     return namespace(z).log(namespace(z).exp(z - m) @ v) + m
 
 
-def kl(z, teacher):
-    q = softmax(teacher)
-    return (q * (log_p(teacher) - log_p(z))).sum(-1)
-
-
 def to_a_prior(y, rate, prior):
     return (1 - rate) * y + rate * prior
 
@@ -555,14 +581,11 @@ def weights_of(z, y):
     return dense_labels(y, z.shape[-1]) if isinstance(y, tuple) else hot(y, z.shape[-1], z.dtype)
 
 
-def capped(z, cap, temperature=1.0):
-    return cap * namespace(z).tanh(z / cap) / temperature
-
-
 DATA = lambda r, s: r.normal(*s.batch, s.e)
 VALUES = lambda r, s: r.normal(s.k, s.e)
 MEAN_SQUARE = softjax.Loss(  # a user's, with a payoff that depends on the logits; finite where a logit is -inf
-    lambda z, ids, _, __: softjax.Columns(z, t=(jnp.where(jnp.isneginf(z), 0, z) ** 2,)), lambda q, _: q.t[0].value
+    lambda z, ids, _, __: softjax.Columns(z, payoffs=(jnp.where(jnp.isneginf(z), 0, z) ** 2,)),
+    lambda q, _: q.payoffs[0].value,
 )
 
 LABELLED = [
@@ -636,18 +659,9 @@ UNLABELLED = [
         DATA,
         VALUES,
     ),
-    LossRow(
-        "kl_divergence",
-        losses.kl_divergence,
-        lambda z, x, v: kl(z, x @ v.T),
-        lambda r, s: r.normal(*s.batch, 2),
-        lambda r, s: r.normal(s.k, 2),
-    ),
     LossRow("mean_square", MEAN_SQUARE, lambda z, _: (softmax(z) * z**2).sum(-1), public=("Loss",)),
 ]
 COMBINED = [
-    LossRow("softcap", losses.softcap(losses.cross_entropy, 3.0), lambda z, y: cost(capped(z, 3.0), y), labels),
-    LossRow("temperature", losses.temperature(losses.entropy, 0.6), lambda z, _: entropy(z / 0.6)),
     LossRow(
         "margin",
         losses.margin(losses.cross_entropy, 0.4),
@@ -679,14 +693,41 @@ COMBINED = [
         public=("class_weights", "label_smoothing"),
     ),
     LossRow(
-        "z_loss_of_softcap_of_temperature",
-        losses.softcap(losses.temperature(losses.z_loss(losses.cross_entropy, 0.1), 0.6), 3.0),
-        lambda z, y: cost(capped(z, 3.0, 0.6), y) + 0.1 * log_sum_exp(capped(z, 3.0, 0.6)) ** 2,
+        "smoothed_over_live_classes",
+        losses.label_smoothing(losses.cross_entropy, 0.2),
+        lambda z, y: softmax_cross_entropy(z, to_a_prior(weights_of(z, y), 0.2, 1 / z.shape[-1])),
         labels,
-        public=("z_loss", "softcap", "temperature"),
+        public=("label_smoothing",),
+    ),
+    LossRow(
+        "z_loss",
+        losses.z_loss(losses.cross_entropy, 0.1),
+        lambda z, y: cost(z, y) + 0.1 * log_sum_exp(z) ** 2,
+        labels,
     ),
 ]
 LOSSES = {row.name: row for row in LABELLED + UNLABELLED + COMBINED}
+
+# Losses of two logits: definition((z, t), None)
+OF_TWO = {
+    row.name: row
+    for row in [
+        LossRow("kl_divergence", losses.kl_divergence, lambda z, _: kl_divergence(*z)),
+        LossRow("expectation_of_pairs", losses.expectation_of_pairs, lambda z, _: expectation(*z)),
+        LossRow(
+            "cross_entropy_of_targets",
+            losses.cross_entropy,
+            lambda z, _: softmax_cross_entropy(*z),
+            public=("cross_entropy",),
+        ),
+        LossRow(
+            "binary_cross_entropy_of_targets",
+            losses.binary_cross_entropy,
+            lambda z, _: binary_costs(*z).sum(-1),
+            public=("binary_cross_entropy",),
+        ),
+    ]
+}
 
 
 def of_live_classes(row, z, example=None, per_class=None, where=None, weights=None, reduction="none"):
@@ -709,9 +750,9 @@ class ScoresRow(NamedTuple):
     arguments: Callable
     """(random source, sizes, scale of the scores) -> arrays; with scale 0, scores near -20 if there is a bias"""
     made: Callable
-    """(`softjax.scores`, arrays) -> `Scores`"""
+    """arrays -> `Logits` or an array"""
     definition: Callable
-    """arrays -> scores [N, K], up to a number common to all classes in a mixture"""
+    """arrays -> logits [N, K]"""
 
 
 def logits(r, s, scale=1.0):
@@ -726,8 +767,13 @@ def linear_arrays(r, s, scale=1.0):
 
 
 def cauchy(scale, x, y):
-    """A function of a user: log-densities 1 / (1 + |x - y|^2 / scale^2)."""
+    """Log-densities 1 / (1 + |x - y|^2 / scale^2)."""
     return 1 / (1 + ((x[:, None] - y[None]) ** 2).sum(-1) / scale**2)
+
+
+def of_cauchy(scale, x, y):
+    """The same as a function of a user, of one example and one class."""
+    return softjax.pairwise(lambda x, y: 1 / (1 + ((x - y) ** 2).sum() / scale**2), x, y)
 
 
 SCORES = {
@@ -736,22 +782,20 @@ SCORES = {
         ScoresRow(
             "linear",
             linear_arrays,
-            lambda scores, x, w, b: scores.linear(x, w, bias=b),
+            lambda x, w, b: softjax.linear(x, w, bias=b),
             lambda x, w, b: linear_scores(x, w, b),
         ),
         ScoresRow(
             "distances",
             lambda r, s, scale=1.0: (r.normal(*s.batch, s.d), r.normal(s.k, s.d), r.normal(s.k)),
-            lambda scores, z, c, b: scores.distances(z, c, log_prior=b),
+            lambda z, c, b: softjax.distances(z, c) + b,
             lambda z, c, b: distance_scores(z, c, b),
         ),
-        ScoresRow(
-            "dense", lambda r, s, scale=1.0: (logits(r, s, scale),), lambda scores, z: scores.dense(z), lambda z: z
-        ),
+        ScoresRow("dense", lambda r, s, scale=1.0: (logits(r, s, scale),), lambda z: z, lambda z: z),
         ScoresRow(
             "of",
             lambda r, s, scale=1.0: (r.normal() + 3, r.normal(*s.batch, s.d), r.normal(s.k, s.d)),
-            lambda scores, scale, x, y: scores.of(jax.tree_util.Partial(cauchy, scale), x, y),
+            of_cauchy,
             cauchy,
         ),
     ]
@@ -779,20 +823,22 @@ class Row(NamedTuple):
     options: Mapping = MappingProxyType({})
     """of the function and of the definition"""
     call: Callable | None = None
-    """(`softjax` or `softjax.sharded`, arguments by their names) -> output, if that is not a plain call"""
+    """arguments by their names -> output, if that is not a plain call"""
+    public: tuple[str, ...] = ()
+    """the functions in `softjax` that the row is for; () for its own name"""
 
     def given(self, by_kind):
         """The arguments by their names."""
         return {self.arguments.get(kind, kind): a for kind, a in by_kind.items()}
 
-    def function(self, /, functions=softjax, **options):
+    def function(self, /, **options):
         """The library's function of arrays by their kinds."""
         more = {} if self.loss is None else {"loss": self.loss.made()}
 
         def call(**by_kind):
             # an option that the caller gives, such as a placement, replaces one of these
             given = {**more, **self.options, **options, **self.given(by_kind)}
-            return getattr(functions, self.name)(**given) if self.call is None else self.call(functions, **given)
+            return (self.call or getattr(spelled, self.name))(**given)
 
         return call
 
@@ -846,9 +892,10 @@ def of(z, x, centers, values, *, temperature, where=None, weights=None, reductio
     return of_live_classes(row, cauchy(temperature, z, centers), x, values, where, weights, reduction)
 
 
-def call_of(functions, loss, z, x, centers, values, temperature, where, **options):
-    scores = softjax.scores.of(jax.tree_util.Partial(cauchy, temperature), z, centers, where=where)
-    return functions.of(loss, scores, x, values, **options)
+def call_of(loss, z, x, centers, values, temperature, where=None, **options):
+    logits = of_cauchy(temperature, z, centers)
+    logits = logits if where is None else logits.where(where)
+    return softjax.of(loss, logits, x, values, **options)
 
 
 ON_LOGITS = "logits where"
@@ -878,33 +925,51 @@ FUNCTIONS = {
             "logits labels where weights",
             {"labels": "example"},
             LOSSES["focal"],
+            public=("of",),
         ),
+        Row("log_probs", log_probs, "logits labels", {"labels": "ids"}),
+        Row("kl_divergence", kl_divergence, "logits payoffs weights", {"logits": "q", "payoffs": "p"}),
+        Row("js_divergence", js_divergence, "logits payoffs weights", {"logits": "q", "payoffs": "p"}),
         Row("linear_softmax_cross_entropy", linear_softmax_cross_entropy, LINEAR),
         Row(
             "linear_log_probs",
             linear_log_probs,
             "features kernel labels bias where softcap temperature",
             {"labels": "tokens"},
+            public=("linear", "log_probs"),
         ),
         Row(
             "linear_sigmoid_binary_cross_entropy",
             linear_sigmoid_binary_cross_entropy,
             "features kernel label_sets bias where weights softcap temperature",
             {"label_sets": "labels"},
+            public=("linear", "sigmoid_binary_cross_entropy"),
         ),
         Row(
             "linear_distillation_loss",
             linear_distillation_loss,
             "features kernel teacher_features teacher_kernel bias where weights softcap temperature",
+            public=("linear", "kl_divergence", "js_divergence"),
         ),
-        Row("linear_expectation", linear_expectation, "features kernel values bias where temperature"),
-        Row("linear_logsumexp", linear_logsumexp, "features kernel bias where softcap temperature"),
+        Row(
+            "linear_expectation",
+            linear_expectation,
+            "features kernel values bias where temperature",
+            public=("linear", "of"),
+        ),
+        Row(
+            "linear_logsumexp",
+            linear_logsumexp,
+            "features kernel bias where softcap temperature",
+            public=("linear", "logsumexp"),
+        ),
         Row(
             "of_linear",
             with_loss(of_linear, "brier"),
             "features kernel labels bias where weights",
             {"labels": "example"},
             LOSSES["brier"],
+            public=("linear", "of"),
         ),
         Row(
             "contrastive_loss",
@@ -948,20 +1013,23 @@ FUNCTIONS = {
             mixture_expectation,
             "z centers values log_prior temperature temperatures where",
             {"temperatures": "precisions"},
+            public=("distances", "of"),
         ),
         Row(
             "of_mixture",
             with_loss(of_mixture, "entropy"),
             "z centers log_prior temperature where weights",
             loss=LOSSES["entropy"],
+            public=("distances", "of"),
         ),
         Row(
             "of",
             of,
             "z x centers values temperature where weights",
             loss=LOSSES["mixture_autoencoder"],
-            apart=False,  # `scores.of` needs an axis of examples
+            apart=False,  # `pairwise` needs an axis of examples
             call=call_of,
+            public=("pairwise", "of"),
         ),
     ]
 }

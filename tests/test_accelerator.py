@@ -108,7 +108,7 @@ def test_errors_beyond_their_limits_are_printed_and_returned(monkeypatch, capsys
     )
     monkeypatch.setattr(accelerator, "comparisons", lambda kind, small: [])
     monkeypatch.setattr(
-        audit, "works", lambda quick: [audit.Work("of", None, [], {}), audit.Work("of_linear", None, [], {})]
+        audit, "works", lambda quick: [audit.Work("of", None, [], {}), audit.Work("log_probs", None, [], {})]
     )
     assert accelerator.run(small=True, seconds=-1) == 1
     printed = capsys.readouterr().out

@@ -13,7 +13,7 @@ import pytest
 
 import softjax
 
-from . import cases
+from . import cases, spelled
 
 INF, NAN = float("inf"), float("nan")
 ce = softjax.softmax_cross_entropy_with_integer_labels
@@ -140,9 +140,14 @@ KEEP_THE_TYPE = {
     "log_softmax": softjax.log_softmax,
     "logsumexp": ft.partial(softjax.logsumexp, axis=-1),
     "expectation": lambda z: softjax.expectation(z, z),
-    "decode": lambda z: softjax.mixture_expectation(z, z, z),
 }
 WIDEN = {
+    "decode": lambda z: spelled.mixture_expectation(z, z, z),
+    "expectation of logits": lambda z: softjax.expectation(softjax.linear(z, z), z[0]),
+    "divergence": lambda z: softjax.kl_divergence(z, 2 * z),
+    "divergence of logits": lambda z: softjax.js_divergence(softjax.linear(z, z), 2 * softjax.distances(z, z)),
+    "log-probabilities": lambda z: softjax.log_probs(softjax.linear(z, z), jnp.zeros(3, int)),
+    "binary cross entropy": lambda z: softjax.sigmoid_binary_cross_entropy(z, jnp.zeros((3, 1), int)),
     "entropy": softjax.entropy,
     "cross entropy": lambda z: softjax.softmax_cross_entropy(z, z),
     "integer cross entropy": lambda z: ce(z, jnp.zeros(3, int)),
@@ -186,9 +191,9 @@ def test_mixed_types_meet_in_the_wider(dtype):
     half = jnp.ones((2, 3), jnp.bfloat16)
     full = jnp.ones((4, 3), dtype)
     of_types = lambda f, *args: jax.eval_shape(f, *args).dtype
-    assert of_types(softjax.mixture_expectation, half, full, full) == dtype
+    assert of_types(spelled.mixture_expectation, half, full, full) == dtype
     assert of_types(softjax.expectation, half, full[:2]) == dtype
-    total = lambda z: softjax.mixture_expectation(z, full, full).sum()
+    total = lambda z: spelled.mixture_expectation(z, full, full).sum()
     assert of_types(jax.grad(total), half) == jnp.bfloat16
     assert of_types(softjax.expectation, half, half.astype(jnp.float16)) == jnp.float32
     for values in (2.0, 1, jnp.arange(3)):

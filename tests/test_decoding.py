@@ -9,9 +9,9 @@ import pytest
 from jax.sharding import AxisType
 
 import softjax
-from softjax import _decoding, sharded
+from softjax import _decoding
 
-from . import cases
+from . import cases, spelled
 
 N, D, K = 8, 3, 13
 LIVE = np.arange(K) % 5 != 2
@@ -60,7 +60,7 @@ def meshes():
 def test_the_likeliest_classes_are_those_of_the_sorted_scores(k, where, block_size):
     """Also with more classes than a block has, and more than are live; ties are everywhere."""
     x, w, b = arguments()
-    top = softjax.linear_top_k(x, w, k, b, where=where, block_size=block_size)
+    top = spelled.linear_top_k(x, w, k, b, where=where, block_size=block_size)
     assert_sorted(top, scores_of(x, w, b, where), k)
 
 
@@ -68,7 +68,7 @@ def test_the_likeliest_classes_are_those_of_the_sorted_scores(k, where, block_si
 def test_the_likeliest_classes_in_every_type_and_layout(dtype):
     x, w, b = arguments(dtype)
     z = scores_of(x, w, b)
-    top = softjax.linear_top_k(x.reshape(2, 4, D), w.T, 4, bias=b, class_axis=0, softcap=3.0, temperature=0.5)
+    top = spelled.linear_top_k(x.reshape(2, 4, D), w.T, 4, bias=b, class_axis=0, softcap=3.0, temperature=0.5)
     capped = 3 * np.tanh(z.astype("float32") / np.float32(3)) / np.float32(0.5)
     assert top.log_probs.dtype == top.logits.dtype == jnp.float32
     np.testing.assert_array_equal(top.ids.reshape(N, 4), sorted_classes(z, 4)[2])
@@ -80,7 +80,7 @@ def test_the_greedy_class_is_the_first_of_the_largest(block_size):
     x, w, b = arguments()
     z = scores_of(x, w, b, LIVE)
     assert (z == z.max(-1, keepdims=True)).sum(-1).max() > 1
-    found = softjax.linear_argmax(x, w, b, where=LIVE, block_size=block_size)
+    found = spelled.linear_argmax(x, w, b, where=LIVE, block_size=block_size)
     np.testing.assert_array_equal(found, z.argmax(-1))
     assert found.dtype == jnp.int32
 
@@ -88,9 +88,9 @@ def test_the_greedy_class_is_the_first_of_the_largest(block_size):
 def test_where_all_classes_are_left_out_there_is_no_class():
     x, w, _ = arguments()
     nothing = {"where": np.zeros(K, bool), "block_size": 4}
-    assert (softjax.linear_argmax(x, w, **nothing) == -1).all()
-    assert (softjax.linear_sample(jax.random.key(0), x, w, **nothing) == -1).all()
-    top = softjax.linear_top_k(x, w, 2, **nothing)
+    assert (spelled.linear_argmax(x, w, **nothing) == -1).all()
+    assert (spelled.linear_sample(jax.random.key(0), x, w, **nothing) == -1).all()
+    top = spelled.linear_top_k(x, w, 2, **nothing)
     assert (top.ids == -1).all()
     assert jnp.isneginf(top.log_probs).all()
 
@@ -101,21 +101,21 @@ def test_the_likeliest_classes_over_a_mesh(k):
     x, w, b = arguments()
     z = scores_of(x, w, b - 20, LIVE)  # padding would have the score 0
     for options in meshes():
-        assert_sorted(sharded.linear_top_k(x, w, k, b - 20, where=LIVE, **options), z, k)
-        found = sharded.linear_argmax(x, w, b - 20, where=LIVE, **options)
+        assert_sorted(spelled.linear_top_k(x, w, k, b - 20, where=LIVE, **options), z, k)
+        found = spelled.linear_argmax(x, w, b - 20, where=LIVE, **options)
         np.testing.assert_array_equal(found, z.argmax(-1))
 
 
 def test_a_sure_class_keeps_the_digits_of_its_log_probability():
     """log p of the top class is -1.4e-6 at a logit of 1e4."""
     x, w = jnp.ones((1, 1)), 1e4 - jnp.array([[13.5, 0.0, 40.0]])
-    top = softjax.linear_top_k(x, w, 2, block_size=1)
+    top = spelled.linear_top_k(x, w, 2, block_size=1)
     np.testing.assert_allclose(top.log_probs, [[-np.log1p(np.exp(-13.5)), -13.5]], rtol=2e-6)
 
 
 def test_the_results_are_constants_of_differentiation():
     x, w, b = arguments()
-    gradient = jax.grad(lambda x: softjax.linear_top_k(x, w, 2, b).log_probs.sum())(x)
+    gradient = jax.grad(lambda x: spelled.linear_top_k(x, w, 2, b).log_probs.sum())(x)
     assert (gradient == 0).all()
 
 
@@ -165,7 +165,7 @@ AT_1_IN_1000 = 31.3  # of the chi-squared distribution with 11 degrees of freedo
 def test_samples_have_the_distribution_of_the_softmax(temperature):
     x, w, b = arguments()
     x = x[:4] / 2
-    samples = softjax.linear_sample(
+    samples = spelled.linear_sample(
         jax.random.key(1), x, w, b, where=LIVE, shape=20000, temperature=temperature, block_size=4
     )
     p = probabilities(scores_of(x, w, b, LIVE) / temperature)
@@ -177,7 +177,7 @@ def test_samples_have_the_distribution_of_the_softmax(temperature):
 def test_samples_of_examples_and_of_one_example_are_independent():
     """The same features in every example: pairs of examples, and pairs of samples, have the product distribution."""
     x, w = jnp.zeros((5000, D)), jnp.zeros((D, 4))
-    samples = np.asarray(softjax.linear_sample(jax.random.key(2), x, w, shape=2))
+    samples = np.asarray(spelled.linear_sample(jax.random.key(2), x, w, shape=2))
     uniform = np.full(16, 1 / 16)
     for pairs in (samples[::2, 0] * 4 + samples[1::2, 0], samples[:, 0] * 4 + samples[:, 1]):
         assert chi_squared(pairs, uniform) < 37.7  # 1 in 1000 at 15 degrees of freedom
@@ -186,23 +186,23 @@ def test_samples_of_examples_and_of_one_example_are_independent():
 @ft.cache
 def wanted_samples():
     x, w, b = arguments()
-    return np.asarray(softjax.linear_sample(jax.random.key(3), x, w, b, where=LIVE, shape=(2, 3)))
+    return np.asarray(spelled.linear_sample(jax.random.key(3), x, w, b, where=LIVE, shape=(2, 3)))
 
 
 @every_placement
 def test_samples_are_the_same_for_every_block_and_tile(block_size):
     x, w, b = arguments()
     options = {"where": LIVE, "block_size": block_size}
-    got = softjax.linear_sample(jax.random.key(3), x, w, b, shape=(2, 3), **options)
+    got = spelled.linear_sample(jax.random.key(3), x, w, b, shape=(2, 3), **options)
     np.testing.assert_array_equal(got, wanted_samples())
-    one = softjax.linear_sample(jax.random.key(3), x.reshape(2, 4, D), w, b, **options)
+    one = spelled.linear_sample(jax.random.key(3), x.reshape(2, 4, D), w, b, **options)
     np.testing.assert_array_equal(one.reshape(N), wanted_samples()[:, 0, 0])
     assert len(np.unique(wanted_samples(), axis=0)) > 4
 
 
 def test_samples_are_the_same_for_every_mesh():
     x, w, b = arguments()
-    draw = jax.jit(sharded.linear_sample, static_argnames=("shape", "mesh", "class_axis_name", "batch_axis_name"))
+    draw = jax.jit(spelled.linear_sample, static_argnames=("shape", "mesh", "class_axis_name", "batch_axis_name"))
     for options in meshes():
         got = draw(jax.random.key(3), x, w, b, where=LIVE, shape=(2, 3), **options)
         np.testing.assert_array_equal(got, wanted_samples())
@@ -214,7 +214,7 @@ def test_samples_are_the_same_where_both_leading_axes_are_sharded():
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", "classes"))
     with jax.set_mesh(mesh):
         spread = jax.device_put(x.reshape(2, 4, D), spec)
-        got = sharded.linear_sample(jax.random.key(3), spread, w, b, where=LIVE, class_axis_name=())
+        got = spelled.linear_sample(jax.random.key(3), spread, w, b, where=LIVE, class_axis_name=())
     np.testing.assert_array_equal(got.reshape(N), wanted_samples()[:, 0, 0])
 
 
@@ -222,7 +222,7 @@ def test_samples_inside_shard_map_count_the_examples_of_all_devices():
     x, w, b = arguments()
     spec = jax.sharding.PartitionSpec
     over = jax.shard_map(
-        lambda key, x, w, b, live: softjax.linear_sample(
+        lambda key, x, w, b, live: spelled.linear_sample(
             key, x, w, b, where=live, axis_name="classes", batch_axis_name="data", block_size=2
         ),
         mesh=cases.mesh(8, 1),
@@ -235,17 +235,17 @@ def test_samples_inside_shard_map_count_the_examples_of_all_devices():
 def test_every_kind_of_key_is_taken():
     x, w, b = arguments()
     new, old = jax.random.key(3), jax.random.PRNGKey(3)
-    np.testing.assert_array_equal(*(softjax.linear_sample(key, x, w, b) for key in (new, old)))
-    softjax.linear_sample(jax.random.key(3, impl="rbg"), x, w, b)
+    np.testing.assert_array_equal(*(spelled.linear_sample(key, x, w, b) for key in (new, old)))
+    spelled.linear_sample(jax.random.key(3, impl="rbg"), x, w, b)
 
 
 def test_vmap_over_keys_and_examples():
     x, w, b = arguments()
     keys = jax.random.split(jax.random.key(4), N)
-    got = jax.vmap(lambda key, x: softjax.linear_sample(key, x, w, b, block_size=4))(keys, x)
-    want = jnp.stack([softjax.linear_sample(key, x, w, b) for key, x in zip(keys, x, strict=True)])
+    got = jax.vmap(lambda key, x: spelled.linear_sample(key, x, w, b, block_size=4))(keys, x)
+    want = jnp.stack([spelled.linear_sample(key, x, w, b) for key, x in zip(keys, x, strict=True)])
     np.testing.assert_array_equal(got, want)
-    top = jax.vmap(lambda x: softjax.linear_top_k(x, w, 3, b, block_size=2))(x)
+    top = jax.vmap(lambda x: spelled.linear_top_k(x, w, 3, b, block_size=2))(x)
     assert_sorted(top, scores_of(x, w, b), 3)
 
 

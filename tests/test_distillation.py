@@ -9,7 +9,7 @@ import pytest
 
 import softjax
 
-from . import cases, table
+from . import cases, spelled, table
 
 N, K, D, E, T = 4, 13, 3, 5, 3
 WHERE = jnp.arange(K) % 3 != 1
@@ -67,7 +67,7 @@ def test_all_modes(divergence, kind, placement):
     def named(function, **more):
         return lambda x, w, b: function(x, w, bias=b, **options, **more)
 
-    ours = named(softjax.linear_distillation_loss, block_size=size)
+    ours = named(spelled.linear_distillation_loss, block_size=size)
     check = cases.agreement(ours, named(table.linear_distillation_loss))
     check(*student(r))
 
@@ -80,7 +80,7 @@ def test_digits_of_a_student_near_its_teacher(divergence):
     teacher_kernel = w + np.float32(1e-3) * apart
     wide = [a.astype(np.float64) for a in (x, w, teacher_kernel)]
     loss = lambda f, x, w, v: f(x, w, teacher_features=x, teacher_kernel=v, divergence=divergence)
-    got = loss(ft.partial(softjax.linear_distillation_loss, block_size=5), x, w, teacher_kernel)
+    got = loss(ft.partial(spelled.linear_distillation_loss, block_size=5), x, w, teacher_kernel)
     want = loss(table.linear_distillation_loss, *wide)
     assert want.max() < 1e-6
     eps = np.finfo(np.float32).eps
@@ -94,15 +94,15 @@ def test_several_leading_axes(divergence):
     x, w, _ = student(r)
     of_rows = {"teacher_features": r.normal(N, E), "teacher_kernel": r.normal(E, K), "divergence": divergence}
     of_batch = of_rows | {"teacher_features": of_rows["teacher_features"].reshape(2, 2, E)}
-    got = softjax.linear_distillation_loss(x.reshape(2, 2, D), w, **of_batch, block_size=5)
-    np.testing.assert_array_equal(got, softjax.linear_distillation_loss(x, w, **of_rows, block_size=5).reshape(2, 2))
+    got = spelled.linear_distillation_loss(x.reshape(2, 2, D), w, **of_batch, block_size=5)
+    np.testing.assert_array_equal(got, spelled.linear_distillation_loss(x, w, **of_rows, block_size=5).reshape(2, 2))
 
 
 def test_a_class_that_the_teacher_excludes():
     """KL(p || q) is infinite where q_k is 0 and p_k is not; a pair is refused for it."""
     r = cases.Random(jnp.float32)
     x, w, _ = student(r)
-    loss = ft.partial(softjax.linear_distillation_loss, x, w, divergence="reverse")
+    loss = ft.partial(spelled.linear_distillation_loss, x, w, divergence="reverse")
     assert jnp.isposinf(loss(**teacher("zeros", r), block_size=5)).all()
     assert jnp.isfinite(loss(**teacher("zeros", r), where=jnp.arange(K) % 4 != 2)).all()
 
@@ -110,21 +110,22 @@ def test_a_class_that_the_teacher_excludes():
 def test_a_label_of_a_pair_out_of_range_gives_nan():
     x, w, _ = student(cases.Random(jnp.float32))
     ids, probs = jnp.asarray([[0, 1], [2, K], [-1, 3], [4, 5]]), jnp.full((N, 2), 0.5)
-    loss = softjax.linear_distillation_loss(x, w, teacher_probs=(ids, probs))
+    loss = spelled.linear_distillation_loss(x, w, teacher_probs=(ids, probs))
     assert jnp.isnan(loss).tolist() == [False, True, True, False]
 
 
-@pytest.mark.parametrize("kind", ["layer", "probabilities"])
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("kind", ["layer", "logits"])
 def test_a_teacher_has_no_gradient_and_no_product_for_one(kind):
     """Nothing of the size of the teacher's arrays is computed for it, and no array has the size of the logits."""
     n, k, d = 256, 8192, 64
     shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
-    names = ("teacher_features", "teacher_kernel") if kind == "layer" else ("teacher_probs",)
     given = (shape(n, d), shape(d, k)) if kind == "layer" else (shape(n, k),)
 
     def loss(x, w, *of_teacher):
-        teacher = dict(zip(names, of_teacher, strict=True))
-        return softjax.linear_distillation_loss(x, w, **teacher, reduction="mean", block_size=512)
+        teacher = softjax.linear(*of_teacher, block_size=256) if kind == "layer" else of_teacher[0]
+        student = softjax.linear(x, w, block_size=256)
+        return softjax.kl_divergence(jax.lax.stop_gradient(teacher), student, reduction="mean")
 
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(shape(n, d), shape(d, k), *given).compile()
     temporaries = compiled.memory_analysis().temp_size_in_bytes
@@ -148,5 +149,5 @@ def test_over_a_mesh_that_does_not_divide_the_classes(kind, divergence):
     r = cases.Random(jnp.float64)
     options = {"divergence": divergence, "reduction": "mean", **teacher(kind, r)}
     both = MESHES["both"] | {"mesh": cases.mesh(2, 4), "block_size": 3}
-    ours = lambda *args: softjax.sharded.linear_distillation_loss(*args, **options, **both)
+    ours = lambda *args: spelled.linear_distillation_loss(*args, **options, **both)
     cases.agreement(ours, lambda *args: table.linear_distillation_loss(*args, **options))(*student(r)[:2])

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import functools as ft
-import inspect
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import softjax
-from softjax import losses, scores
+from softjax import losses
 from softjax.testing import collectives
 
-from . import cases, table
+from . import cases, spelled, table
 
 N, K, D, E = 8, 16, 4, 12
 LIVE = np.arange(K) % 3 != 1
@@ -25,7 +24,7 @@ MADE = {
     "logits": (lambda r: r.normal(N, K), "nk"),
     "soft_labels": (lambda r: r.normal(N, K), "nk"),
     "payoffs": (lambda r: r.normal(N, K), "nk"),
-    "labels": (lambda r: jnp.asarray([0, 3, 5, 15], jnp.int32)[r.integers(4, N)], "n"),  # none is left out
+    "labels": (lambda r: jnp.asarray([0, 3, 5, 15], jnp.int32)[r.integers(4, N)], "n"),  # none is masked
     "groups": (lambda r: r.integers(3, N), "n"),
     "label_sets": (lambda r: jnp.asarray([[0, 3], [5, 15], [3, 5]], jnp.int32)[r.integers(3, N)], "n"),
     "features": (lambda r: r.normal(N, D), "nd"),
@@ -90,7 +89,7 @@ def value_and_derivatives(function, fixed, moving, cotangent, tangent):
 
 
 def finite(name, function):
-    """Where a class is left out, its log-probability is -inf, and not summed."""
+    """Where a class is masked, its log-probability is -inf, and not summed."""
     if name != "log_softmax":
         return function
     return lambda logits, where: jnp.where(where, function(logits=logits, where=where), 0)
@@ -117,8 +116,13 @@ LOOPS = softjax.Placement(4, 8)
 FORWARD = {"block_size": LOOPS._replace(gradient="forward"), "reduction": "mean"}
 
 
+def is_fused(name):
+    return bool({"features", "z", "x"} & set(table.FUNCTIONS[name].kinds.split()))
+
+
 def has_blocks(name):
-    return "block_size" in inspect.signature(getattr(softjax, name)).parameters
+    """Whether the options of the row are also those of its logits."""
+    return is_fused(name) and name != "of"
 
 
 def set_or_not(mesh, is_set):
@@ -127,7 +131,7 @@ def set_or_not(mesh, is_set):
 
 
 @pytest.mark.parametrize(
-    ("name", "is_set"), [(f, s) for f in table.FUNCTIONS for s in (False, True)[: 1 + has_blocks(f)]]
+    ("name", "is_set"), [(f, s) for f in table.FUNCTIONS for s in (False, True)[: 1 + is_fused(f)]]
 )
 def test_every_function_where_examples_and_classes_are_sharded(mesh, name, is_set):
     with set_or_not(mesh, is_set):
@@ -160,7 +164,7 @@ def test_a_step_of_training(mesh, is_set, of_examples, of_kernel, options):
             "checkpoint": jax.grad(remat, (0, 1)),
         }
 
-    ours = modes(lambda *a: softjax.linear_softmax_cross_entropy(*a, **options))
+    ours = modes(lambda *a: spelled.linear_softmax_cross_entropy(*a, **options))
     mean = (lambda a: a.mean()) if "reduction" in options else (lambda a: a)
     defined = modes(lambda x, w, y: mean(cases.softmax_loss(x @ w, y)))
     whole = {name: f(x, w, y, *((dx, dw) if name in ("forward", "Hessian") else ())) for name, f in defined.items()}
@@ -224,7 +228,7 @@ def test_a_batch_of_sequences_and_metrics(mesh):
     given, spread = placed(mesh, ("features", "kernel", "labels"), "classes")
     sequences = {"features": (2, 4, D), "labels": (2, 4)}
     spread |= {name: put(mesh, given[name].reshape(shape), "data") for name, shape in sequences.items()}
-    of = jax.jit(ft.partial(softjax.linear_softmax_cross_entropy, has_aux=True, reduction="mean", z_loss=0.1))
+    of = jax.jit(ft.partial(spelled.linear_softmax_cross_entropy, has_aux=True, reduction="mean", z_loss=0.1))
     loss, metrics = of(**spread)
     given["labels"] = given["labels"].astype("int64")  # as positions are
     want, of_examples = table.linear_softmax_cross_entropy(**given, has_aux=True, reduction="mean", z_loss=0.1)
@@ -234,23 +238,23 @@ def test_a_batch_of_sequences_and_metrics(mesh):
         assert jax.typeof(got).sharding.spec == P("data", None)
 
 
-def test_scores_of_sharded_arrays(mesh):
+def test_logits_of_sharded_arrays(mesh):
     given, spread = placed(mesh, ("z", "centers", "log_prior", "where"), "both")
-    made = scores.distances(**spread)
+    made = (softjax.distances(spread["z"], spread["centers"]) + spread["log_prior"]).where(spread["where"])
     got = jax.jit(lambda made: softjax.of(losses.entropy, made))(made)
     h = table.distance_scores(given["z"], given["centers"], given["log_prior"])
     np.testing.assert_allclose(got, cases.entropy(h, where=given["where"]), rtol=1e-12)
     assert jax.typeof(got).sharding.spec == P("data")
-    sequences = scores.distances(spread["z"].reshape(2, 4, D), spread["centers"])
+    sequences = softjax.distances(spread["z"].reshape(2, 4, D), spread["centers"])
     assert softjax.of(losses.entropy, sequences).shape == (2, 4)
 
 
 def test_classes_that_are_chosen(mesh):
     given, spread = placed(mesh, ("features", "kernel"), "both")
     z = given["features"] @ given["kernel"]
-    best = softjax.linear_argmax(**spread)
-    top = softjax.linear_top_k(**spread, k=3)
-    draw = ft.partial(softjax.linear_sample, jax.random.key(2), shape=(2,))
+    best = spelled.linear_argmax(**spread)
+    top = spelled.linear_top_k(**spread, k=3)
+    draw = ft.partial(spelled.linear_sample, jax.random.key(2), shape=(2,))
     samples = jax.jit(draw)(*spread.values())
     np.testing.assert_array_equal(best, z.argmax(-1))
     np.testing.assert_array_equal(top.ids, np.argsort(-z, -1)[:, :3])
@@ -264,7 +268,7 @@ def test_inside_a_shard_map_over_the_other_axis(mesh):
 
     def mean(features, kernel, labels):
         options = {"batch_axis_name": "data", **FORWARD}
-        return softjax.linear_softmax_cross_entropy(features, kernel, labels, **options)
+        return spelled.linear_softmax_cross_entropy(features, kernel, labels, **options)
 
     specs = P("data"), P(), P("data")
     over = jax.shard_map(mean, mesh=mesh, in_specs=specs, out_specs=P(), axis_names={"data"})
@@ -276,7 +280,7 @@ def test_inside_a_shard_map_over_the_other_axis(mesh):
 
 def test_vmap_over_sharded_examples(mesh):
     given, spread = placed(mesh, ("features", "kernel"), "both")
-    got = jax.vmap(lambda x: softjax.linear_logsumexp(x, spread["kernel"]))(spread["features"])
+    got = jax.vmap(lambda x: spelled.linear_logsumexp(x, spread["kernel"]))(spread["features"])
     np.testing.assert_allclose(got, cases.log_sum_exp(given["features"] @ given["kernel"]), rtol=1e-12)
     assert jax.typeof(got).sharding.spec == P("data")
 
@@ -288,7 +292,7 @@ def test_as_much_is_sent_as_on_a_mesh_with_auto_axes(mesh, options):
     def sent(mesh):
         specs = P("data"), P(None, "classes"), P("data")
         args = [put(mesh, a, *spec) for a, spec in zip(given.values(), specs, strict=True)]
-        loss = lambda *args: softjax.linear_softmax_cross_entropy(*args, **options).sum()
+        loss = lambda *args: spelled.linear_softmax_cross_entropy(*args, **options).sum()
         return collections.Counter(collectives(jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*args).compile()))
 
     assert sent(mesh) == sent(cases.mesh(2, 4))

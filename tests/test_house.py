@@ -11,33 +11,33 @@ import jax.numpy as jnp
 import pytest
 
 import softjax
-from softjax import _arguments, losses, scores, sharded
+from softjax import losses
+from softjax.arguments import table as arguments
 
 HOME = pathlib.Path(softjax.__file__).parent
-MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted(HOME.glob("*.py")) if path.stem[:2] != "__"}
+FOLDERS = ("arguments", "parallel", "sums", "compute", "logits", "losses")
+FILES = {path: ast.parse(path.read_text()) for path in sorted(HOME.rglob("*.py")) if "tools" not in path.parts}
 # A folder is one module: its files import each other.
-MODULES["logits"] = ast.parse(
-    "\n".join(path.read_text() for path in sorted((HOME / "logits").glob("[!_]*.py"))).replace(
-        "from __future__ import annotations\n", ""
-    )
-)
+MODULES = {path.stem: [path] for path in FILES if path.parent == HOME and path.stem[:2] != "__"}
+MODULES |= {folder: [path for path in FILES if path.parent == HOME / folder] for folder in FOLDERS}
 BENCHMARKS = HOME.parent / "benchmarks"
 DOCUMENT = HOME.parent / "docs" / "architecture.md"
-# Public names that stand for the same thing elsewhere: a function and the loss that it evaluates, or its global form.
-NAMESAKES = {*(f.__name__ for f in sharded.FUNCTIONS), "logsumexp", "entropy", "expectation", "of", "__all__"}
-NAMESAKES |= {"linear", "distances"}  # as scores, and as logits
+# Public names that stand for the same thing: a function, and the loss that it evaluates.
+NAMESAKES = {"logsumexp", "entropy", "expectation", "kl_divergence", "js_divergence", "__all__"}
 
 
-def imports_of(tree):
-    """The modules of the package that a module imports."""
+def imports_of(paths):
+    """The modules of the package that the files of a module import."""
     found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == (2 if tree is MODULES["logits"] else 1):
-            found |= {a.name for a in node.names} if node.module is None else {node.module.split(".")[0]}
+    for path in paths:
+        home = 1 if path.parent == HOME else 2  # the level of an import from the package
+        for node in ast.walk(FILES[path]):
+            if isinstance(node, ast.ImportFrom) and node.level == home:
+                found |= {a.name for a in node.names} if node.module is None else {node.module.split(".")[0]}
     return found & set(MODULES)
 
 
-IMPORTS = {name: imports_of(tree) for name, tree in MODULES.items()}
+IMPORTS = {name: imports_of(paths) for name, paths in MODULES.items()}
 
 
 def reachable(name):
@@ -60,9 +60,9 @@ def test_what_jax_may_change_is_in_one_module():
 
 
 def test_the_library_does_not_import_its_tools():
-    for name, tree in MODULES.items():
+    for path, tree in FILES.items():
         modules = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        assert not any("tools" in module for module in modules), name
+        assert path.stem == "__main__" or not any("tools" in module for module in modules), path
 
 
 def names_benchmarks(code):
@@ -102,21 +102,26 @@ def _is_bound(node):
 
 
 def names_of(tree):
-    """The names that a module and its classes define. `Logits` has those of an array."""
+    """The names that a file defines."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name
-        if isinstance(node, ast.ClassDef) and tree is not MODULES["logits"]:
-            methods = (n.name for n in node.body if isinstance(n, ast.FunctionDef))
-            yield from (name for name in methods if not name.startswith("__"))
         if isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             yield from (n.id for target in targets for n in ast.walk(target) if _is_bound(n))
 
 
 def test_no_two_objects_share_a_name():
-    count = collections.Counter(name for tree in MODULES.values() for name in set(names_of(tree)))
+    count = collections.Counter(name for tree in FILES.values() for name in set(names_of(tree)))
     assert {name for name, times in count.items() if times > 1 and name != "_"} <= NAMESAKES
+
+
+def test_the_classes_of_sums_have_the_same_steps():
+    from softjax.sums.sums import KINDS, Sums, Totals
+
+    assert tuple(KINDS) == Sums._fields[1:] == Totals._fields[1:-1] == softjax.Columns._fields[1:]
+    for kind in KINDS.values():
+        assert {"needs_top", "fold", "merge", "over", "close", "pull"} <= set(vars(kind))
 
 
 def test_the_graph_in_the_architecture_is_that_of_the_imports():
@@ -136,7 +141,6 @@ def test_the_graph_in_the_architecture_is_that_of_the_imports():
 # --- the table of arguments -------------------------------------------------------------------------
 
 DOCUMENTED = [f for name in softjax.__all__ if inspect.isfunction(f := getattr(softjax, name))]
-DOCUMENTED += [scores.linear, scores.distances, scores.dense, scores.of]
 
 
 SECTION = re.compile(r"^(\w+):$", re.MULTILINE)
@@ -156,15 +160,18 @@ def described(function):
 @pytest.mark.parametrize("function", DOCUMENTED, ids=lambda f: f"{f.__module__}.{f.__name__}")
 def test_help_shows_every_argument_the_result_what_is_raised_and_an_example(function):
     assert described(function) == list(inspect.signature(function).parameters)
-    has_example = function.__name__ in softjax.__all__ and function not in (scores.linear, scores.distances)
-    headings = ["Args", "Returns", "Raises", *(["Example"] if has_example else [])]
-    assert list(sections(function)) == headings
+    assert list(sections(function)) == ["Args", "Returns", "Raises", "Example"]
+
+
+@pytest.mark.parametrize("function", DOCUMENTED, ids=lambda f: f.__name__)
+def test_no_function_has_more_than_ten_arguments(function):
+    assert len(inspect.signature(function).parameters) <= 10
 
 
 def test_every_row_of_the_table_is_the_argument_of_a_function():
     used = {name for f in DOCUMENTED for name in inspect.signature(f).parameters}
     used |= {n for f in vars(losses).values() if inspect.isfunction(f) for n in inspect.signature(f).parameters}
-    assert set(_arguments.ARGUMENTS) <= used
+    assert set(arguments.ARGUMENTS) <= used
 
 
 def test_an_argument_without_a_text_is_found():
@@ -183,12 +190,10 @@ x, w, y = jnp.ones((2, 3)), jnp.ones((3, 5)), jnp.zeros(2, int)
 ce = softjax.linear_softmax_cross_entropy
 OUT_OF_RANGE = {
     "label_smoothing": (lambda v: ce(x, w, y, label_smoothing=v), [-0.1, 1.5, float("nan")], r"in \[0, 1\]"),
-    "temperature": (lambda v: ce(x, w, y, temperature=v), [0, -1.0, 0.0], "positive"),
-    "softcap": (lambda v: ce(x, w, y, softcap=v), [0.0, -30], "positive"),
+    "temperature": (lambda v: softjax.contrastive_loss(x, x, temperature=v), [0, -1.0, 0.0], "positive"),
     "margin": (lambda v: softjax.multiclass_svm_loss(x, y, margin=v), [-1.0], "at least 0"),
     "gamma": (lambda v: losses.focal(v), [-2.0], "at least 0"),
     "rate": (lambda v: losses.label_smoothing(losses.cross_entropy, v, 0.2), [2], r"in \[0, 1\]"),
-    "cap": (lambda v: losses.softcap(losses.cross_entropy, v), [0], "positive"),
 }
 
 

@@ -9,14 +9,23 @@ import pytest
 
 import softjax
 
-from . import cases, table
+from . import cases, placed, spelled, table
 from .cases import D, E, K, N
 
 FORWARD = softjax.Placement(3, 5, "forward")
 KEPT = softjax.Placement(99, 5, "forward", 5)
 TILES = softjax.Placement(3, 5, "backward")
 PLACEMENTS = {"whole": None, "blocks": 5, "tiles": TILES, "forward": FORWARD, "some kept": KEPT}
-ce = softjax.linear_softmax_cross_entropy
+
+
+def ce(features, kernel, labels, *, class_weights=None, ignore_index=None, weights=None, **options):
+    """The cross entropy of linear logits; class weights have no `ignore_index`, but weights of the examples."""
+    if class_weights is not None and ignore_index is not None:
+        kept, ignore_index = labels != ignore_index, None
+        labels, weights = jnp.where(kept, labels, 0), kept.astype(features.dtype) * (1 if weights is None else weights)
+    options |= {} if class_weights is None else {"class_weights": class_weights}
+    options |= {} if ignore_index is None else {"ignore_index": ignore_index}
+    return spelled.linear_softmax_cross_entropy(features, kernel, labels, weights=weights, **options)
 
 
 def arguments(dtype, class_axis=-1):
@@ -75,6 +84,27 @@ def test_options_of_the_linear_cross_entropy(number, reduction):
         lambda x, w, moving: table.linear_softmax_cross_entropy(x, w, y, **fixed, **moving),
     )
     assert_agree(x, w, moving)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_the_function_of_features_and_a_kernel(reduction):
+    """Its own options, all together, and both axes of the kernel."""
+    (x, w), _, r = arguments(jnp.float64)
+    y, b, weights = jnp.asarray([0, 5, 3, 11], jnp.int32), r.normal(K), jnp.abs(r.normal(N))
+    options = {"ignore_index": 0, "label_smoothing": 0.2, "z_loss": 0.1, "reduction": reduction}
+    function = placed.in_blocks(softjax.linear_softmax_cross_entropy)
+    size = FORWARD if reduction == "mean" else 5
+
+    def of_both_axes(x, w, b, weights):
+        given = {"bias": b, "weights": weights, **options}
+        last, first = function(x, w, y, block_size=size, **given), function(x, w.T, y, class_axis=0, **given)
+        return last + 0.5 * first
+
+    reference = lambda x, w, b, weights: (
+        1.5 * table.linear_softmax_cross_entropy(x, w, y, bias=b, weights=weights, **options)
+    )
+    cases.agreement(of_both_axes, reference)(x, w, b, weights)
 
 
 @pytest.mark.usefixtures("x64")
@@ -181,11 +211,15 @@ def test_half_precision_is_rounded_once(placement, kind):
             assert (error <= half_a_step * np.abs(b) + 1e-6 * np.abs(b).max()).all()
 
 
-def test_the_expectation_has_the_type_of_its_arguments():
+def test_sums_of_half_precision_have_at_least_float32():
+    """Of logits that are not in memory; an expectation of an array of logits has the type of its arguments."""
     x, w, v = jnp.ones((3, 2), jnp.bfloat16), jnp.ones((2, 5), jnp.bfloat16), jnp.ones((5, 4), jnp.bfloat16)
-    assert softjax.linear_expectation(x, w, v).dtype == jnp.bfloat16
-    assert softjax.linear_expectation(x, w, v.astype(jnp.float32)).dtype == jnp.float32
-    assert softjax.linear_logsumexp(x, w).dtype == jnp.float32
+    assert spelled.linear_expectation(x, w, v).dtype == jnp.float32
+    assert spelled.linear_expectation(x, w, v.astype(jnp.float32)).dtype == jnp.float32
+    assert spelled.linear_logsumexp(x, w).dtype == jnp.float32
+    assert softjax.expectation(softjax.linear(x, w), v[:, 0]).dtype == jnp.float32
+    assert softjax.expectation(x @ w, v[:, 0]).dtype == jnp.bfloat16
+    assert softjax.expectation(x @ w, v[:, 0].astype(jnp.float32)).dtype == jnp.float32
 
 
 @pytest.mark.usefixtures("x64")
@@ -196,12 +230,12 @@ def test_expectation_and_logsumexp(placement):
     size = {"block_size": PLACEMENTS[placement]}
     live = np.arange(K) % 4 != 1
     assert_agree = cases.agreement(
-        lambda x, w, v, b: softjax.linear_expectation(x, w, v, bias=b, where=live, temperature=0.7, **size),
+        lambda x, w, v, b: spelled.linear_expectation(x, w, v, bias=b, where=live, temperature=0.7, **size),
         lambda x, w, v, b: table.linear_expectation(x, w, v, bias=b, where=live, temperature=0.7),
     )
     assert_agree(x, w, v, b)
     assert_agree = cases.agreement(
-        lambda x, w, b: softjax.linear_logsumexp(x, w.T, bias=b, class_axis=0, softcap=2.0, temperature=0.7, **size),
+        lambda x, w, b: spelled.linear_logsumexp(x, w.T, bias=b, class_axis=0, softcap=2.0, temperature=0.7, **size),
         lambda x, w, b: table.linear_logsumexp(x, w, bias=b, softcap=2.0, temperature=0.7),
     )
     assert_agree(x, w, b)
@@ -221,6 +255,9 @@ def test_the_contrastive_loss(symmetric):
     cases.agreement(of_mean, lambda *args: reference(*args, **mean))(x, y, jnp.float64(0.3))
 
 
+PUBLIC = {"autoencoder": "mixture_autoencoder_loss", "eol": "eol_loss", "leop": "leop_loss"}
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("case", "reduction"),
@@ -233,7 +270,8 @@ def test_weights_and_reductions_of_mixtures(case, reduction):
     given = case.arguments(cases.Random(jnp.float64), 1.0)
     weights = jnp.asarray([0.5, 0.0, 2.0, 1.0])
     size = 5 if reduction == "none" else FORWARD
-    function = lambda w, *args: case.function(*args, weights=w, reduction=reduction, block_size=size)
+    of_public = placed.in_blocks(getattr(softjax, PUBLIC[case.name]))
+    function = lambda w, *args: of_public(*args, weights=w, reduction=reduction, block_size=size)
     reference = lambda w, *args: case.definition(*args, weights=w, reduction=reduction)
     cases.agreement(function, reference)(weights, *given)
     if reduction == "mean":
@@ -318,12 +356,12 @@ def test_the_similarities_of_a_contrastive_loss_are_never_held(reduction):
 
 
 def test_the_placement_that_is_printed_is_the_one_that_is_used(monkeypatch):
-    from softjax import _evaluate
+    from softjax import _of
 
     used = []
-    evaluated = _evaluate._evaluate
+    evaluated = _of._evaluate
     spy = lambda *args: used.append(args[6]) or evaluated(*args)
-    monkeypatch.setattr(_evaluate, "_evaluate", spy)
+    monkeypatch.setattr(_of, "_evaluate", spy)
     for n, d, k, reduction in (
         (4, 3, 13, "mean"),
         (512, 256, 4096, "mean"),

@@ -1,5 +1,6 @@
 """Every loss on every placement, against its definition as a function of all the logits."""
 
+import dataclasses
 import functools as ft
 import pickle
 import pydoc
@@ -10,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 import softjax
 from softjax import losses
 from softjax.testing import MODES, assert_matches_autodiff
 
-from . import cases, table
+from . import cases, spelled, table
 from .cases import D, E, K, N
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -66,10 +68,12 @@ def definition(case, scores):
 
 
 def on_logits(case):
-    return lambda z, example, per_class: softjax.of_logits(case.loss, *z, known_example(case, example, *z), per_class)
+    return lambda z, example, per_class: spelled.of_logits(case.loss, *z, known_example(case, example, *z), per_class)
 
 
 linear, distances = table.linear_scores, table.distance_scores
+CAPPED = {"softcap": 3.0, "temperature": 0.6}
+capped = ft.partial(linear, **CAPPED)
 
 
 def on_linear(case, class_axis=-1, **options):
@@ -77,7 +81,7 @@ def on_linear(case, class_axis=-1, **options):
         x, w, b = arguments
         example = known_example(case, example, linear(*arguments))
         w = w if class_axis else w.T
-        return softjax.of_linear(case.loss, x, w, example, per_class, bias=b, class_axis=class_axis, **options)
+        return spelled.of_linear(case.loss, x, w, example, per_class, bias=b, class_axis=class_axis, **options)
 
     return function
 
@@ -86,7 +90,7 @@ def on_mixture(case, **options):
     def function(arguments, example, per_class):
         z, c, b = arguments
         example = known_example(case, example, distances(*arguments))
-        return softjax.of_mixture(case.loss, z, c, example, per_class, log_prior=b, **options)
+        return spelled.of_mixture(case.loss, z, c, example, per_class, log_prior=b, **options)
 
     return function
 
@@ -116,23 +120,23 @@ def compiled_definition(name, scores):
     return cases.compiled(cases.in_all_modes(definition(case, scores)))
 
 
-def check_at_all_scales(case, reduction, size):
+def check_at_all_scales(case, reduction, size, scores=linear, **of_logits):
     """All modes at usual and at small logits, and reverse mode at large ones, of one compilation.
 
     The weights are whole numbers, which have no gradient: where all rows cost the same, theirs would be rounding.
     The definition of a sum or a mean is that of its terms: with the cotangent times each term's share, summed.
     """
-    theirs = compiled_definition(case.name, linear)
+    theirs = compiled_definition(case.name, scores)
 
     def function(weights, *args):
-        return on_linear(case, weights=wide(weights), reduction=reduction, block_size=size)(*args)
+        return on_linear(case, weights=wide(weights), reduction=reduction, block_size=size, **of_logits)(*args)
 
     ours = cases.compiled(cases.in_all_modes(function))
     random = cases.Random(jnp.float64, seed=2)
     of_case = case.example(random), case.per_class(random)
 
     # At a saturated softcap, 1 - tanh^2 is 4e-6 here, and has an error of eps / 4e-6 in the definition too.
-    of_softcap = 1e-10 if case.name == "z_loss_of_softcap_of_temperature" else None
+    of_softcap = 1e-10 if scores is capped else None
 
     def check(weights, *args, rtol=of_softcap, parts=cases.PARTS):
         moving, fixed = cases.parted(args)
@@ -171,7 +175,7 @@ def test_losses_in_ragged_blocks_with_the_gradient_in_the_backward_pass(case):
 
 
 # The arguments of a loss: a label, labels [N, T], payoffs of classes, data of examples beside them, logits alone.
-IN_TILES = ("cross_entropy", "cross_entropy_of_pairs", "mixture_autoencoder", "kl_divergence", "mean_square")
+IN_TILES = ("cross_entropy", "cross_entropy_of_pairs", "mixture_autoencoder", "label_smoothing", "mean_square")
 REDUCED = [case for case in EVERY if case.name not in ("expectation", "weighted_logsumexp")]  # one number per example
 
 
@@ -183,7 +187,7 @@ def test_losses_in_ragged_blocks_with_the_gradient_in_the_forward_pass(case):
 TILED = {"backward": ("sum", TILES), "forward": ("mean", FORWARD)}
 FAST_IN_TILES = (
     "cross_entropy_of_pairs-backward",
-    "kl_divergence-backward",
+    "smoothed_over_live_classes-backward",
     "mixture_autoencoder-forward",
     "cross_entropy-forward",
 )
@@ -201,6 +205,16 @@ def test_losses_in_ragged_tiles_and_blocks(case, reduction, size):
     check_at_all_scales(case, reduction, size)
 
 
+OF_CAPPED = ("z_loss", "leop", "mixture_autoencoder", "brier")
+
+
+@pytest.mark.parametrize("size", [5, FORWARD], ids=["backward", "forward"])
+@pytest.mark.parametrize("name", cases.in_tiers({name: name for name in OF_CAPPED}, ("z_loss",)))
+def test_losses_of_a_softcap_and_a_temperature(name, size):
+    (case,) = (case for case in EVERY if case.name == name)
+    check_at_all_scales(case, "none" if size == 5 else "mean", size, capped, **CAPPED)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("size", [5, FORWARD], ids=["backward", "forward"])
@@ -211,22 +225,10 @@ def test_cross_entropy_as_users_compile_it_in_every_mode(size):
     check(LABELLED[0], function, linear, linear_arguments(cases.Random(jnp.float64), 1.0), modes, weighed_mean)
 
 
-# The scores of a mixture leave a number open that is common to all classes, and these losses depend on it.
-SHIFTED = (
-    "logsumexp",
-    "weighted_logsumexp",
-    "mean_square",
-    "softcap",
-    "z_loss_of_softcap_of_temperature",
-    "weston_watkins",
-    "binary_cross_entropy",
-)
-OF_MIXTURES = {case.name: case for case in EVERY if case.name not in SHIFTED}
+ON_MIXTURES = ("focal", "crammer_singer", "entropy", "leop", "logsumexp", "mean_square", "z_loss")
 
 
-@pytest.mark.parametrize(
-    "case", cases.in_tiers(OF_MIXTURES, ("focal", "crammer_singer", "entropy", "leop", "kl_divergence"))
-)
+@pytest.mark.parametrize("case", cases.in_tiers({case.name: case for case in EVERY}, ON_MIXTURES))
 def test_losses_of_mixtures_in_ragged_blocks(case):
     random = cases.Random(jnp.float64)
     arguments = (random.normal(N, D), random.normal(K, D), random.normal(K))
@@ -235,20 +237,22 @@ def test_losses_of_mixtures_in_ragged_blocks(case):
     assert_agree(arguments, case.example(random), case.per_class(random))
 
 
+def in_blocks(logits):
+    return logits if isinstance(logits, jax.Array) else dataclasses.replace(logits, block_size=5)
+
+
 OF_SCORES = ("cross_entropy_per_class", "weighted_logsumexp")
 
 
 @pytest.mark.parametrize("row", table.SCORES.values(), ids=table.SCORES)
 @pytest.mark.parametrize("case", cases.in_tiers({case.name: case for case in EVERY}, OF_SCORES))
 def test_losses_of_all_kinds_of_scores(case, row):
-    if row.name == "distances" and case.name in SHIFTED:
-        pytest.skip("the scores of a mixture leave a number open that this loss depends on")
     random = cases.Random(jnp.float64)
     arrays = row.arguments(random, cases.SIZES)
 
     def function(arrays, example, per_class):
         example = known_example(case, example, row.definition(*arrays))
-        return softjax.of(case.loss, row.made(softjax.scores, *arrays), example, per_class, block_size=5)
+        return softjax.of(case.loss, in_blocks(row.made(*arrays)), example, per_class)
 
     assert_agree = cases.agreement(function, definition(case, row.definition))
     assert_agree(arrays, case.example(random), case.per_class(random))
@@ -322,9 +326,8 @@ def of_numbers():
     def function(numbers, **options):
         gamma, cap, t, class_weights = numbers
         loss = losses.class_weights(losses.cross_entropy, class_weights)
-        loss = losses.softcap(losses.temperature(loss, t), cap)
-        some = softjax.of_linear(loss, x, w, y, bias=b, **options)
-        return some + softjax.of_linear(losses.focal(gamma), x, w, y, bias=b, **options)
+        some = spelled.of_linear(loss, x, w, y, bias=b, softcap=cap, temperature=t, **options)
+        return some + spelled.of_linear(losses.focal(gamma), x, w, y, bias=b, **options)
 
     def reference(numbers):
         gamma, cap, t, class_weights = numbers
@@ -374,7 +377,7 @@ def test_results_do_not_depend_on_blocks_or_tiles():
         sizes, reference = [None, 1, 7, 1000], None
         sizes += [softjax.Placement(7, 16, "forward"), softjax.Placement(99, 64, "backward")]
         for size in sizes:
-            loss = ft.partial(softjax.of_linear, losses.cross_entropy, reduction="mean", block_size=size)
+            loss = ft.partial(spelled.of_linear, losses.cross_entropy, reduction="mean", block_size=size)
             value, gradients = jax.jit(jax.value_and_grad(lambda x, w, f=loss: f(x, w, y), (0, 1)))(x, w)
             reference = reference or (value, *gradients)
             np.testing.assert_allclose(value, exact, rtol=1e-6)
@@ -392,7 +395,7 @@ def test_payoffs_of_classes_with_a_bias_of_minus_infinity_contribute_nothing():
     b, values, data = b.at[3].set(-jnp.inf), random.normal(K, E), random.normal(N, E)
     bad = values.at[3].set(jnp.inf)
     for loss in (losses.expectation, losses.mixture_autoencoder, losses.eol, losses.leop):
-        f = lambda x, v, d, loss=loss: softjax.of_linear(loss, x, w, d, v, bias=b, block_size=5).sum()
+        f = lambda x, v, d, loss=loss: spelled.of_linear(loss, x, w, d, v, bias=b, block_size=5).sum()
         value_and_gradients = cases.compiled(jax.value_and_grad(f, (0, 1, 2)))
         got, want = (value_and_gradients(x, v, data) for v in (bad, values))
         for a, b_ in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -401,7 +404,7 @@ def test_payoffs_of_classes_with_a_bias_of_minus_infinity_contribute_nothing():
 
 def test_a_weight_of_0_rules_out_a_loss_of_infinity():
     x, w, y = jnp.eye(2), jnp.asarray([[0.0, 1.0, 2.0], [1.0, 0.0, 1.0]]), jnp.asarray([2, 0], jnp.int32)
-    loss = lambda x, weights: softjax.linear_softmax_cross_entropy(
+    loss = lambda x, weights: spelled.linear_softmax_cross_entropy(
         x, w, y, where=np.array([True, True, False]), weights=weights, reduction="mean"
     )
     assert loss(x, jnp.zeros(2)) == 0
@@ -411,19 +414,97 @@ def test_a_weight_of_0_rules_out_a_loss_of_infinity():
     assert np.isfinite(gradient).all()
 
 
-def test_a_temperature_or_a_softcap_of_the_scores_is_also_that_of_the_most_likely_class():
+def test_a_temperature_or_a_softcap_of_the_logits_is_also_that_of_the_most_likely_class():
+    """Whose logit is computed again."""
     z, x = jnp.zeros((1, 1)), jnp.zeros((1, 1))
     c, v = jnp.asarray([[1.0], [2.0]]), jnp.asarray([[3.0], [0.0]])
-    for loss in (losses.leop, losses.eol):
-        got = softjax.of_mixture(losses.temperature(loss, 4.0), z, c, x, v)
-        np.testing.assert_allclose(got, softjax.of_mixture(loss, z, c, x, v, temperature=4.0), rtol=1e-12)
+    h = table.distance_scores(z, c)
+    for logits, of_definition in (
+        (softjax.distances(z, c) / 4, h / 4),
+        (5 * (softjax.distances(z, c) / 5).map(jnp.tanh), 5 * jnp.tanh(h / 5)),
+    ):
+        for name in ("eol", "leop"):
+            got, want = (
+                softjax.of(table.LOSSES[name].loss, logits, x, v),
+                table.LOSSES[name].definition(of_definition, x, v),
+            )
+            np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
-def test_a_class_that_is_left_out_is_left_out_of_the_teacher():
+# --- losses of two logits ---------------------------------------------------------------------------
+
+
+def kl(p, q):
+    """sum_k p_k (log p_k - log q_k)."""
+    return (cases.softmax(p) * (cases.log_softmax(p) - cases.log_softmax(q))).sum(-1)
+
+
+def binary(z, y):
+    return table.binary_costs(z, y).sum(-1)
+
+
+OF_TWO = {
+    "kl_divergence": (losses.kl_divergence, kl),
+    "expectation_of_pairs": (losses.expectation_of_pairs, cases.expectation),
+    "cross_entropy of soft labels": (losses.cross_entropy, cases.cross_entropy),
+    "binary_cross_entropy of targets": (losses.binary_cross_entropy, binary),
+}
+DIVIDED = {"whole": None, "blocks": 5, "tiles": TILES, "forward": FORWARD}
+KINDS_OF_TWO = {  # (the two logits, their definitions) of arrays
+    "arrays": (lambda x, w, b, z, c: (x @ w + b, table.distance_scores(z, c))),
+    "linear, distances": (
+        lambda x, w, b, z, c, size: (softjax.linear(x, w, b, block_size=size), softjax.distances(z, c))
+    ),
+    "linear, array": (
+        lambda x, w, b, z, c, size: (softjax.linear(x, w, b, block_size=size), table.distance_scores(z, c))
+    ),
+    "pairwise, linear": (
+        lambda x, w, b, z, c, size: (
+            softjax.pairwise(lambda x, w: x @ w[:-1] + w[-1], x, jnp.concatenate([w, b[None]]).T, block_size=size),
+            -softjax.linear(z, -2 * c, class_axis=0) - (c**2).sum(-1) - (z**2).sum(-1, keepdims=True),
+        )
+    ),
+}
+
+
+def arrays_of_two(scale):
+    r = cases.Random(jnp.float64, 4)
+    x, w, b = linear_arguments(r, scale)
+    return x, w, b, r.normal(N, D), r.normal(K, D)
+
+
+@pytest.mark.parametrize("place", DIVIDED)
+@pytest.mark.parametrize("kind", list(KINDS_OF_TWO)[1:])
+@pytest.mark.parametrize("name", OF_TWO)
+@pytest.mark.one_case_in(5)
+def test_losses_of_two_logits(name, kind, place):
+    """In all modes; with two arrays too, which are taken whole."""
+    loss, definition = OF_TWO[name]
+    reduction = "mean" if place == "forward" else "none"
+    reduce = weighed_mean if reduction == "mean" else lambda x: wide(WEIGHTS) * x
+    ours = lambda *given: softjax.of(
+        loss, KINDS_OF_TWO[kind](*given, DIVIDED[place]), weights=wide(WEIGHTS), reduction=reduction
+    )
+    of_arrays = lambda *given: softjax.of(
+        loss, KINDS_OF_TWO["arrays"](*given), weights=wide(WEIGHTS), reduction=reduction
+    )
+    theirs = lambda *given: reduce(definition(*KINDS_OF_TWO["arrays"](*given)))
+    for function in (ours, of_arrays) if place == "forward" else (ours,):
+        check = cases.agreement(function, theirs)
+        check(*arrays_of_two(1.0))
+        check(*arrays_of_two(3.0), rtol=1e-9, parts=cases.PARTS[:2])
+
+
+def test_a_class_that_is_masked_in_both_is_in_no_part_of_a_divergence():
     random = cases.Random(jnp.float64)
-    z, s, live = random.normal(N, K), random.normal(N, K), np.arange(K) % 3 != 1
-    got = softjax.of_logits(losses.kl_divergence, z, s, where=live)
-    np.testing.assert_allclose(got, table.kl(z[:, live], s[:, live]), rtol=1e-10)
+    p, q, live = random.normal(N, K), random.normal(N, K), np.arange(K) % 3 != 1
+    masked = lambda z: jnp.where(live, z, -jnp.inf)
+    got = softjax.of(losses.kl_divergence, (masked(p), masked(q)))
+    np.testing.assert_allclose(got, kl(p[:, live], q[:, live]), rtol=1e-10)
+    assert np.isposinf(softjax.of(losses.kl_divergence, (p, masked(q)))).all()
+    of_some = softjax.of(losses.kl_divergence, (masked(p), q))
+    log_p = cases.log_softmax(p[:, live])
+    np.testing.assert_allclose(of_some, (jnp.exp(log_p) * (log_p - cases.log_softmax(q)[:, live])).sum(-1), rtol=1e-10)
 
 
 # --- losses as values -----------------------------------------------------------------------------
@@ -435,7 +516,7 @@ def unpickled(x):
 
 def is_the_program_of(a, b):
     """Whether JAX takes two pytrees for the arguments of one compiled program."""
-    return jax.tree.structure(losses.as_partials(a)) == jax.tree.structure(losses.as_partials(b))
+    return jax.tree.structure(a.partials()) == jax.tree.structure(b.partials())
 
 
 @pytest.mark.parametrize("case", [case for case in EVERY if case.name != "mean_square"], ids=lambda case: case.name)
@@ -443,18 +524,37 @@ def test_a_loss_is_pickled(case):
     r, again = cases.Random(jnp.float64), unpickled(case.loss)
     z, example, per_class = table.logits(r, cases.SIZES), case.example(r), case.per_class(r)
     example = known_example(case, example, z)
-    want, got = (softjax.of_logits(loss, z, example, per_class) for loss in (case.loss, again))
+    want, got = (spelled.of_logits(loss, z, example, per_class) for loss in (case.loss, again))
     np.testing.assert_array_equal(got, want)
     assert is_the_program_of(again, case.loss)
     assert again.__doc__ == case.loss.__doc__
 
 
-@pytest.mark.parametrize("row", table.SCORES.values(), ids=table.SCORES)
-def test_scores_are_pickled(row):
-    scores = row.made(softjax.scores, *row.arguments(cases.Random(jnp.float64), cases.SIZES))
-    again = unpickled(scores)
-    np.testing.assert_array_equal(*(softjax.of(losses.logsumexp, s) for s in (again, scores)))
-    assert jax.tree.structure(again) == jax.tree.structure(scores)
+def cauchy(scale, x, y):
+    return 1 / (1 + ((x - y) ** 2).sum() / scale**2)
+
+
+def halved(z):
+    return z / 2
+
+
+def is_near(example, label):
+    return example + 2 > label
+
+
+OF_NAMED_FUNCTIONS = {
+    **{name: table.SCORES[name].made for name in ("linear", "distances")},
+    "of": lambda scale, x, y: softjax.pairwise(Partial(cauchy, scale), x, y),
+}
+
+
+@pytest.mark.parametrize("name", OF_NAMED_FUNCTIONS)
+def test_logits_are_pickled(name):
+    arrays = table.SCORES[name].arguments(cases.Random(jnp.float64), cases.SIZES)
+    logits = in_blocks(OF_NAMED_FUNCTIONS[name](*arrays)).map(halved).where(is_near)
+    again = unpickled(logits)
+    np.testing.assert_array_equal(*(softjax.of(losses.logsumexp, z) for z in (again, logits)))
+    assert jax.tree.structure(again) == jax.tree.structure(logits)
 
 
 def test_a_placement_is_pickled():
@@ -471,4 +571,4 @@ def test_help_says_which_loss_it_is(name):
         assert word in text
     assert "alias for field" not in text
     assert losses.focal(2.0).__doc__ == softjax.Loss.__doc__
-    assert isinstance(jax.tree.map(lambda x: x, losses.as_partials(loss)), softjax.Loss)
+    assert isinstance(jax.tree.map(lambda x: x, loss.partials()), softjax.Loss)

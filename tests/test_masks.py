@@ -4,12 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import Partial
 
 import softjax
-from softjax import losses
 
-from . import cases, table
+from . import cases, spelled, table
 
 N, K, D, T = 4, 13, 3, 3
 MASK = np.random.default_rng(3).random((N, K)) < 0.6
@@ -28,11 +26,13 @@ def of_ids(i, k):
     return (7 * i + 3 * k) % 5 != 0
 
 
-def of_array(mask, i, k):
-    return mask[i, k]
+def of_array(mask):
+    """The mask as a function, which closes over it."""
+    mask = jnp.asarray(mask)
+    return lambda i, k: mask[i, k]
 
 
-FORMS = {"array": MASK, "function": Partial(of_array, MASK)}
+FORMS = {"array": MASK, "function": of_array(MASK)}
 
 
 @pytest.mark.usefixtures("x64")
@@ -45,7 +45,7 @@ def test_a_mask_of_each_example(form, size, reduction):
 
     def ours(x, w, b):
         given = {"bias": b, "where": FORMS[form], "block_size": size, **options}
-        return softjax.linear_softmax_cross_entropy(x, w, LABELS, **given)
+        return spelled.linear_softmax_cross_entropy(x, w, LABELS, **given)
 
     def definition(x, w, b):
         z = table.linear_scores(x, w, b, softcap=5.0)
@@ -59,7 +59,7 @@ def test_a_mask_of_each_example(form, size, reduction):
 def test_a_function_of_ids_without_arrays():
     r = cases.Random(jnp.float64)
     mask = np.asarray(of_ids(np.arange(N)[:, None], np.arange(K)[None]))
-    ours = lambda x, w: softjax.linear_logsumexp(x, w, where=of_ids, block_size=5)
+    ours = lambda x, w: spelled.linear_logsumexp(x, w, where=of_ids, block_size=5)
     cases.agreement(ours, lambda x, w: table.linear_logsumexp(x, w, where=mask))(r.normal(N, D), r.normal(D, K))
 
 
@@ -69,13 +69,14 @@ def test_masks_of_mixtures_and_of_own_scores(form):
     r = cases.Random(jnp.float64)
     z, x, c, v = r.normal(N, D), r.normal(N, 5), r.normal(K, D), r.normal(K, 5)
     for function in ("mixture_autoencoder_loss", "leop_loss"):
-        ours = lambda *args, f=function: getattr(softjax, f)(*args, where=FORMS[form], block_size=5)
+        ours = lambda *args, f=function: getattr(spelled, f)(*args, where=FORMS[form], block_size=5)
         definition = lambda *args, f=function: table.FUNCTIONS[f].definition(*args, where=MASK)
         cases.agreement(ours, definition)(z, x, c, v)
 
     def own(z, c):
-        scores = softjax.scores.of(Partial(table.cauchy, jnp.float64(2)), z, c, where=FORMS[form])
-        return softjax.of(losses.logsumexp, scores, block_size=5)
+        cauchy = lambda x, y: 1 / (1 + ((x - y) ** 2).sum() / 4)
+        logits = softjax.pairwise(cauchy, z, c, block_size=5).where(FORMS[form])
+        return softjax.logsumexp(logits, axis=-1)
 
     cases.agreement(own, lambda z, c: table.log_sum_exp(table.cauchy(2.0, z, c), where=MASK))(z, c)
 
@@ -86,7 +87,7 @@ def test_binary_cross_entropy_over_a_mesh_that_does_not_divide_the_classes(label
     r = cases.Random(jnp.float64)
     given = jnp.asarray([[0, 12], [7, 3], [1, 2], [9, 6]]) if labels == "lists" else jnp.abs(r.normal(N, K)) % 1
     axes = {"mesh": cases.mesh(2, 4), "class_axis_name": "classes", "batch_axis_name": "data", "block_size": 3}
-    ours = lambda x, w: softjax.sharded.linear_sigmoid_binary_cross_entropy(x, w, given, reduction="mean", **axes)
+    ours = lambda x, w: spelled.linear_sigmoid_binary_cross_entropy(x, w, given, reduction="mean", **axes)
     definition = lambda x, w: table.linear_sigmoid_binary_cross_entropy(x, w, given, reduction="mean")
     cases.agreement(ours, definition)(r.normal(N, D), r.normal(D, K))
 
@@ -96,18 +97,18 @@ def test_masks_when_classes_are_chosen():
     r = cases.Random(jnp.float64)
     x, w = r.normal(N, D), r.normal(D, K)
     z = np.where(MASK, np.asarray(x @ w), -np.inf)
-    top = softjax.linear_top_k(x, w, 2, where=MASK, block_size=5)
+    top = spelled.linear_top_k(x, w, 2, where=MASK, block_size=5)
     np.testing.assert_array_equal(top.ids, np.argsort(-z, -1)[:, :2])
-    np.testing.assert_array_equal(softjax.linear_argmax(x, w, where=FORMS["function"], block_size=5), z.argmax(-1))
-    drawn = softjax.linear_sample(jax.random.key(0), x, w, where=MASK, shape=200, block_size=5)
+    np.testing.assert_array_equal(spelled.linear_argmax(x, w, where=FORMS["function"], block_size=5), z.argmax(-1))
+    drawn = spelled.linear_sample(jax.random.key(0), x, w, where=MASK, shape=200, block_size=5)
     assert MASK[np.arange(N)[:, None], drawn].all()
 
 
 def test_a_row_without_a_class_and_nan_features_of_ignored_rows():
     x, w = jnp.ones((N, D)).at[2].set(jnp.nan), jnp.ones((D, K))
     none = jnp.asarray(MASK).at[1].set(False)
-    assert softjax.linear_logsumexp(jnp.ones((N, D)), w, where=none)[1] == -jnp.inf
-    loss = lambda x: softjax.linear_softmax_cross_entropy(
+    assert spelled.linear_logsumexp(jnp.ones((N, D)), w, where=none)[1] == -jnp.inf
+    loss = lambda x: spelled.linear_softmax_cross_entropy(
         x, w, LABELS.at[2].set(-100), where=MASK, ignore_index=-100, reduction="mean"
     )
     value, gradient = jax.value_and_grad(loss)(x)
@@ -122,7 +123,7 @@ def test_masks_over_a_mesh_that_does_not_divide_the_classes(form):
     axes = {"mesh": cases.mesh(2, 4), "class_axis_name": "classes", "batch_axis_name": "data", "block_size": 3}
 
     def ours(x, w):
-        return softjax.sharded.linear_softmax_cross_entropy(x, w, LABELS, where=FORMS[form], reduction="mean", **axes)
+        return spelled.linear_softmax_cross_entropy(x, w, LABELS, where=FORMS[form], reduction="mean", **axes)
 
     def definition(x, w):
         z = x @ w
@@ -137,7 +138,7 @@ def test_no_mask_is_copied():
     shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)
 
     def loss(x, w, y, where):
-        return softjax.linear_softmax_cross_entropy(x, w, y, where=where, reduction="mean", block_size=512)
+        return spelled.linear_softmax_cross_entropy(x, w, y, where=where, reduction="mean", block_size=512)
 
     given = shape(n, d), shape(d, k), shape(n, dtype=jnp.int32)
     temporaries = [
@@ -153,7 +154,7 @@ def test_targets_of_each_example_and_class(size, reduction):
     r = cases.Random(jnp.float64)
     targets = jnp.abs(r.normal(N, K)) % 1
     options = {"reduction": reduction, "where": jnp.asarray(MASK)}
-    ours = lambda x, w: softjax.linear_sigmoid_binary_cross_entropy(x, w, targets, block_size=size, **options)
+    ours = lambda x, w: spelled.linear_sigmoid_binary_cross_entropy(x, w, targets, block_size=size, **options)
     definition = lambda x, w: table.linear_sigmoid_binary_cross_entropy(x, w, targets, **options)
     cases.agreement(ours, definition)(r.normal(N, D), r.normal(D, K))
 
@@ -165,7 +166,7 @@ def test_lists_of_labels_of_different_lengths(size, reduction):
     ids = jnp.asarray([[0, 12, 5], [-1, -1, -1], [4, -1, 3], [12, 0, -1]], jnp.int32)
     x, w, targets = r.normal(N, D, scale=3), r.normal(D, K), jnp.abs(r.normal(N, T)) % 1
     options = {"ignore_index": -1, "reduction": reduction}
-    both = softjax.linear_sigmoid_binary_cross_entropy, table.linear_sigmoid_binary_cross_entropy
+    both = spelled.linear_sigmoid_binary_cross_entropy, table.linear_sigmoid_binary_cross_entropy
     more = {"block_size": size}, {}
     of_labels = [lambda x, w, f=f, m=m: f(x, w, ids, **options, **m) for f, m in zip(both, more, strict=True)]
     cases.agreement(*of_labels)(x, w)
@@ -175,20 +176,22 @@ def test_lists_of_labels_of_different_lengths(size, reduction):
 
 def test_labels_out_of_range_give_nan_and_confident_ones_keep_their_digits():
     x, w = jnp.eye(2), jnp.asarray([[20.0, -20.0, -20.0], [0.0, 0.0, 0.0]])
-    loss = softjax.linear_sigmoid_binary_cross_entropy
+    loss = spelled.linear_sigmoid_binary_cross_entropy
     np.testing.assert_allclose(loss(x, w, jnp.asarray([[0], [1]]))[0], 3 * np.log1p(np.exp(-20.0)), rtol=1e-6)
     assert jnp.isnan(loss(x, w, jnp.asarray([[3], [1]]))).tolist() == [True, False]
     assert jnp.isnan(loss(x, w, jnp.asarray([[-1], [1]]))).tolist() == [True, False]
 
 
 def test_a_loss_of_ones_own_sees_blocks():
-    """`PerPair` in the data of a loss: the Brier score of soft labels, sum_k (p_k - y_k)^2 - p_k^2."""
+    """Data of each example and class are logits: the Brier score of soft labels, sum_k (p_k - y_k)^2 - p_k^2."""
     r = cases.Random(jnp.float32)
     x, w, y = r.normal(N, D), r.normal(D, K), jax.nn.softmax(r.normal(N, K))
     linear_part = softjax.Loss(
-        lambda z, ids, y, _: softjax.Columns(z, t=(-2 * y,), l=(y**2,)), lambda q, y: q.t[0].value + q.l[0]
+        lambda z, *_: softjax.Columns(z[0], payoffs=(-2 * z[1],), terms=(z[1] ** 2,)),
+        lambda q, _: q.payoffs[0].value + q.terms[0],
+        logits=2,
     )
-    got = softjax.of_linear(linear_part, x, w, softjax.PerPair(y), block_size=5)
+    got = softjax.of(linear_part, (softjax.linear(x, w, block_size=5), y))
     p = jax.nn.softmax(x @ w)
     np.testing.assert_allclose(got, ((p - y) ** 2 - p**2).sum(-1), rtol=2e-5, atol=2e-6)
 
@@ -228,12 +231,12 @@ def test_contrastive_losses(name, placement):
 def test_contrastive_losses_over_a_mesh(name, reduction):
     r = cases.Random(jnp.float64)
     (x, second), options = views(name, r)
-    options = {name: Partial(of_array, mask) for name, mask in options.items()}
+    options = {name: of_array(mask) for name, mask in options.items()}
     weights = jnp.abs(r.normal(M))
     more = {"mesh": cases.mesh(2, 4), "batch_axis_name": ("data", "classes"), "weights": weights, "block_size": 3}
 
     def ours(x, second):
-        return getattr(softjax.sharded, name)(x, second, reduction=reduction, **options, **more)
+        return getattr(spelled, name)(x, second, reduction=reduction, **options, **more)
 
     masks = {"where": NEGATIVES} if options else {}
 

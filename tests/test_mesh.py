@@ -1,7 +1,6 @@
-"""Classes and examples over a mesh of 8 devices, inside `jax.shard_map` and by `softjax.sharded`."""
+"""Classes and examples over a mesh of 8 devices, inside `jax.shard_map` and by `softjax.shard`."""
 
 import functools as ft
-import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,15 +13,15 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import softjax
-from softjax import _jax, losses, sharded
+from softjax import _jax, losses
 
-from . import cases, table
+from . import cases, spelled, table
 from .test_linear import option_sets
 
 N, D, E, K = 8, 3, 5, 24
 AXES = {"axis_name": "classes", "batch_axis_name": "data"}
 OVER = {"class_axis_name": "classes", "batch_axis_name": "data"}
-ce = softjax.linear_softmax_cross_entropy
+ce = spelled.linear_softmax_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -114,7 +113,7 @@ def test_functions_of_logits_know_of_arrays_that_are_spread():
     z, t = cases.Random("float64").normal(N, K), cases.Random("float64", 2).normal(K)
     over = spread(softjax.expectation, cases.mesh(8, 1), (P("data"), P()), P("data"))
     cases.agreement(over, cases.expectation)(z, t)
-    of_logits = lambda z, t: softjax.of_logits(losses.expectation, z, None, t[:, None])[:, 0]
+    of_logits = lambda z, t: softjax.of(losses.expectation, z, None, t[:, None])[:, 0]
     over = spread(of_logits, cases.mesh(8, 1), (P("data"), P()), P("data"))
     cases.agreement(over, cases.expectation)(z, t)
 
@@ -141,11 +140,11 @@ def test_axes_that_no_function_needs_may_be_left_to_the_compiler():
     x, w, b, y = linear_arguments()
     place = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, P(*spec)))
     args = place(x, "data", None), place(w, None, "classes"), place(b, "classes"), place(y, "data")
-    over = lambda x, w, b, y: sharded.linear_softmax_cross_entropy(x, w, y, bias=b, mesh=mesh, **OVER)
+    over = lambda x, w, b, y: spelled.linear_softmax_cross_entropy(x, w, y, bias=b, mesh=mesh, **OVER)
     cases.agreement(over, lambda x, w, b, y: cases.softmax_loss(x @ w + b, y))(*args)
 
 
-# --- softjax.sharded, of classes that the devices do not divide --------------------------------------
+# --- softjax.shard, of classes that the devices do not divide --------------------------------------
 
 UNEVEN = 13  # of which 4 devices have 4, 4, 4 and 1
 
@@ -166,7 +165,7 @@ def rows():
     return [
         Row(
             "of_linear",
-            lambda s, x, w, cap: s.of_linear(losses.softcap(losses.entropy, cap), x, w, where=live),
+            lambda s, x, w, cap: s.of_linear(losses.entropy, x, w, where=live, softcap=cap),
             lambda x, w, cap: cases.entropy(table.linear_scores(x, w, softcap=cap), where=live),
             (x, w, jnp.asarray(3.0)),
         ),
@@ -249,7 +248,7 @@ ROWS += ["of_mixture", *(case.name for case in cases.MIXTURES)]
 
 
 class OverMesh:
-    """The functions of `softjax.sharded`, told of a mesh."""
+    """The functions of logits, told of a mesh."""
 
     def __init__(self, mesh, **axes):
         self.mesh, self.axes = mesh, axes
@@ -258,7 +257,7 @@ class OverMesh:
         axes = dict(self.axes)
         if name == "contrastive_loss":
             axes = {"batch_axis_name": ("data", "classes")}
-        return ft.partial(getattr(sharded, name), mesh=self.mesh, **axes)
+        return ft.partial(getattr(spelled, name), mesh=self.mesh, **axes)
 
 
 ON_EXPLICIT = ("linear_expectation", "contrastive_loss", "leop")  # a linear layer, examples as classes, a mixture
@@ -275,25 +274,6 @@ def test_sharded_functions_of_the_whole(name, kind):
     row = next(row for row in rows() if row.name == name)
     functions = OverMesh(cases.mesh(2, 4, kind), **OVER)
     cases.agreement(lambda *args: row.function(functions, *args), row.definition)(*row.arguments)
-
-
-def test_every_function_with_an_axis_is_there():
-    makes_logits = (softjax.linear, softjax.distances, softjax.pairwise)  # which do not leave their `shard_map`
-    takes = lambda f: inspect.isfunction(f) and f not in makes_logits and "axis_name" in inspect.signature(f).parameters
-    fused = {name for name, f in vars(softjax).items() if takes(f)}
-    assert fused == {f.__name__ for f in sharded.FUNCTIONS}
-    assert fused == {name for name, f in vars(sharded).items() if not name.startswith("_") and f in sharded.FUNCTIONS}
-    assert fused - {row.name for row in rows()} - {case.function.__name__ for case in cases.MIXTURES} == {
-        "linear_softmax_cross_entropy",
-        *("linear_argmax", "linear_sample", "linear_top_k"),  # test_decoding has their tests
-        "linear_distillation_loss",  # in test_distillation
-        *("nt_xent_loss", "siglip_loss", "supervised_contrastive_loss"),  # in test_masks
-        "linear_sigmoid_binary_cross_entropy",  # in test_masks
-    }
-    for f in sharded.FUNCTIONS:
-        assert "mesh" in inspect.signature(f).parameters
-        assert "axis_name" not in inspect.signature(f).parameters
-        assert "over a mesh" in f.__doc__
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
@@ -313,18 +293,16 @@ def test_options_of_the_cross_entropy(number, reduction):
     )(x, w, moving)
 
 
-def test_classes_are_padded_and_masked():
-    w = cases.Random("float64").normal(D, UNEVEN)
-    padded, where = sharded.pad_classes(w, 4, class_axis=1)
-    assert padded.shape == (D, 16)
-    np.testing.assert_array_equal(padded[:, :UNEVEN], w)
-    np.testing.assert_array_equal(where, np.arange(16) < UNEVEN)
-    unchanged, where = sharded.pad_classes(w, UNEVEN, class_axis=-1)
-    np.testing.assert_array_equal(unchanged, w)
-    assert where.all()
-    x, _, _, y = linear_arguments(k=UNEVEN)
-    f = lambda x, w: sharded.linear_softmax_cross_entropy(x, w, y, where=where16, mesh=cases.mesh(2, 4), **OVER)
-    where16 = np.arange(16) < UNEVEN
+def test_classes_that_are_padded_once_and_masked():
+    """As users do who avoid the copies of every call: the gradient of the padding is 0."""
+    x, w, _, y = linear_arguments(k=UNEVEN)
+    padded = jnp.pad(w, ((0, 0), (0, 3)))
+
+    def f(x, w):
+        logits = softjax.linear(x, w).where(np.arange(16) < UNEVEN)
+        logits = softjax.shard(logits, cases.mesh(2, 4), examples="data", classes="classes")
+        return softjax.softmax_cross_entropy_with_integer_labels(logits, y)
+
     cases.agreement(f, lambda x, w: cases.softmax_loss((x @ w)[:, :UNEVEN], y))(x, padded)
 
 
@@ -333,7 +311,7 @@ def test_a_label_of_no_class_is_nan_on_a_mesh_too(padded_classes):
     k = UNEVEN if padded_classes else 16
     x, w, _, y = linear_arguments("float32", k)
     y = y.at[2].set(k).at[5].set(-1).at[6].set(2**31 - 1)
-    f = lambda x: sharded.linear_softmax_cross_entropy(x, w, y, mesh=cases.mesh(2, 4), **OVER)
+    f = lambda x: spelled.linear_softmax_cross_entropy(x, w, y, mesh=cases.mesh(2, 4), **OVER)
     loss, dx = f(x), jax.grad(lambda x: f(x).sum())(x)
     np.testing.assert_array_equal(np.isnan(loss), [False, False, True, False, False, True, True, False])
     np.testing.assert_array_equal(np.isnan(dx).all(-1), np.isnan(loss))
@@ -348,13 +326,13 @@ def test_explicit_meshes_tell_where_the_arrays_are():
     place = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, P(*spec)))
     with jax.set_mesh(mesh):
         x_, w_, y_ = place(x, "data", None), place(w, None, "classes"), place(y, "data")
-        loss = jax.jit(sharded.linear_softmax_cross_entropy)(x_, w_, y_)
+        loss = jax.jit(spelled.linear_softmax_cross_entropy)(x_, w_, y_)
         assert jax.typeof(loss).sharding.spec == P("data")
-        mean = lambda x, w: sharded.linear_softmax_cross_entropy(x, w, y_, reduction="mean")
+        mean = lambda x, w: spelled.linear_softmax_cross_entropy(x, w, y_, reduction="mean")
         value, (dx, dw) = jax.jit(jax.value_and_grad(mean, (0, 1)))(x_, w_)
         assert (jax.typeof(dx), jax.typeof(dw)) == (jax.typeof(x_), jax.typeof(w_))
         of_sequences = jax.jit(
-            lambda x, w, y: sharded.linear_softmax_cross_entropy(x, w, y, reduction="mean", class_axis=0)
+            lambda x, w, y: spelled.linear_softmax_cross_entropy(x, w, y, reduction="mean", class_axis=0)
         )(place(x.reshape(2, 4, D), "data", "classes"), place(w.T), place(y.reshape(2, 4), "data", "classes"))
     want = lambda x, w: cases.softmax_loss(x @ w, y)
     np.testing.assert_allclose(loss, want(x, w), rtol=1e-12)
@@ -365,7 +343,7 @@ def test_explicit_meshes_tell_where_the_arrays_are():
 def test_the_mesh_that_was_set_is_used():
     x, w, _, y = linear_arguments()
     with jax.set_mesh(cases.mesh(2, 4)):
-        loss = jax.jit(ft.partial(sharded.linear_softmax_cross_entropy, **OVER))(x, w, y)
+        loss = jax.jit(ft.partial(spelled.linear_softmax_cross_entropy, **OVER))(x, w, y)
     np.testing.assert_allclose(loss, cases.softmax_loss(x @ w, y), rtol=1e-12)
 
 
@@ -374,7 +352,7 @@ def test_the_mesh_that_was_set_is_used():
 
 @ft.cache
 def of_sure_rows():
-    loss = lambda w: sharded.linear_softmax_cross_entropy(
+    loss = lambda w: spelled.linear_softmax_cross_entropy(
         np.ones((2, 1), np.float32), w, np.full(2, 5), mesh=cases.mesh(2, 4), **OVER
     ).mean()
     return jax.jit(jax.value_and_grad(loss))
@@ -480,11 +458,10 @@ def test_half_precision_is_rounded_once(dtype, shape):
 
     def both(linear, expectation):
         mean = lambda x, w: linear(x, w).mean()
-        paid = lambda x, w, v: (ct.astype(x.dtype) * expectation(x, w, v)).sum()
+        paid = lambda x, w, v: (ct.astype(max(x.dtype, "float32")) * expectation(x, w, v)).sum()
         return jax.jit(lambda x, w, v: (jax.grad(mean, (0, 1))(x, w), jax.grad(paid, (0, 1, 2))(x, w, v)))
 
     ours = both(lambda x, w: over.linear_softmax_cross_entropy(x, w, y), over.linear_expectation)
-    ct = ct.astype(dtype).astype("float64")  # as it is in the output's type
     theirs = both(lambda x, w: cases.softmax_loss(x @ w, y), lambda x, w, v: cases.softmax(x @ w) @ v)
     want = theirs(*(a.astype("float64") for a in args))
     for a, b in zip(jax.tree.leaves(ours(*args)), jax.tree.leaves(want), strict=True):
@@ -514,20 +491,41 @@ OF_PADDING = {  # losses that would change if padding were a class, and their de
         losses.label_smoothing(losses.cross_entropy, 0.1, 1 / UNEVEN),
         lambda z, y: 0.9 * cases.softmax_loss(z, y) - 0.1 * cases.log_softmax(z).mean(-1),
     ),
-    "plain terms": (
+    "label_smoothing over the classes": (
+        losses.label_smoothing(losses.cross_entropy, 0.1),
+        lambda z, y: 0.9 * cases.softmax_loss(z, y) - 0.1 * cases.log_softmax(z).mean(-1),
+    ),
+    "terms": (
         softjax.Loss(
-            lambda z, *_: softjax.Columns(z, l=((jnp.where(jnp.isneginf(z), 0, z) - 3) ** 2,)), lambda q, _: q.l[0]
+            lambda z, *_: softjax.Columns(z, terms=((jnp.where(jnp.isneginf(z), 0, z) - 3) ** 2,)),
+            lambda q, _: q.terms[0],
         ),
         lambda z, y: ((z - 3) ** 2).sum(-1),
     ),
-    "scores": (
+    "logits": (
         softjax.Loss(lambda z, *_: softjax.Columns(jnp.cos(jnp.where(jnp.isneginf(z), 0, z))), lambda q, _: q.A.value),
         lambda z, y: cases.log_sum_exp(jnp.cos(z)),
+    ),
+    "entropies": (
+        softjax.Loss(
+            lambda z, *_: softjax.Columns(jnp.cos(jnp.where(jnp.isneginf(z), 0, z)), entropies=(losses.ENTROPY,)),
+            lambda q, _: q.H,
+        ),
+        lambda z, y: cases.entropy(jnp.cos(z)),
     ),
     "weights": (
         softjax.Loss(
             lambda z, ids, y, _: softjax.Columns(
-                z, y=softjax.Weights(y[:, None], jnp.ones((y.size, 1), z.dtype), jnp.full(ids.shape, 0.5, z.dtype))
+                z, labels=softjax.Weights(y[:, None], jnp.ones((y.size, 1), z.dtype), jnp.full(ids.shape, 0.5, z.dtype))
+            ),
+            lambda q, _: q.C,
+        ),
+        lambda z, y: cases.softmax_loss(z, y) - 0.5 * cases.log_softmax(z).sum(-1),
+    ),
+    "weights of pairs": (
+        softjax.Loss(
+            lambda z, ids, y, _: softjax.Columns(
+                z, labels=softjax.Weights(y[:, None], jnp.ones((y.size, 1), z.dtype), jnp.full(z.shape, 0.5, z.dtype))
             ),
             lambda q, _: q.C,
         ),
@@ -535,15 +533,24 @@ OF_PADDING = {  # losses that would change if padding were a class, and their de
     ),
     "payoffs and exponents": (
         softjax.Loss(
-            lambda z, *_: softjax.Columns(0 * z, t=(jnp.where(jnp.isneginf(z), 5, z),), e=(0 * z + 1,)),
-            lambda q, _: (q.t[0] - q.e[0]).value,
+            lambda z, *_: softjax.Columns(
+                0 * z, payoffs=(jnp.where(jnp.isneginf(z), 5, z),), exponents=(jnp.ones_like(z),)
+            ),
+            lambda q, _: (q.payoffs[0] - q.exponents[0]).value,
         ),
         lambda z, y: z.mean(-1) - 1,
     ),
+    "class values": (
+        softjax.Loss(
+            lambda z, ids, *_: softjax.Columns(z, class_values=(jnp.ones((ids.size, 1), z.dtype),)),
+            lambda q, _: q.class_values[0].value[:, 0] + q.A.value,
+        ),
+        lambda z, y: 1 + cases.log_sum_exp(z),
+    ),
     "integers": (
         softjax.Loss(
-            lambda z, ids, y, _: softjax.Columns(z, l=((ids[None] == y[:, None]).astype(jnp.int32), z > 0)),
-            lambda q, _: q.A.value * q.l[0].astype(q.a.m.dtype) + q.l[1].astype(q.a.m.dtype),
+            lambda z, ids, y, _: softjax.Columns(z, terms=((ids[None] == y[:, None]).astype(jnp.int32), z > 0)),
+            lambda q, _: q.A.value * q.terms[0].astype(q.normaliser.m.dtype) + q.terms[1].astype(q.normaliser.m.dtype),
         ),
         lambda z, y: cases.log_sum_exp(z) + (z > 0).astype(z.dtype).sum(-1),
     ),
@@ -568,10 +575,15 @@ def inside(*, check_vma=True, mesh=(2, 4), specs=None, **options):
     return jax.shard_map(f, mesh=cases.mesh(*mesh), in_specs=specs, out_specs=P("data"), check_vma=check_vma)(x, w, y)
 
 
-def whole(**options):
-    x, w, _, y = linear_arguments("float32")
-    given = {"features": x, "kernel": w, "labels": y, "mesh": cases.mesh(2, 4), **OVER} | options
-    return sharded.linear_softmax_cross_entropy(**given)
+def on_mesh(logits=None, mesh="a mesh", examples="data", classes="classes"):
+    x, w, _, _ = linear_arguments("float32")
+    logits = softjax.linear(x, w) if logits is None else logits
+    mesh = cases.mesh(2, 4) if isinstance(mesh, str) else mesh
+    return softjax.shard(logits, mesh, examples=examples, classes=classes)
+
+
+LABELS = np.zeros(N, np.int32)
+labelled = softjax.softmax_cross_entropy_with_integer_labels
 
 
 REFUSALS = {
@@ -608,84 +620,107 @@ REFUSALS = {
         r"`features` must vary over the axes \('data',\) of `batch_axis_name`",
     ),
     "no mesh": (
-        lambda: whole(mesh=None),
+        lambda: on_mesh(mesh=None),
         ValueError,
         "`mesh` must be a mesh of devices, or set by `jax.set_mesh`, got None",
     ),
-    "a mesh that is none": (lambda: whole(mesh=8), ValueError, "`mesh` must be a mesh of devices, .* got 8"),
+    "a mesh that is none": (lambda: on_mesh(mesh=8), ValueError, "`mesh` must be a mesh of devices, .* got 8"),
     "no axis of the mesh": (
-        lambda: whole(class_axis_name="model"),
+        lambda: on_mesh(classes="model"),
         ValueError,
-        r"`class_axis_name` must name axes of the mesh, \('data', 'classes'\), got 'model'",
+        r"`classes` must name axes of the mesh, \('data', 'classes'\), got 'model'",
     ),
+    "no name of an axis": (lambda: on_mesh(examples=0), TypeError, "`examples` must be the name of a mesh axis"),
     "no axes": (
-        lambda: whole(class_axis_name=None, batch_axis_name=None),
+        lambda: on_mesh(classes=None, examples=None),
         ValueError,
-        "`class_axis_name` or `batch_axis_name` must name an axis of the mesh, got None",
+        "`examples` or `classes` must name an axis of the mesh, got None",
     ),
     "the same axis": (
-        lambda: whole(batch_axis_name="classes"),
+        lambda: on_mesh(examples="classes"),
         ValueError,
-        r"`batch_axis_name` must name other axes than `class_axis_name`, got \('classes',\) and \('classes',\)",
-    ),
-    "examples that do not divide": (
-        lambda: whole(features=jnp.ones((9, D)), labels=jnp.zeros(9, int)),
-        ValueError,
-        "`features` must have leading axes that the devices of its mesh axes divide, got 9 for 2 devices",
-    ),
-    "a bias of other classes": (
-        lambda: whole(bias=jnp.ones(K + 1)),
-        ValueError,
-        rf"`bias` must have the {K} classes of `kernel`, got shape \({K + 1},\)",
-    ),
-    "labels of other examples": (
-        lambda: whole(labels=jnp.zeros(4, int)),
-        ValueError,
-        r"`labels` must have a shape that begins with \(8,\), the leading axes of `features`, got \(4,\)",
-    ),
-    "features of one example": (
-        lambda: whole(features=jnp.ones(D), labels=1),
-        ValueError,
-        r"`features` must have shape \[..., D\] with axes to be sharded over \(\('data',\),\), got \(3,\)",
-    ),
-    "centers without an axis": (
-        lambda: sharded.mixture_expectation(jnp.ones((8, 2)), 1.0, 1.0, mesh=cases.mesh(2, 4), **OVER),
-        ValueError,
-        r"`centers` must have shape \[K, D\], got \(\)",
+        r"`examples` must name other axes than `classes`, got \('classes',\) and \('classes',\)",
     ),
     "an axis twice": (
-        lambda: whole(class_axis_name=("classes", "classes")),
+        lambda: on_mesh(classes=("classes", "classes")),
         ValueError,
-        r"`class_axis_name` must not name an axis twice, got \('classes', 'classes'\)",
+        r"`classes` must not name an axis twice, got \('classes', 'classes'\)",
+    ),
+    "logits in memory": (
+        lambda: on_mesh(jnp.zeros((N, K), jnp.float32)),
+        TypeError,
+        r"`logits` must be `softjax.Logits`, got float32\[8, 24\]",
+    ),
+    "examples that do not divide": (
+        lambda: softjax.entropy(on_mesh(softjax.linear(np.ones((9, D)), np.ones((D, K))))),
+        ValueError,
+        r"`logits` must have leading axes that 2 devices of \('data',\) divide, got \(9, 24\)",
+    ),
+    "features of one example": (
+        lambda: softjax.entropy(on_mesh(softjax.linear(np.ones(D), np.ones((D, K))))),
+        ValueError,
+        r"`logits` must have leading axes to be sharded over \(\('data',\),\), got \(24,\)",
+    ),
+    "labels of other examples": (
+        lambda: labelled(on_mesh(), LABELS[:4]),
+        ValueError,
+        r"`labels` must have a shape that begins with \(8,\), the leading axes of the logits, got \(4,\)",
+    ),
+    "weights of other examples": (
+        lambda: labelled(on_mesh(), LABELS, weights=np.ones(4)),
+        ValueError,
+        r"`weights` must have a shape that begins with \(8,\), the leading axes of the logits, got \(4,\)",
+    ),
+    "values of other classes": (
+        lambda: softjax.of(losses.expectation, on_mesh(), None, np.ones((K + 1, 2))),
+        ValueError,
+        r"`per_class` must have a shape that begins with \(24,\), the classes of the logits, got \(25, 2\)",
+    ),
+    "payoffs of other classes": (
+        lambda: softjax.expectation(on_mesh(), np.ones((N, K + 1), np.float32)),
+        ValueError,
+        r"`values` must broadcast to the logits \(8, 24\), got shape \(8, 25\)",
+    ),
+    "logits of two meshes": (
+        lambda: softjax.kl_divergence(on_mesh(), on_mesh(classes=None)),
+        ValueError,
+        "`logits` must be sharded over the same mesh and axes",
+    ),
+    "a sum of logits of two meshes": (
+        lambda: on_mesh() + on_mesh(classes=None),
+        ValueError,
+        "`other` must be placed on the same mesh as the other logits",
+    ),
+    "logits of a shard": (
+        lambda: jax.shard_map(
+            lambda x, w: softjax.entropy(on_mesh(softjax.linear(x, w, axis_name="classes"))),
+            mesh=cases.mesh(2, 4),
+            in_specs=(P(), P(None, "classes")),
+            out_specs=P(),
+        )(jnp.ones((8, 3)), jnp.ones((3, 8))),
+        ValueError,
+        "`logits` must be of global arrays, got logits that are made with `axis_name`",
     ),
     "within a shard_map": (
         lambda: jax.shard_map(
-            lambda x, w, y: sharded.linear_softmax_cross_entropy(x, w, y, **OVER),
+            lambda x, w: softjax.entropy(on_mesh(softjax.linear(x, w), mesh=None)),
             mesh=cases.mesh(2, 4),
             in_specs=P(),
             out_specs=P(),
-        )(jnp.ones((8, 3)), jnp.ones((3, 8)), jnp.zeros(8, int)),
+        )(jnp.ones((8, 3)), jnp.ones((3, 8))),
         ValueError,
-        "`batch_axis_name` must not name an axis of the `jax.shard_map` around, got 'data': use `axis_name`",
+        "`classes` must not name an axis of the `jax.shard_map` around, got 'classes'",
     ),
-    "no features": (
-        lambda: whole(features=None),
-        TypeError,
-        "`features` must be an array or a number that JAX can hold",
-    ),
-    "no temperature": (lambda: whole(temperature=None), TypeError, "`temperature` must be an array or a number"),
-    "words for a number": (lambda: whole(temperature="hot"), TypeError, "`temperature` must be an array or a number"),
     "an option that is an array": (
-        lambda: whole(ignore_index=jnp.zeros(2, int)),
+        lambda: labelled(on_mesh(), LABELS, ignore_index=np.zeros(2, int)),
         TypeError,
-        r"`ignore_index` must be a Python number, string or tuple, got int",
+        r"`ignore_index` must be a Python number, string or tuple, got int64\[2\]",
     ),
-    "no such axis to make up": (
-        lambda: sharded.pad_classes(jnp.ones(3), 2, class_axis=1),
+    "a reduction that is none": (
+        lambda: labelled(on_mesh(), LABELS, reduction="average"),
         ValueError,
-        r"`class_axis` must be an axis of `x`, got 1 for shape \(3,\)",
+        "`reduction` must be 'none', 'sum' or 'mean', got 'average'",
     ),
-    "no devices": (lambda: sharded.pad_classes(jnp.ones(3), 0), ValueError, "`devices` must be positive, got 0"),
 }
 
 

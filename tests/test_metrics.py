@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import softjax
-from softjax import Placement, _gibbs, _linear, sharded
+from softjax import Placement
+from softjax.sums import entropy
 
-from . import cases, table
+from . import cases, spelled, table
 
 N, D, K = 6, 3, 13
 LIVE = np.arange(K) % 5 != 2
@@ -23,7 +24,7 @@ PLACEMENTS = {
     "some kept": Placement(4, 5, "forward", 5),
 }
 every_placement = pytest.mark.parametrize("block_size", PLACEMENTS.values(), ids=PLACEMENTS)
-ce = softjax.linear_softmax_cross_entropy
+ce = spelled.linear_softmax_cross_entropy
 
 
 def arguments(dtype="float64", n=N):
@@ -162,7 +163,7 @@ def test_sure_rows_keep_the_digits_of_entropy_and_log_probability(block_size, of
     _, metrics = jax.jit(lambda x, w: ce(x, w, y, has_aux=True, block_size=block_size, reduction=reduction))(x, w)
     np.testing.assert_allclose(metrics.entropy, want, rtol=1e-6)
     np.testing.assert_allclose(-metrics.log_prob, np.log1p(np.exp(-GAPS.astype(float)) * (1 + np.exp(-1))), rtol=1e-6)
-    _, entropies = jax.jit(lambda x, w: softjax.linear_log_probs(x, w, y, entropy=True, block_size=block_size))(x, w)
+    _, entropies = jax.jit(lambda x, w: spelled.linear_log_probs(x, w, y, entropy=True, block_size=block_size))(x, w)
     np.testing.assert_allclose(entropies, want, rtol=1e-6)
 
 
@@ -171,7 +172,7 @@ def test_sure_rows_keep_the_digits_of_entropy_and_log_probability(block_size, of
 def test_sure_rows_keep_the_digits_of_the_gradient_of_the_entropy(block_size):
     """dH / dz_k = -p_k (z_k - E_p[z]): of the last kernel column too, where it is the sum of the others."""
     x, w, z = sure_rows(10.0)
-    f = lambda w: softjax.linear_log_probs(x, w, jnp.zeros(len(GAPS), int), entropy=True, block_size=block_size)[1]
+    f = lambda w: spelled.linear_log_probs(x, w, jnp.zeros(len(GAPS), int), entropy=True, block_size=block_size)[1]
     got = jax.jit(jax.grad(lambda w: f(w).sum()))(w)
     below = z.max(-1, keepdims=True) - z
     p = np.exp(-below) / np.exp(-below).sum(-1, keepdims=True)
@@ -187,7 +188,7 @@ def test_sure_rows_keep_the_digits_of_the_gradient_of_the_entropy(block_size):
 def test_log_probabilities_and_entropies_in_every_mode(options, block_size):
     x, w, b, y = arguments()
     cases.agreement(
-        lambda *args: softjax.linear_log_probs(*args, entropy=True, block_size=block_size, **options),
+        lambda *args: spelled.linear_log_probs(*args, entropy=True, block_size=block_size, **options),
         lambda *args: table.linear_log_probs(*args, entropy=True, **options),
     )(x, w, y, b)
 
@@ -204,15 +205,15 @@ def test_the_entropy_in_a_scan_that_is_differentiated_twice():
 
         return lambda s: jax.lax.scan(step, s, jnp.arange(1.0, 3.0))[0]
 
-    ours, theirs = (jax.grad(jax.grad(total(f))) for f in (softjax.linear_log_probs, table.linear_log_probs))
+    ours, theirs = (jax.grad(jax.grad(total(f))) for f in (spelled.linear_log_probs, table.linear_log_probs))
     np.testing.assert_allclose(ours(1.0), theirs(1.0), rtol=1e-9)
-    ours, theirs = (jax.jacfwd(jax.grad(total(f))) for f in (softjax.linear_log_probs, table.linear_log_probs))
+    ours, theirs = (jax.jacfwd(jax.grad(total(f))) for f in (spelled.linear_log_probs, table.linear_log_probs))
     np.testing.assert_allclose(ours(1.0), theirs(1.0), rtol=1e-9)
 
 
 def test_half_precision_has_results_in_float32():
     x, w, b, y = arguments("bfloat16")
-    log_probs, entropies = softjax.linear_log_probs(x, w, y, b, entropy=True, block_size=4)
+    log_probs, entropies = spelled.linear_log_probs(x, w, y, b, entropy=True, block_size=4)
     want = table.linear_log_probs(*in_numpy(x, w, y, b), entropy=True)
     for got, right in zip((log_probs, entropies), want, strict=True):
         assert got.dtype == jnp.float32
@@ -241,7 +242,7 @@ def test_no_array_has_the_size_of_the_scores():
     x, w, y = jnp.ones((64, 8)), jnp.ones((8, 16384)), jnp.zeros(64, int)
 
     def both(x, w):
-        log_probs, entropies = softjax.linear_log_probs(x, w, y, entropy=True, block_size=512)
+        log_probs, entropies = spelled.linear_log_probs(x, w, y, entropy=True, block_size=512)
         loss, metrics = ce(x, w, y, has_aux=True, block_size=512)
         return (log_probs + entropies + loss).sum(), metrics
 
@@ -296,7 +297,7 @@ def test_metrics_over_a_mesh(reduction):
     want, aux = table.linear_softmax_cross_entropy(x_, w_, y_, bias=b_, **options)
     for shape in ((2, 4), (1, 8)):
         over = {"mesh": cases.mesh(*shape), "class_axis_name": "classes", "batch_axis_name": "data"}
-        f = lambda x, w, over=over: sharded.linear_softmax_cross_entropy(x, w, y, bias=b, **options, **over)
+        f = lambda x, w, over=over: spelled.linear_softmax_cross_entropy(x, w, y, bias=b, **options, **over)
         loss, back, metrics = jax.vjp(f, x, w, has_aux=True)
         np.testing.assert_allclose(loss, want, rtol=1e-9)
         assert_metrics(metrics, aux)
@@ -309,7 +310,7 @@ def test_metrics_over_a_mesh(reduction):
 def test_ties_over_a_mesh_predict_the_first_class():
     over = {"mesh": cases.mesh(1, 8), "class_axis_name": "classes", "batch_axis_name": "data"}
     x, w, y = jnp.ones((3, 1)), jnp.zeros((1, K)), jnp.array([0, 5, 0])
-    _, metrics = sharded.linear_softmax_cross_entropy(x, w, y, where=np.arange(K) > 4, has_aux=True, **over)
+    _, metrics = spelled.linear_softmax_cross_entropy(x, w, y, where=np.arange(K) > 4, has_aux=True, **over)
     assert metrics.predicted.tolist() == [5, 5, 5]
 
 
@@ -329,8 +330,8 @@ def test_a_second_pass_is_found(monkeypatch):
     """An entropy from logits of its own."""
 
     def twice(x, w, y, *, has_aux=False, **options):
-        out = softjax.linear_softmax_cross_entropy(x, w, y, **options)
-        return (out, softjax.of_linear(softjax.losses.entropy, x, w, block_size=64)) if has_aux else out
+        out = spelled.linear_softmax_cross_entropy(x, w, y, **options)
+        return (out, spelled.of_linear(softjax.losses.entropy, x, w, block_size=64)) if has_aux else out
 
     monkeypatch.setitem(globals(), "ce", twice)
     assert fails(test_metrics_take_no_matrix_product_more, Placement(64, 64), "none", 5)
@@ -344,15 +345,29 @@ def test_planted_faults_are_found(monkeypatch):
             assert fails(test, *args), (name, test)
         jax.clear_caches()
 
-    shifted, pull, largest = _gibbs._shifted, _gibbs._pull_entropy, _gibbs.largest
-    unshifted = lambda x, m: jnp.exp(x.a.m - m) * x.s.below
-    naive = lambda q: q.A.value - (q.A.value - q.s.value)
+    relative_to, of_logits, largest = entropy._relative_to, entropy.OfLogits, entropy.largest
+    pull, close = of_logits.pull, of_logits.close
+    unshifted = lambda m, total, a: jnp.exp(a.m - m) * total.below
+    larger = lambda *args: 1.001 * relative_to(*args)
+
+    def wrong_pull(*args):
+        dh, wanted = pull(*args)
+        return None if dh is None else 1.001 * dh, wanted
+
+    def closed(fault):
+        def of(total, a):
+            right = close(total, a)
+            return right._replace(value=fault(right.value, a.log.value))
+
+        return staticmethod(of)
+
     last = lambda h: (largest(h)[0], h.shape[-1] - 1 - largest(h[..., ::-1])[1])
     with jax.enable_x64(True):
-        planted(_gibbs, "_shifted", unshifted, test_metrics_loss_and_gradient, 4, {}, "none")
-        planted(_gibbs, "_shifted", lambda x, m: 1.001 * shifted(x, m), test_metrics_over_a_mesh, "none")
-        wrong = lambda *args: 1.001 * pull(*args)
-        planted(_gibbs, "_pull_entropy", wrong, test_log_probabilities_and_entropies_in_every_mode, {}, 4)
-        planted(_linear, "_entropy_of", lambda q: 1.001 * q.s.value, test_metrics_of_pairs, 4)
-    planted(_gibbs, "largest", last, test_ties_predict_the_first_class)
-    planted(_linear, "_entropy_of", naive, test_sure_rows_keep_the_digits_of_entropy_and_log_probability, 1, 1e4)
+        planted(entropy, "_relative_to", unshifted, test_metrics_loss_and_gradient, 4, {}, "none")
+        planted(entropy, "_relative_to", larger, test_metrics_over_a_mesh, "none")
+        entropies_in_every_mode = test_log_probabilities_and_entropies_in_every_mode
+        planted(of_logits, "pull", staticmethod(wrong_pull), entropies_in_every_mode, {}, 4)
+        planted(of_logits, "close", closed(lambda h, a: 1.001 * h), test_metrics_of_pairs, 4)
+    planted(entropy, "largest", last, test_ties_predict_the_first_class)
+    naive = closed(lambda h, a: a - (a - h))
+    planted(of_logits, "close", naive, test_sure_rows_keep_the_digits_of_entropy_and_log_probability, 1, 1e4)

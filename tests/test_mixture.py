@@ -13,11 +13,15 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import softjax
-from softjax import losses, scores
+from softjax import losses
 
-from . import cases, table
+from . import cases, placed, spelled, table
 
 N, K, D = 6, 13, 3
+gaussian_mixture_nll_loss, soft_quantize, eol_loss, leop_loss = (
+    placed.in_blocks(getattr(softjax, name))
+    for name in ("gaussian_mixture_nll_loss", "soft_quantize", "eol_loss", "leop_loss")
+)
 PLACEMENTS = {"blocks": 5, "tiles": softjax.Placement(4, 5, "forward"), "whole": None}
 
 
@@ -38,21 +42,19 @@ def precisions_of(shape, dtype="float64"):
 def test_precisions_have_values_and_derivatives_of_the_definition(of, d, size):
     shape = {"classes and dimensions": (K, d), "classes": (K, 1), "dimensions": (d,)}[of]
     x, c, prior = arrays(d)
-    function = lambda x, c, t, b: softjax.gaussian_mixture_nll_loss(
-        x, c, t, log_prior=b, reduction="sum", block_size=size
-    )
+    function = lambda x, c, t, b: gaussian_mixture_nll_loss(x, c, t, log_prior=b, reduction="sum", block_size=size)
     definition = lambda x, c, t, b: table.gaussian_mixture_nll_loss(x, c, t, log_prior=b).sum()
     cases.agreement(function, definition)(x, c, precisions_of(shape), prior)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("loss", ["eol_loss", "leop_loss"])
+@pytest.mark.parametrize("loss", [eol_loss, leop_loss], ids=["eol_loss", "leop_loss"])
 def test_data_of_one_dimension_has_all_derivatives(loss):
     """The distances are taken relative to the data themselves, whose square still has a second derivative."""
     r = cases.Random("float64", seed=11)
     arguments = r.normal(N, 1), r.normal(N, 1), r.normal(K, 1), r.normal(K, 1)
-    function = ft.partial(getattr(softjax, loss), block_size=5)
-    cases.agreement(function, getattr(table, loss))(*arguments)
+    definition = table.eol_loss if loss is eol_loss else table.leop_loss
+    cases.agreement(ft.partial(loss, block_size=5), definition)(*arguments)
 
 
 @pytest.mark.usefixtures("x64")
@@ -61,7 +63,7 @@ def test_equal_precisions_are_a_temperature():
     v = cases.Random("float64", seed=7).normal(K, 2)
     wanted = table.mixture_expectation(z, c, v, log_prior=prior, temperature=0.5)
     for shape in ((K, D), (K, 1), (D,)):
-        got = softjax.mixture_expectation(z, c, v, log_prior=prior, precisions=jnp.full(shape, 2.0))
+        got = spelled.mixture_expectation(z, c, v, log_prior=prior, precisions=jnp.full(shape, 2.0))
         np.testing.assert_allclose(got, wanted, rtol=1e-12)
 
 
@@ -72,7 +74,7 @@ def test_a_class_close_to_an_example_keeps_its_digits_however_narrow_and_far(d):
     c = r.normal(size=(K, d)) * 1000
     x = (c[:N] + r.normal(size=(N, d))).astype("float32")
     t, c = np.exp(r.normal(size=(K, d)) * 0.1).astype("float32"), c.astype("float32")
-    got = softjax.gaussian_mixture_nll_loss(x, c, t, block_size=5)
+    got = gaussian_mixture_nll_loss(x, c, t, block_size=5)
     wanted = table.gaussian_mixture_nll_loss(*(a.astype("float64") for a in (x, c, t)))
     np.testing.assert_allclose(got, wanted, rtol=2e-6)
 
@@ -125,7 +127,7 @@ def test_a_mixture_density_network_is_the_same_loss_of_a_linear_layer():
     )
 
     def function(features, kernel, x, means, t):
-        return softjax.of_linear(losses.gaussian_mixture(), features, kernel, x, (means, t), block_size=5)
+        return spelled.of_linear(losses.gaussian_mixture(), features, kernel, x, (means, t), block_size=5)
 
     def definition(features, kernel, x, means, t):
         z = features @ kernel
@@ -137,7 +139,7 @@ def test_a_mixture_density_network_is_the_same_loss_of_a_linear_layer():
 def test_a_component_that_is_left_out_does_not_matter():
     x, c, prior = arrays(dtype="float32")
     t, where = precisions_of((K, D), "float32"), np.arange(K) % 3 != 1
-    nll = lambda c, t: softjax.gaussian_mixture_nll_loss(x, c, t, log_prior=prior, where=where, block_size=5).sum()
+    nll = lambda c, t: gaussian_mixture_nll_loss(x, c, t, log_prior=prior, where=where, block_size=5).sum()
     spoiled = jnp.where(where[:, None], c, jnp.nan), jnp.where(where[:, None], t, -1)
     wanted = jax.value_and_grad(nll, (0, 1))(c, t)
     got = jax.value_and_grad(nll, (0, 1))(*spoiled)
@@ -152,7 +154,7 @@ def test_wrong_precisions_are_refused_in_words():
         with pytest.raises(ValueError, match=wanted):
             softjax.gaussian_mixture_nll_loss(x, c, jnp.ones(shape))
         with pytest.raises(ValueError, match=wanted):
-            scores.distances(x, c, precisions=jnp.ones(shape))
+            softjax.distances(x, c, precisions=jnp.ones(shape))
     with pytest.raises(ValueError, match=r"`precisions` must be a scalar or have shape \[D\], got \(13, 3\)"):
         losses.gaussian_mixture(jnp.ones((K, D)))
     with pytest.raises(ValueError, match=r"`x` must have shape \(6, 3\)"):
@@ -171,7 +173,7 @@ def test_a_soft_codebook_is_its_definition(masked, size):
     where = np.arange(K) % 3 != 1 if masked else None
     options = {"log_prior": prior, "temperature": 0.3, "where": where, "precisions": precisions_of((K, 1))}
     for values in (None, v):
-        got = softjax.soft_quantize(z, c, values, block_size=size, **options)
+        got = soft_quantize(z, c, values, block_size=size, **options)
         wanted = table.soft_quantize(z, c, values, **options)
         np.testing.assert_allclose(got.values, wanted.values, rtol=1e-11)
         np.testing.assert_array_equal(got.ids, wanted.ids)
@@ -182,14 +184,14 @@ def test_a_soft_codebook_is_its_definition(masked, size):
 @pytest.mark.usefixtures("x64")
 def test_the_values_of_a_codebook_have_the_derivatives_of_an_expectation():
     z, c, _ = arrays()
-    function = lambda z, c: softjax.soft_quantize(z, c, temperature=0.5, block_size=5).values
+    function = lambda z, c: soft_quantize(z, c, temperature=0.5, block_size=5).values
     cases.agreement(function, lambda z, c: table.mixture_expectation(z, c, c, temperature=0.5))(z, c)
 
 
 def test_a_cold_codebook_is_the_nearest_code():
     z, c, _ = arrays(dtype="float32")
     nearest = ((z[:, None] - c) ** 2).sum(-1).argmin(-1)
-    got = softjax.soft_quantize(z[None], c, temperature=1e-4, block_size=5)
+    got = soft_quantize(z[None], c, temperature=1e-4, block_size=5)
     np.testing.assert_array_equal(got.ids, nearest[None])
     np.testing.assert_allclose(got.values, c[nearest][None], rtol=1e-6)
     np.testing.assert_allclose(got.usage, np.bincount(nearest, minlength=K) / N, rtol=1e-6)
@@ -200,7 +202,7 @@ def test_usage_has_no_gradient_and_no_array_of_all_scores():
     n, k = 64, 4096
     r = cases.Random("float32")
     z, c = r.normal(n, D), r.normal(k, D)
-    quantize = lambda z, c: softjax.soft_quantize(z, c, block_size=64)
+    quantize = lambda z, c: soft_quantize(z, c, block_size=64)
     of_usage = jax.grad(lambda c: quantize(z, c).usage @ jnp.arange(k, dtype="float32"))(c)
     np.testing.assert_array_equal(of_usage, 0)
     compiled = jax.jit(jax.value_and_grad(lambda z, c: quantize(z, c).values.sum(), (0, 1))).lower(z, c).compile()

@@ -15,8 +15,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from softjax import Placement, _network, sharded
+from softjax import Placement
+from softjax.parallel import network
 from softjax.testing import Collective, collectives
+
+from . import spelled
 
 ROOT = Path(__file__).parent.parent
 N, D, E = 64, 16, 32
@@ -35,11 +38,11 @@ def compiled(name, data, classes, k, *, block_size=BLOCK, reduction="none", n=N)
     options = over | {"block_size": block_size, "reduction": reduction}
     if name == "linear":
         args = array((n, D), "data"), array((D, k), None, "classes"), array((n,), "data", dtype="int32")
-        loss = lambda x, w, y: sharded.linear_softmax_cross_entropy(x, w, y, **options).sum()
+        loss = lambda x, w, y: spelled.linear_softmax_cross_entropy(x, w, y, **options).sum()
         moving = (0, 1)
     else:
         args = (array((n, D), "data"), array((n, E), "data"), array((k, D), "classes"), array((k, E), "classes"))
-        loss = lambda *args: getattr(sharded, name)(*args, **options).sum()
+        loss = lambda *args: getattr(spelled, name)(*args, **options).sum()
         moving = (0, 1, 2, 3)
     return jax.jit(jax.value_and_grad(loss, moving)).lower(*args).compile()
 
@@ -80,8 +83,8 @@ WANTED = {  # bytes of each exchange, in the order of the computation
     "eol_loss": {
         "the largest scores [N]": floats(N),
         "their classes [N]": floats(N),
-        "sums [N, 2 + 4]": floats(6 * N),
-        "means [N, 2]": floats(2 * N),
+        "sums [N, 2 + 2]": floats(4 * N),
+        "means [N]": floats(N),
         "scores and payoffs of the top classes [N, 2]": floats(2 * N),
         "dz [N, D]": floats(N * D),
         "dx [N, E]": floats(N * E),
@@ -140,8 +143,8 @@ def assert_the_same_crosses(devices, name, few, many):
     assert {c.operation for c in many} <= {"all-reduce", "all-gather"}
     assert added(many) == sum(WANTED[name].values())
     samples = [c.bytes for c in many if c.operation == "all-gather"]
-    rows = max(32 // devices, 1) * devices  # some centers and values of each device, of which the median is taken
-    assert sorted(samples) == ([] if name == "linear" else [floats(rows * D), floats(rows * E)])
+    rows = max(32 // devices, 1) * devices  # some centers of each device, of which the median is taken
+    assert samples == ([] if name == "linear" else [floats(rows * D)])
     assert len(many) <= len(WANTED[name]) + len(samples)
 
 
@@ -191,12 +194,12 @@ def test_a_permutation_is_a_collective_of_two_devices():
 
 def test_groups_that_are_counted_and_not_listed():
     """As compilers for many devices write them."""
-    assert _network._devices("all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%sum") == 4
-    assert _network._devices("all-reduce(%x), replica_groups=[8,1]<=[8], to_apply=%sum") == 1
+    assert network._devices("all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%sum") == 4
+    assert network._devices("all-reduce(%x), replica_groups=[8,1]<=[8], to_apply=%sum") == 1
     of_mesh = "all-gather(%x), channel_id=1, replica_groups=mesh['x'=2,'y'=4]{order} {{{axes}}}, dimensions={{1}}"
-    assert _network._devices(of_mesh.format(order="", axes="'y'")) == 4
-    assert _network._devices(of_mesh.format(order=", device_ids=([4,2]T(1,0))", axes="'x'")) == 2
-    assert _network._devices(of_mesh.format(order="", axes="'x','y'")) == 8
+    assert network._devices(of_mesh.format(order="", axes="'y'")) == 4
+    assert network._devices(of_mesh.format(order=", device_ids=([4,2]T(1,0))", axes="'x'")) == 2
+    assert network._devices(of_mesh.format(order="", axes="'x','y'")) == 8
 
 
 def test_a_function_in_place_of_a_program_is_refused():

@@ -226,5 +226,5 @@ def test_of_no_class_where_no_other_library_has_a_value():
     np.testing.assert_array_equal(softjax.softmax_cross_entropy_with_integer_labels(z, y), nan)
     np.testing.assert_array_equal(softjax.softmax_cross_entropy_with_integer_labels(z, y, ignore_index=0), [0.0] * 3)
     for hinge in (softjax.multiclass_svm_loss, softjax.multiclass_hinge_loss, optax.losses.multiclass_hinge_loss):
-        with pytest.raises(ValueError, match=r"at least one class|zero-size array"):
+        with pytest.raises(ValueError, match=r"with K classes|zero-size array"):
             hinge(z, y)

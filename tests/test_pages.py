@@ -12,7 +12,7 @@ import yaml
 
 import softjax
 from pages import notebook, paths
-from softjax import engines, losses, scores, sharded, testing
+from softjax import engines, losses, testing
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -56,17 +56,11 @@ REFERENCE = "\n".join(path.read_text() for path in (DOCS / "reference").glob("*.
 DESCRIBED = re.findall(r"^::: softjax\.([\w.]+)$", REFERENCE, re.MULTILINE)
 IS_LOSS = lambda value: (
     isinstance(value, softjax.Loss)
-    or (
-        inspect.isfunction(value)
-        and typing.get_type_hints(value).get("return") is softjax.Loss
-        and value.__name__ not in ("as_tree", "as_partials")
-    )
+    or (inspect.isfunction(value) and typing.get_type_hints(value).get("return") is softjax.Loss)
 )
 PUBLIC = [
     *softjax.__all__,
     *(f"losses.{name}" for name, value in vars(losses).items() if not name.startswith("_") and IS_LOSS(value)),
-    *(f"scores.{f.__name__}" for f in (scores.linear, scores.distances, scores.dense, scores.of, scores.Scores)),
-    *(f"sharded.{f.__name__}" for f in (*sharded.FUNCTIONS, sharded.pad_classes)),
     *(f"testing.{name}" for name in testing.__all__),
     *(f"engines.{name}" for name in engines.__all__ if name != "Totals"),
 ]
@@ -78,7 +72,7 @@ def test_every_public_name_is_in_the_reference_once(name):
 
 
 def test_the_reference_has_only_names_that_exist_and_are_public():
-    modules = {"losses", "scores", "sharded", "testing", "engines"}
+    modules = {"losses", "testing", "engines"}
     assert set(DESCRIBED) - set(PUBLIC) == modules
 
 

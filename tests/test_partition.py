@@ -11,15 +11,15 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import softjax
-from softjax import Placement, _partition
+from softjax import Placement
+from softjax.parallel import partition
 from softjax.testing import collectives
 
-from . import cases, table, test_explicit
+from . import cases, spelled, table, test_explicit
 
 B, L, D, K, E = 8, 16, 16, 512, 4
 N = B * L
-ce = softjax.linear_softmax_cross_entropy
+ce = spelled.linear_softmax_cross_entropy
 # The partitions of features [B, L, D] and kernel [D, K].
 PLACES = {
     "data": (P("data"), P()),
@@ -124,7 +124,7 @@ def test_half_precision(mesh, reduction, block):
 @pytest.mark.usefixtures("optimised")
 def test_a_loop_that_is_not_divided_is_found(mesh, monkeypatch):
     """The checks above would find loops that the partitioner cuts by itself."""
-    monkeypatch.setattr(_partition, "call", lambda local, args, *_, **__: local(_partition.Shards(), *args))
+    monkeypatch.setattr(partition, "call", lambda local, args, *_, **__: local(partition.Shards(), *args))
     args = placed(mesh, "data")
     sent = collectives(program(ft.partial(total, block_size=Placement(32, 64)), args))
     assert any(one.operation == "all-gather" for one in sent)
@@ -217,9 +217,9 @@ def test_every_function_sends_the_gradients_of_the_classes_alone(mesh, name):
 def decoded(x, w):
     z = jnp.float32(2)
     return (
-        softjax.linear_top_k(x, w, 5, temperature=z, block_size=Placement(32, 128)),
-        softjax.linear_argmax(x, w),
-        softjax.linear_sample(jax.random.key(1), x, w, shape=2, block_size=Placement(32, 128)),
+        spelled.linear_top_k(x, w, 5, temperature=z, block_size=Placement(32, 128)),
+        spelled.linear_argmax(x, w),
+        spelled.linear_sample(jax.random.key(1), x, w, shape=2, block_size=Placement(32, 128)),
     )
 
 
@@ -259,13 +259,13 @@ def test_data_of_each_example_and_class_stay_where_they_are(mesh, data):
 
     def loss(x, w, pairs):
         if data == "probabilities":
-            return softjax.linear_distillation_loss(x, w, teacher_probs=pairs, block_size=128).sum()
+            return spelled.linear_distillation_loss(x, w, teacher_probs=pairs, block_size=128).sum()
         if data == "teacher":
             teacher = {"teacher_features": x, "teacher_kernel": w, "divergence": "reverse"}
-            return softjax.linear_distillation_loss(x, w, **teacher, block_size=128).sum()
+            return spelled.linear_distillation_loss(x, w, **teacher, block_size=128).sum()
         where = {"mask": pairs, "ids": differ}.get(data)
         labels = jnp.zeros(n, jnp.int32)
-        return softjax.linear_softmax_cross_entropy(x, w, labels, where=where, block_size=128).sum()
+        return spelled.linear_softmax_cross_entropy(x, w, labels, where=where, block_size=128).sum()
 
     sent = collectives(jax.jit(jax.grad(loss, (0, 1))).lower(*given).compile())
     assert {one.operation for one in sent} == {"all-reduce"}
@@ -280,12 +280,12 @@ def differ(i, k):
 # --- the functions that XLA calls, in a thread of its own ---------------------------------------------
 
 
-def chosen_specs(mesh, x, w, roles=(_partition.EXAMPLES, 1)):
+def chosen_specs(mesh, x, w, roles=(partition.EXAMPLES, 1)):
     """The partitions of (features, kernel) that are chosen, for the partitions that the arrays have."""
-    program = _partition.Program(None, lambda *_: None, (roles, (_partition.REPLICATED,)))
+    program = partition.Program(None, lambda *_: None, (roles, (partition.REPLICATED,)))
     array = lambda shape, spec: jax.ShapeDtypeStruct(shape, "float32", sharding=NamedSharding(mesh, spec))
     args, result = (array((16, 8), x), array((8, 24), w)), (array((), P()),)
-    _, (of_result,), of_args = _partition._partition_of(program)(mesh, args, result)
+    _, (of_result,), of_args = partition._partition_of(program)(mesh, args, result)
     assert of_result.spec == P()
     return tuple(sharding.spec for sharding in of_args)
 
@@ -301,17 +301,17 @@ def test_examples_and_classes_stay_and_features_are_gathered(mesh):
 
 
 def test_an_axis_that_the_devices_do_not_divide_is_gathered(mesh):
-    program = _partition.Program(None, lambda *_: None, ((_partition.EXAMPLES,), ()))
+    program = partition.Program(None, lambda *_: None, ((partition.EXAMPLES,), ()))
     x = jax.ShapeDtypeStruct((6, 8), "float32", sharding=NamedSharding(mesh, P("model")))
-    assert _partition._shards(mesh, [x], program.roles[0]).examples == ("model",)
+    assert partition._shards(mesh, [x], program.roles[0]).examples == ("model",)
     odd = jax.ShapeDtypeStruct((7, 8), "float32")
     odd = type("Odd", (), {"shape": odd.shape, "ndim": 2, "sharding": x.sharding})
-    assert _partition._shards(mesh, [odd], program.roles[0]).examples == ()
+    assert partition._shards(mesh, [odd], program.roles[0]).examples == ()
 
 
 def test_half_precision_is_added_up_over_devices_in_float32(mesh):
     x = jnp.asarray([256.0] + [1.0] * 7, jnp.bfloat16)  # in bfloat16, 256 + 1 is 256
-    total = lambda x: _partition.sum_over_devices(x, ("data", "model"))
+    total = lambda x: partition.sum_over_devices(x, ("data", "model"))
     got = jax.shard_map(total, mesh=mesh, in_specs=P(("data", "model")), out_specs=P())(x)
     assert got.dtype == jnp.bfloat16
     assert got == jnp.asarray(263.0, jnp.bfloat16)

@@ -7,7 +7,7 @@ from jax import lax
 
 import softjax
 
-from . import cases, table
+from . import cases, spelled, table
 from .test_transformations import ROWS, K, N, Row, arrays
 from .test_transformations import value_and_gradients as value_and_gradients_along
 
@@ -98,8 +98,8 @@ def test_half_precision_is_multiplied_without_a_loss():
     random = cases.Random(jnp.bfloat16)
     x, w = random.normal(4, 64), random.normal(64, 7)
     wide = [a.astype(jnp.float32) for a in (x, w)]
-    got = jax.value_and_grad(lambda x, w: softjax.linear_logsumexp(x, w).sum(), (0, 1))(x, w)
-    want = jax.value_and_grad(lambda x, w: softjax.linear_logsumexp(x, w).sum(), (0, 1))(*wide)
+    got = jax.value_and_grad(lambda x, w: spelled.linear_logsumexp(x, w).sum(), (0, 1))(x, w)
+    want = jax.value_and_grad(lambda x, w: spelled.linear_logsumexp(x, w).sum(), (0, 1))(*wide)
     assert got[0] == want[0]
     for a, b in zip(got[1], want[1], strict=True):
         assert (a == b.astype(jnp.bfloat16)).all()

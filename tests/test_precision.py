@@ -10,12 +10,12 @@ from jax import lax
 
 import softjax
 
-from . import cases
+from . import cases, spelled
 from .test_platforms import EXACT as HIGHEST
 from .test_platforms import products
 
 N, D, K = 48, 64, 301
-ce = softjax.linear_softmax_cross_entropy
+ce = spelled.linear_softmax_cross_entropy
 PLACES = {
     "whole": None,
     "tiles": softjax.Placement(20, 100, "forward"),
@@ -193,7 +193,7 @@ def test_over_a_mesh_gradients_of_devices_are_added_up_before_they_are_rounded()
     w = w[:, :300]
     y = y % 300
     over = ft.partial(
-        softjax.sharded.linear_softmax_cross_entropy,
+        spelled.linear_softmax_cross_entropy,
         mesh=cases.mesh(2, 4),
         class_axis_name="classes",
         batch_axis_name="data",

@@ -362,11 +362,6 @@ DEFINITIONS = {
     "sharding: FSDP": fully_sharded,
     "sharding: Vocabulary and data": over_devices,
     "clip: Plain jit": clip,
-    "clip: Global arrays, without plain jit's placement": lambda n: (
-        n["loss"],
-        lambda views, t: clip_of(*views, t),
-        (n["views"], 0.07),
-    ),
     "clip: Inside a shard_map": lambda n: (n["loss"], clip_of, (n["x"], n["y"], 0.07)),
     "policy: GRPO": grpo,
     "policy: DPO": dpo,

@@ -1,4 +1,4 @@
-"""The seams, used from outside: scores of one's own under every loss, and another engine under a loss."""
+"""The seams, used from outside: logits of one's own under every loss, and another engine under the functions."""
 
 import functools as ft
 
@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
 import softjax
-from softjax import Placement, engines, losses, scores
+from softjax import Placement, engines, losses
+from softjax.arguments.dtypes import join, split
+from softjax.sums import sums
 
 from . import cases
 from .cases import K, N
@@ -19,38 +22,57 @@ from .cases import K, N
 pytestmark = pytest.mark.usefixtures("x64")
 
 # ---------------------------------------------------------------------------------------------
-# Scores of one's own: kernels of KeOps, of x [N, 3] and y [K, 3], and a formula with data of other kinds
+# Logits of one's own: kernels of KeOps, of x [3] and y [3], and a formula with data of other kinds
+
+
+def distance(x, y):
+    return ((x - y) ** 2).sum()
+
+
+def gaussian(scale, x, y):
+    return -distance(x, y) / scale**2
+
+
+def laplacian(scale, x, y):
+    return -jnp.sqrt(distance(x, y)) / scale
+
+
+def cauchy(scale, x, y):
+    return 1 / (1 + distance(x, y) / scale**2)
+
+
+def inverse_multiquadric(scale, x, y):
+    return 1 / jnp.sqrt(1 + distance(x, y) / scale**2)
+
+
+def diagonal_gaussian(scale, x, of_class):
+    """The log-density of a normal distribution per class, whose log-scales are learned."""
+    center, log_scales = of_class
+    z = (x - center) * jnp.exp(-scale * log_scales)
+    return -0.5 * (z**2).sum() - scale * log_scales.sum()
+
+
+def formula(scale, example, of_class):
+    """Pytrees of arrays of several ranks, and integers."""
+    angle = example["angle"] - of_class["angle"]
+    same = (example["group"] == of_class["group"]).astype(angle.dtype)
+    return jnp.cos(scale * angle) + same * (example["gain"] @ of_class["gain"])
+
+
+# Their definitions, of all pairs.
 
 
 def squared(x, y):
     return ((x[:, None] - y[None]) ** 2).sum(-1)
 
 
-def gaussian(scale, x, y):
-    return -squared(x, y) / scale**2
-
-
-def laplacian(scale, x, y):
-    return -jnp.sqrt(squared(x, y)) / scale
-
-
-def cauchy(scale, x, y):
-    return 1 / (1 + squared(x, y) / scale**2)
-
-
-def inverse_multiquadric(scale, x, y):
-    return 1 / jnp.sqrt(1 + squared(x, y) / scale**2)
-
-
-def diagonal_gaussian(scale, examples, classes):
-    """The log-density of a normal distribution per class, whose log-scales are learned."""
+def all_normals(scale, x, classes):
     centers, log_scales = classes
-    z = (examples[:, None] - centers[None]) * jnp.exp(-scale * log_scales)[None]
+    z = (x[:, None] - centers[None]) * jnp.exp(-scale * log_scales)[None]
     return -0.5 * (z**2).sum(-1) - scale * log_scales.sum(-1)[None]
 
 
-def formula(scale, examples, classes):
-    """Pytrees of arrays of several ranks, and integers."""
+def all_formulas(scale, examples, classes):
     angles = examples["angle"][:, None] - classes["angle"][None]
     same = (examples["group"][:, None] == classes["group"][None]).astype(angles.dtype)
     return jnp.cos(scale * angles) + same * (examples["gain"] @ classes["gain"].T)
@@ -68,13 +90,17 @@ def normals(r, count):
     return (r.normal(count, 3), r.normal(count, 3, scale=0.3)) if count == K else r.normal(count, 3)
 
 
-KINDS = {
-    "gaussian": (gaussian, points),
-    "laplacian": (laplacian, points),
-    "cauchy": (cauchy, points),
-    "inverse_multiquadric": (inverse_multiquadric, points),
-    "diagonal_gaussian": (diagonal_gaussian, normals),
-    "formula": (formula, trees),
+KINDS = {  # (function of one example and one class, its arguments, all logits)
+    "gaussian": (gaussian, points, lambda scale, x, y: -squared(x, y) / scale**2),
+    "laplacian": (laplacian, points, lambda scale, x, y: -jnp.sqrt(squared(x, y)) / scale),
+    "cauchy": (cauchy, points, lambda scale, x, y: 1 / (1 + squared(x, y) / scale**2)),
+    "inverse_multiquadric": (
+        inverse_multiquadric,
+        points,
+        lambda scale, x, y: 1 / jnp.sqrt(1 + squared(x, y) / scale**2),
+    ),
+    "diagonal_gaussian": (diagonal_gaussian, normals, all_normals),
+    "formula": (formula, trees, all_formulas),
 }
 REDUCTIONS = {  # of KeOps: (loss, its definition of the scores h [N, K] and the values v [K, 2])
     "logsumexp": (losses.logsumexp, lambda h, v: cases.log_sum_exp(h)),
@@ -95,18 +121,17 @@ def arguments(kind):
 
 
 def of_kind(kind, loss, **options):
-    """The loss of the scores with values v [K, 2] per class, as a function of all arrays."""
+    """The loss of the logits with values v [K, 2] per class, as a function of all arrays."""
     function = KINDS[kind][0]
 
     def call(scale, examples, classes, v):
-        made = scores.of(Partial(function, scale), examples, classes)
-        return softjax.of(loss, made, None, v, **options)
+        return softjax.of(loss, softjax.pairwise(Partial(function, scale), examples, classes, **options), None, v)
 
     return call
 
 
 def reference(kind, definition):
-    return lambda scale, examples, classes, v: definition(KINDS[kind][0](scale, examples, classes), v)
+    return lambda scale, examples, classes, v: definition(KINDS[kind][2](scale, examples, classes), v)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -124,18 +149,18 @@ PLACEMENTS = {"whole": None, "tiles": Placement(3, 5), "forward": Placement(3, 5
 @pytest.mark.parametrize("place", PLACEMENTS)
 @pytest.mark.parametrize("kind", ["laplacian", "formula"])
 @pytest.mark.one_case_in(4)
-def test_a_loss_of_labels_takes_any_scores_on_every_placement(kind, place):
+def test_a_loss_of_labels_takes_any_logits_on_every_placement(kind, place):
     """The focal loss, smoothed, with a mean of weighted examples."""
-    function, weights = KINDS[kind][0], np.arange(1.0, 1 + N)
+    (function, _, of_all), weights = KINDS[kind], np.arange(1.0, 1 + N)
     loss = losses.label_smoothing(losses.focal(1.5), 0.1, 1 / K)
 
     def ours(scale, examples, classes):
-        made = scores.of(Partial(function, scale), examples, classes)
-        options = {"weights": weights, "reduction": "mean", "block_size": PLACEMENTS[place]}
-        return softjax.of(loss, made, LABELS, **options)
+        one = lambda example, of_class: function(scale, example, of_class)
+        made = softjax.pairwise(one, examples, classes, block_size=PLACEMENTS[place])
+        return softjax.of(loss, made, LABELS, weights=weights, reduction="mean")
 
     def definition(scale, examples, classes):
-        log_p = cases.log_softmax(function(scale, examples, classes))
+        log_p = cases.log_softmax(of_all(scale, examples, classes))
         y = 0.9 * jax.nn.one_hot(LABELS, K, dtype=log_p.dtype) + 0.1 / K
         cost = -(y * log_p).sum(-1)
         return (weights * (1 - jnp.exp(-cost)) ** 1.5 * cost).sum() / weights.sum()
@@ -143,7 +168,7 @@ def test_a_loss_of_labels_takes_any_scores_on_every_placement(kind, place):
     cases.agreement(ours, definition)(*arguments(kind)[:3])
 
 
-def test_classes_that_are_left_out_are_not_looked_at():
+def test_masked_classes_are_not_looked_at():
     """Their arrays may be NaN: value and gradients are as without them."""
     where = np.arange(K) % 3 != 1
     scale, x, y, v = arguments("cauchy")
@@ -151,8 +176,8 @@ def test_classes_that_are_left_out_are_not_looked_at():
     v = v.at[4].set(jnp.inf)
 
     def ours(scale, x, y, v):
-        made = scores.of(Partial(cauchy, scale), x, y, where=where)
-        return softjax.of(losses.expectation, made, None, v, block_size=5)
+        made = softjax.pairwise(Partial(cauchy, scale), x, y, block_size=5).where(where)
+        return softjax.of(losses.expectation, made, None, v)
 
     live = np.flatnonzero(where)
     got, back = jax.vjp(ours, scale, x, y, v)
@@ -172,25 +197,25 @@ def test_a_mesh_comes_for_nothing():
     y, v = jnp.concatenate([y, y[:3] + 1]), jnp.concatenate([v, v[:3]])  # 16 classes
 
     def local(scale, x, y, v):
-        made = scores.of(Partial(laplacian, scale), x, y, axis_name="classes", batch_axis_name="data")
-        return softjax.of(losses.expectation, made, None, v, block_size=3)
+        over = {"axis_name": "classes", "batch_axis_name": "data", "block_size": 3}
+        return softjax.of(losses.expectation, softjax.pairwise(Partial(laplacian, scale), x, y, **over), None, v)
 
     specs = P(), P("data"), P("classes"), P("classes")
     ours = jax.shard_map(local, mesh=cases.mesh(2, 4), in_specs=specs, out_specs=P("data"))
     cases.agreement(ours, reference("laplacian", REDUCTIONS["softmax-weighted sum"][1]))(scale, x, y, v)
 
 
-def test_dense_scores_and_linear_scores_are_those_of_the_functions():
+def test_all_kinds_of_logits_are_those_of_their_formulas():
     """softjax.of with the library's own kinds, against the definitions."""
     r = cases.Random(jnp.float64, seed=3)
     x, w, b = r.normal(N, 3), r.normal(3, K), r.normal(K)
     where = np.arange(K) % 4 != 2
     linear = lambda x, w, b: softjax.of(
-        losses.entropy, scores.linear(x, w.T, bias=b, class_axis=0, where=where), block_size=5
+        losses.entropy, softjax.linear(x, w.T, b, class_axis=0, block_size=5).where(where)
     )
-    dense = lambda x, w, b: softjax.of(losses.entropy, scores.dense(x @ w + b, where=where))
+    dense = lambda x, w, b: softjax.of(losses.entropy, jnp.where(where, x @ w + b, -jnp.inf))
     distances = lambda x, w, b: softjax.of(
-        losses.entropy, scores.distances(x, w.T, log_prior=b, temperature=0.7, where=where), block_size=5
+        losses.entropy, (softjax.distances(x, w.T, block_size=5) / 0.7 + b).where(where)
     )
     definition = lambda x, w, b: cases.entropy(x @ w + b, where=where)
     cases.agreement(linear, definition)(x, w, b)
@@ -198,59 +223,64 @@ def test_dense_scores_and_linear_scores_are_those_of_the_functions():
     cases.agreement(distances, lambda x, w, b: cases.entropy(-squared(x, w.T) / 0.7 + b, where=where))(x, w, b)
 
 
-def test_dense_scores_of_a_mesh():
-    r = cases.Random(jnp.float64, seed=4)
-    z = r.normal(N, 16)
-    local = lambda z: softjax.of(losses.entropy, scores.dense(z, axis_name="classes"))
-    ours = jax.shard_map(local, mesh=cases.mesh(2, 4), in_specs=P(None, "classes"), out_specs=P())
+@pytest.mark.parametrize("where", ["inside a shard_map", "under jit"])
+def test_logits_in_memory_over_a_mesh(where):
+    z, mesh = cases.Random(jnp.float64, seed=4).normal(N, 16), cases.mesh(2, 4)
+    if where == "under jit":
+        ours, z = ft.partial(softjax.of, losses.entropy), jax.device_put(z, NamedSharding(mesh, P(None, "classes")))
+    else:
+        nothing = lambda z: softjax.linear(jnp.zeros((N, 0)), z[:0], axis_name="classes")
+        local = lambda z: softjax.of(losses.entropy, nothing(z) + z)
+        ours = jax.shard_map(local, mesh=mesh, in_specs=P(None, "classes"), out_specs=P())
     cases.agreement(ours, cases.entropy)(z)
 
 
+one_pair = lambda x, y: -distance(x, y)
 REFUSALS = {
-    "no function": (lambda: scores.of(3, jnp.ones(2), jnp.ones(2)), TypeError, "`function` must be a function"),
+    "no function": (lambda: softjax.pairwise(3, jnp.ones(2), jnp.ones(2)), TypeError, "`function` must be a function"),
     "no examples": (
-        lambda: scores.of(squared, (), jnp.ones((2, 3))),
+        lambda: softjax.pairwise(one_pair, (), jnp.ones((2, 3))),
         ValueError,
         r"`examples` must hold arrays \[N, ...\], got shapes \[\]",
     ),
     "a number for classes": (
-        lambda: scores.of(squared, jnp.ones((2, 3)), 1.0),
+        lambda: softjax.pairwise(one_pair, jnp.ones((2, 3)), 1.0),
         ValueError,
         r"`classes` must hold arrays \[K, ...\], got shapes \[\(\)\]",
     ),
     "no class": (
-        lambda: scores.of(squared, jnp.ones((2, 3)), jnp.ones((0, 3))),
+        lambda: softjax.of(losses.logsumexp, softjax.pairwise(one_pair, jnp.ones((2, 3)), jnp.ones((0, 3)))),
         ValueError,
-        "`classes` must hold at least one class, got 0",
+        "`classes` must hold at least one class",
     ),
     "other numbers of classes": (
-        lambda: scores.of(squared, jnp.ones((2, 3)), (jnp.ones((4, 3)), jnp.ones(5))),
+        lambda: softjax.pairwise(lambda x, y: x @ y[0], jnp.ones((2, 3)), (jnp.ones((4, 3)), jnp.ones(5))),
         ValueError,
         r"`classes` must hold arrays whose shapes begin with \(4,\)",
     ),
     "a result of another shape": (
-        lambda: softjax.of(losses.entropy, scores.of(lambda x, y: x, jnp.ones((2, 3)), jnp.ones((4, 3)))),
+        lambda: softjax.pairwise(lambda x, y: x, jnp.ones((2, 3)), jnp.ones((4, 3))),
         ValueError,
-        r"`function` must return floating-point scores of shape \(2, 4\) for 2 examples and 4 classes, got",
+        r"`function` must be a function of one example and one class .* number, got float64\[3\]",
     ),
-    "no scores": (lambda: softjax.of(losses.entropy, jnp.ones((2, 3))), TypeError, "`scores` must be made by"),
+    "no logits": (lambda: softjax.of(losses.entropy, "logits"), TypeError, "`logits` must be an array"),
     "no engine": (
-        lambda: softjax.of(losses.entropy, scores.dense(jnp.ones((2, 3))), engine="fast"),
+        lambda: softjax.linear(jnp.ones((2, 3)), jnp.ones((3, 4)), engine="fast"),
         TypeError,
         "`engine` must be a `softjax.engines.Engine` or None, got 'fast'",
     ),
     "logits without classes": (
-        lambda: scores.dense(jnp.ones((2, 0))),
+        lambda: softjax.of(losses.entropy, jnp.ones((2, 0))),
         ValueError,
-        r"`logits` must have shape \[..., K\] with at least one class, got \(2, 0\)",
+        r"`logits` must have shape \[..., K\] with K classes, got \(2, 0\)",
     ),
     "a mask of numbers": (
-        lambda: scores.of(squared, jnp.ones((2, 3)), jnp.ones((3, 3)), where=jnp.ones(3)),
+        lambda: softjax.pairwise(one_pair, jnp.ones((2, 3)), jnp.ones((3, 3))).where(jnp.ones(3)),
         TypeError,
-        "`where` must be booleans",
+        "`mask` must be booleans",
     ),
     "factors without classes": (
-        lambda: softjax.of(losses.weighted_logsumexp, scores.dense(jnp.ones((2, 3)))),
+        lambda: softjax.of(losses.weighted_logsumexp, jnp.ones((2, 3))),
         TypeError,
         "`example` and `per_class` must be arrays",
     ),
@@ -258,16 +288,16 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_bad_scores_are_refused_in_words(name):
+def test_bad_logits_are_refused_in_words(name):
     call, error, message = REFUSALS[name]
     with pytest.raises(error, match=message):
         call()
 
 
-def test_logits_that_are_not_sharded_are_refused_over_a_mesh():
-    local = lambda z: softjax.of(losses.entropy, scores.dense(z, axis_name="classes"))
-    with pytest.raises(ValueError, match=r"`logits` must vary over the axes \('classes',\) of `axis_name`"):
-        jax.shard_map(local, mesh=cases.mesh(2, 4), in_specs=P(), out_specs=P())(jnp.ones((2, 8)))
+def test_a_kernel_that_is_not_sharded_is_refused_over_a_mesh():
+    local = lambda x, w: softjax.of(losses.entropy, softjax.linear(x, w, axis_name="classes"))
+    with pytest.raises(ValueError, match=r"`kernel` must vary over the axes \('classes',\) of `axis_name`"):
+        jax.shard_map(local, mesh=cases.mesh(2, 4), in_specs=P(), out_specs=P())(jnp.ones((2, 3)), jnp.ones((3, 8)))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -322,10 +352,10 @@ def _call(kernel, x, w, inputs, outputs):
 
 def _refuses(made, loss, example, per_class):
     if made.kind != "linear" or made.axes[0] != 1:
-        return f"it multiplies by a kernel [D, K], not scores of kind {made.kind!r} with classes on axes {made.axes}"
+        return f"it multiplies by a kernel [D, K], not logits of kind {made.kind!r} with classes on axes {made.axes}"
     if loss.columns.func is not losses.cross_entropy.columns or per_class is not None:
         return "it knows the cross entropy of integer labels alone"
-    if made.live is not None or made.classes[1] is not None:
+    if made.live is not None or len(made.classes) > 3:  # the kernel, masks of pairs, ids
         return "it knows no mask and no bias"
     if isinstance(example, tuple):
         return "it knows one label per example"
@@ -337,22 +367,22 @@ CALLS = []
 
 def _sums(columns, examples, classes, ids):  # noqa: ARG001
     CALLS.append("sums")
-    (x, y), w = examples, classes[0]
+    (((x,), _, _), y), w = examples, classes[0]
     zeros = jnp.zeros(x.shape[0], x.dtype)
     m, mass, logit = _call(_sums_kernel, x, w, [y], [zeros] * 3)
     seen = ((y >= ids[0]) & (y <= ids[-1])).astype(x.dtype)
     a = engines.Normaliser(m, jnp.full(m.shape, -1, ids.dtype), mass - 1, zeros)
-    y = engines.CrossEntropy(m - logit, zeros + 1, logit[:, None], seen[:, None])
-    return engines.Sums(a, (), (), (), (), y, ())
+    return engines.Sums(a, labels=(engines.CrossEntropy(m - logit, zeros + 1, logit[:, None], seen[:, None]),))
 
 
 def _cotangents(columns, examples, classes, ids, totals, ct):  # noqa: ARG001
     CALLS.append("cotangents")
-    (x, y), (w, *others) = examples, classes
+    (((x,), *masks), y), (w, *others) = examples, classes
     # A = m + log(1 + r), C = A - z_y: the cotangent of h_k is p_k (mass dr + dC) - dC 1{k = y}
-    weight = totals.a.mass * ct.a.r + ct.y.sum
-    dx, dw = _call(_cotangents_kernel, x, w, [y, totals.a.m, totals.a.mass, weight, ct.y.sum], [x, w])
-    return columns, (dx, None), (dw, *others)
+    d = ct.labels[0].sum
+    weight = totals.normaliser.mass * ct.normaliser.r + d
+    dx, dw = _call(_cotangents_kernel, x, w, [y, totals.normaliser.m, totals.normaliser.mass, weight, d], [x, w])
+    return columns, (((dx,), *masks), None), (dw, *others)
 
 
 PALLAS = engines.Engine("pallas", _refuses, _sums, _cotangents)
@@ -370,7 +400,7 @@ def test_an_engine_computes_the_sums_and_their_cotangents(reduction):
     loss = losses.z_loss(losses.cross_entropy, 0.1)
 
     def ours(x, w):
-        return softjax.of(loss, scores.linear(x, w), LABELS_12, reduction=reduction, engine=PALLAS)
+        return softjax.of(loss, softjax.linear(x, w, engine=PALLAS), LABELS_12, reduction=reduction)
 
     def definition(x, w):
         z = x @ w
@@ -387,8 +417,8 @@ def test_an_engine_computes_the_sums_and_their_cotangents(reduction):
 
 def test_an_engine_over_a_mesh_computes_the_sums_of_each_device():
     def local(x, w):
-        made = scores.linear(x, w, axis_name="classes", batch_axis_name="data")
-        return softjax.of(losses.logsumexp, made, engine=LOGSUMEXP)
+        made = softjax.linear(x, w, axis_name="classes", batch_axis_name="data", engine=LOGSUMEXP)
+        return softjax.logsumexp(made, axis=-1)
 
     ours = jax.shard_map(local, mesh=cases.mesh(2, 2), in_specs=(P("data"), P(None, "classes")), out_specs=P("data"))
     x, w = linear_arguments()
@@ -402,30 +432,155 @@ def test_an_engine_over_a_mesh_computes_the_sums_of_each_device():
 
 
 def _plain_sums(columns, examples, classes, ids):  # noqa: ARG001
-    h = examples[0] @ classes[0]
+    h = examples[0][0][0] @ classes[0]
     m = jax.lax.stop_gradient(h.max(-1))
     a = engines.Normaliser(m, jnp.full(m.shape, -1, ids.dtype), jnp.exp(h - m[:, None]).sum(-1) - 1, 0 * m)
-    return engines.Sums(a, (), (), (), (), None, ())
+    return engines.Sums(a)
 
 
 def _plain_cotangents(columns, examples, classes, ids, totals, ct):  # noqa: ARG001
-    (x, example), (w, *others) = examples, classes
-    dh = jnp.exp(x @ w - totals.a.m[:, None]) * ct.a.r[:, None]
-    return columns, (dh @ w.T, example), (x.T @ dh, *others)
+    (((x,), *masks), example), (w, *others) = examples, classes
+    dh = jnp.exp(x @ w - totals.normaliser.m[:, None]) * ct.normaliser.r[:, None]
+    return columns, (((dh @ w.T,), *masks), example), (x.T @ dh, *others)
 
 
 LOGSUMEXP = engines.Engine("plain", lambda *_: None, _plain_sums, _plain_cotangents)
+
+
+# An engine for any logits and losses, which has all classes in memory.
+
+
+def _whole_sums(columns, examples, classes, ids):
+    CALLS.append("sums")
+    return sums.each(lambda c: sums.fold(c, ids), columns(examples, classes, ids))
+
+
+def _whole_cotangents(columns, examples, classes, ids, totals, ct):
+    CALLS.append("cotangents")
+    moving, fixed = split((columns, examples, classes))
+
+    def made(moving):
+        columns, examples, classes = join(moving, fixed)
+        return split(columns(examples, classes, ids))
+
+    inexact, back, others = jax.vjp(made, moving, has_aux=True)
+    pulled = sums.each(lambda c, totals, ct: sums.pull(c, ids, totals, ct), join(inexact, others), totals, ct)
+    return back(split(pulled)[0])[0]
+
+
+SEEN = []
+WHOLE = engines.Engine("whole", lambda made, *_: SEEN.append(made.kind), _whole_sums, _whole_cotangents)
+T = np.array([[0.5], [1.0], [2.0], [4.0]])
+MADE = {  # (logits, their definition, what they are made of)
+    "linear": (lambda z: z, lambda z: z, "linear"),
+    "temperature": (lambda z: z / 0.7, lambda z: z / 0.7, "(linear / a number)"),
+    "of each example": (lambda z: z / T, lambda z: z / T, "(linear / examples)"),
+    "softcap": (
+        lambda z: 3 * (z / 3).map(jnp.tanh),
+        lambda z: 3 * jnp.tanh(z / 3),
+        "(a number * map of (linear / a number))",
+    ),
+    "masked": (
+        lambda z: z.where(lambda n, k: k != n + 1),
+        lambda z: jnp.where(np.arange(12) != np.arange(N)[:, None] + 1, z, -jnp.inf),
+        "masked linear",
+    ),
+}
+LISTED = jnp.asarray([[0, 5], [3, 3], [11, 0], [7, 9]], jnp.int32)
+FUNCTIONS = {  # (function of logits, its definition)
+    "logsumexp": (lambda z: softjax.logsumexp(z, axis=-1), cases.log_sum_exp),
+    "entropy": (softjax.entropy, lambda z: cases.entropy(jnp.maximum(z, -500))),
+    "expectation": (
+        lambda z: softjax.expectation(z, jnp.arange(12.0)),
+        lambda z: cases.softmax(z) @ jnp.arange(12.0),
+    ),
+    "log_probs": (
+        lambda z: softjax.log_probs(z, LISTED),
+        lambda z: jnp.take_along_axis(cases.log_softmax(z), LISTED, -1),
+    ),
+    "cross entropy": (
+        lambda z: softjax.softmax_cross_entropy_with_integer_labels(z, LABELS_12, z_loss=0.1, reduction="mean"),
+        lambda z: (cases.softmax_loss(z, LABELS_12) + 0.1 * cases.log_sum_exp(z) ** 2).mean(),
+    ),
+    "metrics": (lambda z: softjax.metrics(z, LABELS_12).predicted.astype(float), lambda z: z.argmax(-1).astype(float)),
+    "hinge": (
+        lambda z: softjax.multiclass_hinge_loss(z, LABELS_12),
+        lambda z: jnp.maximum(
+            jnp.where(jax.nn.one_hot(LABELS_12, 12, dtype=bool), -jnp.inf, z).max(-1) - z[np.arange(N), LABELS_12] + 1,
+            0,
+        ),
+    ),
+    "several": (
+        lambda z: softjax.of((losses.cross_entropy, losses.entropy), z, (LABELS_12, None)),
+        lambda z: (cases.softmax_loss(z, LABELS_12), cases.entropy(jnp.maximum(z, -500))),
+    ),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.one_case_in(3)
+def test_an_engine_applies_to_any_logits_in_every_function(name, made):
+    (function, definition), (change, changed, kind) = FUNCTIONS[name], MADE[made]
+    ours = lambda x, w: function(change(softjax.linear(x, w, engine=WHOLE)))
+    x, w = linear_arguments()
+    CALLS.clear(), SEEN.clear()
+    got, want = (jax.vjp(f, x, w) for f in (ours, lambda x, w: definition(changed(x @ w))))
+    cases.assert_close(got[0], want[0])
+    assert set(SEEN) == {kind}
+    if name != "metrics":
+        ct = jax.tree.map(lambda a: cases.Random(a.dtype, 5).normal(*a.shape), want[0])
+        cases.assert_close(got[1](ct), want[1](ct))
+        assert "cotangents" in CALLS
+    assert "sums" in CALLS
+
+
+def test_an_engine_has_two_logits():
+    """That of the first that has one."""
+    (x, w), r = linear_arguments(), cases.Random(jnp.float64, 9)
+    z = r.normal(N, 12)
+    ours = lambda x, w, z: softjax.kl_divergence(softjax.linear(x, w, engine=WHOLE), z)
+    log_ratio = lambda x, w, z: cases.log_softmax(x @ w) - cases.log_softmax(z)
+    definition = lambda x, w, z: (cases.softmax(x @ w) * log_ratio(x, w, z)).sum(-1)
+    CALLS.clear(), SEEN.clear()
+    softjax.testing.assert_matches_autodiff(ours, definition, x, w, z, modes=["value", "vjp", "jit"])
+    assert set(SEEN) == {"(linear, dense)"}
+    assert set(CALLS) == {"sums", "cotangents"}
+
+
 LEFT = {
-    "distances": (lambda x, w: scores.distances(x, w.T), LABELS_12, losses.cross_entropy, "not scores of kind"),
-    "an embedding table": (
-        lambda x, w: scores.linear(x, w.T, class_axis=0),
+    "distances": (
+        lambda x, w: softjax.distances(x, w.T, engine=PALLAS),
         LABELS_12,
         losses.cross_entropy,
-        r"with classes on axes \(0, 0\)",
+        "not logits of kind 'distances'",
     ),
-    "another loss": (scores.linear, LABELS_12, losses.brier, "it knows the cross entropy of integer labels alone"),
+    "an embedding table": (
+        lambda x, w: softjax.linear(x, w.T, class_axis=0, engine=PALLAS),
+        LABELS_12,
+        losses.cross_entropy,
+        r"with classes on axes \(0, ",
+    ),
+    "another loss": (
+        lambda x, w: softjax.linear(x, w, engine=PALLAS),
+        LABELS_12,
+        losses.brier,
+        "it knows the cross entropy of integer labels alone",
+    ),
+    "a bias": (
+        lambda x, w: softjax.linear(x, w, jnp.arange(12.0), engine=PALLAS),
+        LABELS_12,
+        losses.cross_entropy,
+        "it knows no mask and no bias",
+    ),
+    "a temperature": (
+        lambda x, w: softjax.linear(x, w, engine=PALLAS) / 0.7,
+        LABELS_12,
+        losses.cross_entropy,
+        r"not logits of kind '\(linear / a number\)'",
+    ),
     "a ragged block": (
-        lambda x, w: scores.linear(x, w[:, :11]),
+        lambda x, w: softjax.linear(x, w[:, :11], engine=PALLAS),
         LABELS_12 % 11,
         losses.cross_entropy,
         "11 classes are not a multiple of 4",
@@ -439,12 +594,14 @@ def test_an_engine_is_left_with_a_reason_where_it_does_not_apply(name):
     x, w = linear_arguments()
     CALLS.clear()
     with pytest.warns(UserWarning, match=f"The engine 'pallas' does not apply: .*{reason}"):
-        got = softjax.of(loss, make(x, w), labels, engine=PALLAS)
+        got = softjax.of(loss, make(x, w), labels)
     assert not CALLS
     definitions = {
         "distances": lambda: cases.softmax_loss(-squared(x, w.T), labels),
         "an embedding table": lambda: cases.softmax_loss(x @ w, labels),
         "another loss": lambda: ((cases.softmax(x @ w) - np.eye(12)[labels]) ** 2).sum(-1),
+        "a bias": lambda: cases.softmax_loss(x @ w + jnp.arange(12.0), labels),
+        "a temperature": lambda: cases.softmax_loss(x @ w / 0.7, labels),
         "a ragged block": lambda: cases.softmax_loss((x @ w)[:, :11], labels),
     }
     np.testing.assert_allclose(got, definitions[name](), rtol=1e-10)
@@ -452,6 +609,6 @@ def test_an_engine_is_left_with_a_reason_where_it_does_not_apply(name):
 
 def test_forward_mode_of_an_engine_is_refused_by_jax():
     x, w = linear_arguments()
-    f = ft.partial(lambda x: softjax.of(losses.cross_entropy, scores.linear(x, w), LABELS_12, engine=PALLAS))
+    f = ft.partial(lambda x: softjax.of(losses.cross_entropy, softjax.linear(x, w, engine=PALLAS), LABELS_12))
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(f, (x,), (x,))

@@ -8,14 +8,13 @@ import typing
 import pytest
 
 import softjax
-from softjax import _signatures, engines, losses, scores, sharded, testing
+from softjax import engines, losses, testing
+from softjax.arguments import signatures
 
-COMBINATORS = ("softcap", "temperature", "margin", "label_smoothing", "class_weights", "z_loss")
+COMBINATORS = ("margin", "label_smoothing", "class_weights", "z_loss")
 OF_MODULES = {
     softjax: softjax.__all__,
     losses: ("focal", "poly_1", "weston_watkins", "crammer_singer", *COMBINATORS),
-    scores: ("linear", "distances", "dense", "of", "Scores"),
-    sharded: ("pad_classes", *(f.__name__ for f in sharded.FUNCTIONS)),
     testing: [name for name in testing.__all__ if name != "MODES"],
     engines: engines.__all__,
 }
@@ -49,11 +48,21 @@ def test_the_swap_reads_as_it_is_written():
     text = str(inspect.signature(softjax.linear_softmax_cross_entropy))
     assert text.startswith(
         "(features: ArrayLike, kernel: ArrayLike, labels: ArrayLike | tuple[ArrayLike, ArrayLike], *, "
-        "bias: ArrayLike | None = None, class_axis: int = -1, where: Where = None, "
+        "bias: ArrayLike | None = None, class_axis: int = -1, ignore_index: int | None = None, "
     )
-    mesh = str(inspect.signature(sharded.linear_softmax_cross_entropy))
-    assert mesh.endswith("mesh: Mesh | AbstractMesh | None = None, class_axis_name: AxisName = None, "
-                         "batch_axis_name: AxisName = None) -> Any")  # fmt: skip
+    divergence = str(inspect.signature(softjax.kl_divergence))
+    assert divergence.startswith("(p: LogitsLike | tuple[ArrayLike, ArrayLike], q: LogitsLike, *, ")
+    mesh = str(inspect.signature(softjax.shard))
+    assert mesh.endswith("*, examples: AxisName = None, classes: AxisName = None) -> Logits")
+
+
+LOGITS = [name for name, f in vars(softjax.Logits).items() if inspect.isfunction(f) and name[0] != "_"]
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_signatures_of_the_methods_of_logits_are_short(name):
+    assert long(getattr(softjax.Logits, name)) == []
+    assert {"where", "where_ids", "map", "take", "dense", "reshape"} <= set(LOGITS)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -75,9 +84,9 @@ def test_a_function_without_texts_is_found():
     def forgotten(x: typing.Union[int, str, bytes, float]):  # noqa: UP007
         return x
 
-    assert len(long(_signatures.readable(forgotten))) == 1
+    assert len(long(signatures.readable(forgotten))) == 1
     forgotten.__annotations__ = {"x": "ArrayLike"}
     del forgotten.__signature__
     assert long(forgotten) == ["'ArrayLike'"]
-    assert long(_signatures.readable(forgotten)) == []
+    assert long(signatures.readable(forgotten)) == []
     assert str(inspect.signature(forgotten)) == "(x: ArrayLike)"

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from softjax import _rules
+from softjax.compute import rules
 from softjax.testing import MODES, assert_matches_autodiff, relative_errors
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -26,7 +26,7 @@ def rule_with(pull):
         return definition(*args)
 
     rule.defvjp(lambda args, _: (definition(*args), args), lambda args, ct: (pull(ct, *args), None))
-    both = _rules.both_modes(rule)
+    both = rules.both_modes(rule)
     return lambda x, w: both((x, w), ())
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import softjax
 
-from . import cases, table
+from . import cases, placed, spelled, table
 
 N, K, D, E = 4, 8, 3, 5
 BLOCK, FORWARD = 4, softjax.Placement(2, 4, "forward")
@@ -81,6 +81,7 @@ IN_BLOCKS = dict.fromkeys(
 )
 IN_BLOCKS["of"] = BLOCK
 MEANS = ("linear_softmax_cross_entropy", "eol_loss")
+CHOOSING = ("mixture_autoencoder_loss", "eol_loss", "leop_loss", "gaussian_mixture_nll_loss")  # their own placement
 
 
 def finite(row, function):
@@ -95,15 +96,25 @@ def kernel_transposed(function):
     return lambda kernel, **given: function(kernel=kernel.T, class_axis=0, **given)
 
 
+def placed_row(name, row, **options):
+    """The function of a row on a placement, which an argument `block_size` changes."""
+    if name == "of":
+        size, function = options.pop("block_size"), placed.in_blocks(row.function(**options))
+        return lambda block_size=size, **given: function(block_size=block_size, **given)
+    if name in CHOOSING:
+        row = row._replace(call=placed.in_blocks(getattr(softjax, name)))
+    return row.function(**options)
+
+
 def rows():
     for name, row in table.FUNCTIONS.items():
         options = {"block_size": IN_BLOCKS[name]} if name in IN_BLOCKS else {}
-        function = row.function(**options)
+        function = placed_row(name, row, **options)
         function = kernel_transposed(function) if name == "linear_logsumexp" else function
         yield Row(name, finite(row, function), finite(row, row.defined()), row.kinds, row.apart)
     for name in MEANS:
         row, mean = table.FUNCTIONS[name], {"reduction": "mean"}
-        function = row.function(block_size=FORWARD, **mean)
+        function = placed_row(name, row, block_size=FORWARD, **mean)
         yield Row(f"{name}_mean", function, row.defined(**mean), row.kinds, apart=False)
 
 
@@ -356,9 +367,9 @@ def spent(prices, kinds, wanted, power):
 
 SPENT = softjax.Loss(
     lambda z, ids, of, goods: softjax.Columns(
-        z, t=(of.scale[:, None] * spent(goods.prices, goods.kinds, of.more["wanted"], of.power),)
+        z, payoffs=(of.scale[:, None] * spent(goods.prices, goods.kinds, of.more["wanted"], of.power),)
     ),
-    lambda q, of: q.t[0].value + of.more["debts"][0],
+    lambda q, of: q.payoffs[0].value + of.more["debts"][0],
 )
 
 
@@ -376,7 +387,7 @@ def test_examples_and_classes_may_be_trees_of_the_users_own_kind(where_from):
         "of_linear": lambda x, w: x @ w,
         "of_mixture": lambda x, c: -((x[:, None] - c) ** 2).sum(-1),
     }[where_from]
-    call = getattr(softjax, where_from)
+    call = getattr(spelled, where_from)
     options = {} if where_from == "of_logits" else {"block_size": 3}
 
     def function(moving):

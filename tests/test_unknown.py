@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import softjax
-from softjax import Placement, _unknown, losses
+from softjax import Placement, _cross_entropies, losses
+from softjax.sums import unknown
 
-from . import cases
+from . import cases, spelled
 
 N, D, K = 6, 4, 13
 LABELS = np.array([1, -100, 3, 99, 5, 6])
@@ -49,13 +50,13 @@ def close(got, want):
 @pytest.mark.parametrize("place", PLACES)
 def test_masked_rows_of_a_linear_layer_have_gradient_0(place):
     x, w, ct = arguments()
-    loss = lambda x, w: softjax.linear_softmax_cross_entropy(x, w, LABELS, block_size=PLACES[place])
+    loss = lambda x, w: spelled.linear_softmax_cross_entropy(x, w, LABELS, block_size=PLACES[place])
     total = lambda x, w: masked(loss(x, w), ct)
     _, dx, dw = truth(x, w, ct)
     got = jax.jit(jax.grad(total, (0, 1)))(x, w)
     close(got[0], dx)
     close(got[1], dw)
-    one_by_one = lambda x, w: jax.vmap(lambda x, y: softjax.linear_softmax_cross_entropy(x, w, y))(x, LABELS)
+    one_by_one = lambda x, w: jax.vmap(lambda x, y: spelled.linear_softmax_cross_entropy(x, w, y))(x, LABELS)
     close(jax.grad(lambda x, w: masked(one_by_one(x, w), ct))(x, w), dx)
     moved = jax.jvp(jax.grad(total, (0, 1)), (x, w), (x, w))[1]
     assert all(jnp.isfinite(a).all() for a in moved)
@@ -67,7 +68,7 @@ def test_a_weight_of_0_masks_a_row_too(reduction):
     x, w, ct = arguments()
     weights = jnp.where(KNOWN, jnp.abs(ct), 0)
     place = PLACES["forward"]
-    loss = lambda x: softjax.linear_softmax_cross_entropy(
+    loss = lambda x: spelled.linear_softmax_cross_entropy(
         x, w, LABELS, weights=weights, reduction=reduction, block_size=place
     )
     value, got = jax.value_and_grad(loss)(x)
@@ -78,7 +79,7 @@ def test_a_weight_of_0_masks_a_row_too(reduction):
 @pytest.mark.parametrize(
     "loss",
     [softjax.softmax_cross_entropy_with_integer_labels]
-    + [lambda z, y, loss=loss: softjax.of_logits(loss, z, y) for loss in (losses.cross_entropy, losses.focal(0.0))],
+    + [lambda z, y, loss=loss: spelled.of_logits(loss, z, y) for loss in (losses.cross_entropy, losses.focal(0.0))],
 )
 def test_masked_rows_of_dense_logits_have_gradient_0(loss):
     x, w, ct = arguments()
@@ -89,7 +90,7 @@ def test_masked_rows_of_dense_logits_have_gradient_0(loss):
 @pytest.mark.parametrize("loss", [losses.brier, losses.crammer_singer(), losses.focal(2.0)])
 def test_masked_rows_of_other_losses_have_gradient_0(loss):
     x, w, ct = arguments()
-    got = jax.grad(lambda z: masked(softjax.of_logits(loss, z, LABELS), ct))(x @ w)
+    got = jax.grad(lambda z: masked(spelled.of_logits(loss, z, LABELS), ct))(x @ w)
     assert jnp.isfinite(got).all()
     assert ((got != 0).any(-1) == KNOWN).all()
 
@@ -103,7 +104,7 @@ def test_without_a_mask_the_rows_have_gradient_nan():
 def test_over_a_mesh():
     x, w, ct = arguments()
     total = lambda x, w: masked(
-        softjax.sharded.linear_softmax_cross_entropy(
+        spelled.linear_softmax_cross_entropy(
             x, w, LABELS, mesh=cases.mesh(2, 4), class_axis_name="classes", batch_axis_name="data"
         ),
         ct,
@@ -128,8 +129,8 @@ def test_ignored_labels_of_dense_logits():
 def test_a_factor_of_nan_is_found(monkeypatch):
     """The tests above would find the usual way, which multiplies the loss by NaN."""
     by_factor = lambda known, x: x * jnp.where(known, 1, jnp.nan)
-    monkeypatch.setattr(softjax._logits, "nan_unless", by_factor)
+    monkeypatch.setattr(_cross_entropies, "nan_unless", by_factor)
     x, w, ct = arguments()
     got = jax.grad(lambda z: masked(softjax.softmax_cross_entropy_with_integer_labels(z, LABELS), ct))(x @ w)
     assert jnp.isnan(got[~KNOWN]).all()
-    assert _unknown.nan_unless(jnp.array(KNOWN), ct)[0] == ct[0]
+    assert unknown.nan_unless(jnp.array(KNOWN), ct)[0] == ct[0]
