@@ -23,14 +23,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-import softjax
 from softjax import Placement
-from softjax._products import LEVELS
+from softjax.logits.products import LEVELS
 from softjax.tools import audit, pictures
 from softjax.tools.machine import machine
 
 from . import drawings, peers
-from .bench import Row
+from .bench import Row, placed_linear, placed_mixture
 from .compilers import RESULTS, comparisons
 
 SECONDS = 480.0  # for everything
@@ -119,17 +118,16 @@ def checks(small: bool) -> Iterator[Check]:
     for dtype, precision in itertools.product(("float32", "bfloat16"), LEVELS):
         of_type = chosen if dtype == "float32" else {name: place for name, place in chosen.items() if name != "tiles"}
         for name, place in of_type.items():
-            call = ft.partial(
-                softjax.linear_softmax_cross_entropy, labels=jnp.asarray(y, "int32"), reduction="mean",
-                precision=precision, block_size=place,
-            )  # fmt: skip
-            linear = lambda x, w, call=call: call(x, w)
+            linear = ft.partial(placed_linear(place, "mean", precision), y=jnp.asarray(y, "int32"))
             definition = ft.partial(_true_cross_entropy, y)
             yield Check("linear_softmax_cross_entropy", definition, (x, w), linear, dtype, precision, name)
     z, c, data, v = (random.normal(size=s) for s in ((n, d), (k, d), (n, e), (k, e)))
-    for function, of_mixture in (("mixture_autoencoder_loss", _true_autoencoder), ("eol_loss", _true_eol)):
+    for function, kind, of_mixture in (
+        ("mixture_autoencoder_loss", "autoencoder", _true_autoencoder),
+        ("eol_loss", "EOL", _true_eol),
+    ):
         for name, place in chosen.items():
-            call = ft.partial(getattr(softjax, function), reduction="mean", block_size=place)
+            call = placed_mixture(kind, place)
             yield Check(function, of_mixture, (z / 2, data, c / 2, v), call, "float32", "highest", name)
 
 

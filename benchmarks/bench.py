@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 import softjax
-from softjax import Placement, linear_softmax_cross_entropy
+from softjax import Placement, linear_softmax_cross_entropy, losses
+from softjax.compute.placement import BlockSize
 from softjax.tools.machine import machine
 
 from . import peers
@@ -136,6 +137,29 @@ MIXTURES = {
     "EOL": softjax.eol_loss,
     "LEOP": softjax.leop_loss,
 }
+_OF_DISTANCES = {"autoencoder": losses.mixture_autoencoder, "EOL": losses.eol, "LEOP": losses.leop}
+
+
+def placed_linear(place: BlockSize, reduction: str, precision: str | None = None) -> Callable:
+    """The cross entropy of a linear layer in a placement; None for the library's choice."""
+
+    def loss(x, w, y):
+        logits = softjax.linear(x, w, block_size=place, precision=precision)
+        return softjax.softmax_cross_entropy_with_integer_labels(logits, y, reduction=reduction)
+
+    return loss
+
+
+def placed_mixture(kind: str, place: BlockSize) -> Callable:
+    """The mean of a mixture loss in a placement; None for the library's choice."""
+    if place is None:
+        return ft.partial(MIXTURES[kind], reduction="mean")
+
+    def loss(z, x, c, v):
+        logits = softjax.distances(z, c, block_size=place)
+        return softjax.of(_OF_DISTANCES[kind], logits, x, v, reduction="mean")
+
+    return loss
 
 
 def _products_of(kind: str) -> Callable:
@@ -252,17 +276,15 @@ def placements(small: bool) -> Iterator[Row]:
     backward = [Placement(n, block) for block in (k // 16, k // 8, k // 4)]
     backward += [Placement(n // 4, k // 8), Placement(n // 4, k)]
     for reduction, others in (("mean", forward + backward), ("none", backward)):
-        linear = ft.partial(linear_softmax_cross_entropy, reduction=reduction)
-        contestants = {
-            _label(size): _with_gradients(ft.partial(linear, block_size=size), 2) for size in (None, *others)
-        }
+        linear = ft.partial(placed_linear, reduction=reduction)
+        contestants = {_label(size): _with_gradients(linear(size), 2) for size in (None, *others)}
         yield Row(f"linear cross entropy, {reduction}, N={n} D={d} K={k}", (x, w / d**0.5, labels), contestants)
     n, k, d, e = (64, 4096, 16, 64) if small else (4096, 4096, 16, 64)
     arguments = _normal(2, (n, d), (n, e), (k, d), (k, e))
     others = [Placement(n, k // size) for size in (64, 32, 16)]
     others += [Placement(n // 4, k // 16), Placement(n // 4, k // 16, "forward"), Placement(n // 16, k, "forward")]
-    for kind, loss in MIXTURES.items():
-        of = lambda size, loss=loss: ft.partial(loss, reduction="mean", block_size=size)
+    for kind in MIXTURES:
+        of = ft.partial(placed_mixture, kind)
         contestants = {_label(size): jax.value_and_grad(of(size), (0, 1, 2, 3)) for size in (None, *others)}
         yield Row(f"mixture {kind}, N={n} K={k} D={d} E={e}", arguments, contestants)
 

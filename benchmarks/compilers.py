@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 import softjax
-from softjax import Placement, linear_softmax_cross_entropy
+from softjax import Placement
 from softjax.tools.targets import KINDS, Kind, missing, prepare
 
-from .bench import MATRIX_FORMS, MIXTURES, OURS, Row
+from .bench import MATRIX_FORMS, OURS, Row, placed_linear, placed_mixture
 from .costs import Estimate, Product, estimate
 
 RESULTS = Path("benchmarks") / "results"
@@ -69,8 +69,7 @@ def _linear(n: int, d: int, k: int, dtype: str, places: dict[str, Placement | No
         return z @ w.T, x.T @ z
 
     def ours(place):
-        of = ft.partial(linear_softmax_cross_entropy, reduction="mean", block_size=place, precision="default")
-        return jax.value_and_grad(of, (0, 1))
+        return jax.value_and_grad(placed_linear(place, "mean", "default"), (0, 1))
 
     others = {PRODUCTS: bare, "optax": jax.value_and_grad(theirs, (0, 1))}
     contestants = _contestants("default", others, ours, places)
@@ -83,12 +82,9 @@ def _mixture(kind: str, n: int, k: int, d: int, e: int, places: dict[str, Placem
         h, t = z @ c.T, x @ v.T
         return h @ c, h.T @ z, t @ v, t.T @ x
 
-    def ours(place):
-        return ft.partial(MIXTURES[kind], reduction="mean", block_size=place)
-
     gradients = ft.partial(jax.value_and_grad, argnums=(0, 1, 2, 3))
     others = {PRODUCTS: bare, "matrix form": gradients(MATRIX_FORMS[kind])}
-    contestants = _contestants("highest", others, lambda place: gradients(ours(place)), places)
+    contestants = _contestants("highest", others, lambda place: gradients(placed_mixture(kind, place)), places)
     arguments = tuple(jax.ShapeDtypeStruct(shape, "float32") for shape in ((n, d), (n, e), (k, d), (k, e)))
     row = Row(f"mixture {kind}, float32, N={n} K={k} D={d} E={e}", arguments, contestants)
     return Comparison(row, "matrix form")

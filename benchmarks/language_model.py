@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -23,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from softjax import sharded
+import softjax
 from softjax.tools import pictures
 from softjax.tools.demo import interrupts
 
@@ -63,8 +64,9 @@ class LanguageModel(nnx.Module):
         self.blocks = nnx.List(Block(rngs) for _ in range(BLOCKS))
         self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
         head = 0.02 * jax.random.normal(rngs.params(), (vocabulary, WIDTH))
-        head, where = sharded.pad_classes(head, class_devices)
-        self.head, self.where = nnx.Param(head), nnx.Variable(where)
+        self.vocabulary = vocabulary
+        # Padded once, as the devices may not divide the classes.
+        self.head = nnx.Param(jnp.pad(head, ((0, -vocabulary % class_devices), (0, 0))))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Features [N, T, D] of tokens [N, T]."""
@@ -76,10 +78,12 @@ class LanguageModel(nnx.Module):
 
     def loss(self, tokens: jax.Array, mesh: Mesh) -> jax.Array:
         """The mean cross entropy of the next token."""
-        return sharded.linear_softmax_cross_entropy(
-            self(tokens[:, :-1]), self.head[...], tokens[:, 1:], class_axis=0, where=self.where[...],
-            mesh=mesh, class_axis_name="classes", batch_axis_name="data", reduction="mean",
-        )  # fmt: skip
+        logits = softjax.linear(self(tokens[:, :-1]), self.head[...], class_axis=0)
+        padded = logits.shape[-1]
+        if padded > self.vocabulary:
+            logits = logits.where(jnp.arange(padded) < self.vocabulary)
+        logits = softjax.shard(logits, mesh, examples="data", classes="classes")
+        return softjax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:], reduction="mean")
 
 
 class Text(NamedTuple):
