@@ -23,9 +23,15 @@ class RuntimeDocstrings(griffe.Extension):
         """Visits the modules of the library when all are loaded."""
         if pkg.name != "softjax":
             return
-        for module in (pkg, *pkg.modules.values()):
-            if module.name not in ("tools", "__main__"):
-                _visit(module, importlib.import_module(module.path), pkg)
+        for module in _modules(pkg):
+            _visit(module, importlib.import_module(module.path), pkg)
+
+
+def _modules(package):
+    """A package and the modules of its folders, without the commands."""
+    members = [member for member in package.members.values() if not member.is_alias and member.is_module]
+    inner = [member for member in members if member.name not in ("tools", "__main__")]
+    return [package, *(one for module in inner for one in _modules(module))]
 
 
 def _visit(parent, value, package):
