@@ -56,13 +56,10 @@ def _of_examples(logits, axis, where):
     """(the logits, True for the examples [N] that a mask keeps, or None), of a mask of examples or of classes."""
     if where is None or callable(where):
         return of_last_axis(logits, axis, where), None
-    where = checks.booleans("where", where)
-    batch = logits.shape[:-1]
-    if where.shape == batch:
-        return of_last_axis(logits, axis), where.reshape(-1)
-    if where.ndim and where.shape[-1] == 1 < logits.shape[-1]:
-        return of_last_axis(logits, axis), jnp.broadcast_to(where[..., 0], batch).reshape(-1)
-    return of_last_axis(logits, axis, where), None
+    kept = checks.mask_of_examples(where, logits.shape)
+    if kept is None:
+        return of_last_axis(logits, axis, where), None
+    return of_last_axis(logits, axis), kept.reshape(-1)
 
 
 @readable

@@ -69,11 +69,6 @@ def booleans(name: str, x: ArrayLike) -> Array:
     return x
 
 
-def is_function(x: Any) -> bool:
-    """Whether an argument is a function; types can be called too."""
-    return callable(x) and not isinstance(x, type)
-
-
 def floating_dtype(name: str, dtype: Any) -> jnp.dtype:
     """The floating-point type."""
     try:
@@ -123,13 +118,26 @@ def shape(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> None:
         raise ValueError(f"`{name}` must have shape {wanted} ({meaning}), got {x.shape}.")
 
 
+def broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether an array of a shape can be broadcast to another."""
+    try:
+        return jnp.broadcast_shapes(shape, wanted) == wanted
+    except ValueError:
+        return False
+
+
+def mask_of_examples(where: ArrayLike, shape: tuple[int, ...]) -> Array | None:
+    """A mask of the examples of logits [..., K], as in optax, as booleans [...]; None for a mask of classes."""
+    where = booleans("where", where)
+    if where.shape == shape[:-1]:
+        return where
+    is_column = where.ndim and where.shape[-1] == 1 < shape[-1]
+    return jnp.broadcast_to(where[..., 0], shape[:-1]) if is_column else None
+
+
 def broadcast(name: str, x: Array, wanted: tuple[int, ...], meaning: str) -> Array:
     """x, broadcast to a shape."""
-    try:
-        fits = jnp.broadcast_shapes(x.shape, wanted) == wanted
-    except ValueError:
-        fits = False
-    if not fits:
+    if not broadcasts(x.shape, wanted):
         raise ValueError(f"`{name}` must be broadcastable to shape {wanted} ({meaning}), got {x.shape}.")
     return jnp.broadcast_to(x, wanted)
 
@@ -229,18 +237,13 @@ def class_ids(labels: Array, count: int, other: int = 0) -> tuple[Array, Array]:
     return jnp.where(known, jnp.where(known, labels, jnp.zeros_like(labels)).astype(jnp.int32), other), known
 
 
-def live_classes(where: ArrayLike | None, name: str, bias: ArrayLike | None, k: int, meaning: str) -> tuple:
-    """(booleans [K], False for a class that is left out, or None if none is; the bias [K] or None)."""
-    live = None
-    if where is not None:
-        live = booleans("where", where)
-        shape("where", live, (k,), meaning)
+def possible_classes(name: str, bias: ArrayLike | None, k: int, meaning: str) -> tuple:
+    """(booleans [K], False for a class that a bias masks, or None if there is none; the bias [K] or None)."""
     if bias is None:
-        return live, None
+        return None, None
     bias = floating(name, bias)
     shape(name, bias, (k,), meaning)
-    possible = ~(bias < jnp.finfo(bias.dtype).min)
-    return possible if live is None else live & possible, bias
+    return ~(bias < jnp.finfo(bias.dtype).min), bias
 
 
 def known_count(name: str, shape: tuple, k: Any) -> None:

@@ -15,17 +15,16 @@ class Examples(NamedTuple):
     weights: Array | None = None  # factors of the losses
     kept: Array | None = None  # False for an example with loss and gradient 0 that is left out of the mean
     known: Array | None = None  # False for an example with loss and gradient NaN
-    shares: Array | None = None  # the mean is sum(weights losses) / sum(weights shares); None for 1
 
     def reduced(self, reduction: str, n: int, dtype: jnp.dtype, axes: collectives.Names) -> "Examples":
         """The examples with weights w for which sum(w losses) over all devices of the axes is the reduction."""
-        weights, kept, known, shares = self
+        weights, kept, known = self
         if reduction == "mean":
             # The mean is taken by weights, as dividing a gradient later would read and write it once more.
-            if weights is None and shares is None and kept is None and isinstance(n, int):  # it may be symbolic
+            if weights is None and kept is None and isinstance(n, int):  # it may be symbolic
                 weights = jnp.full(n, 1 / max(n * collectives.device_count(axes), 1), dtype)
             else:
-                weights = mean_weights(jnp.ones(n, dtype) if weights is None else weights, shares, kept, axes)
+                weights = mean_weights(jnp.ones(n, dtype) if weights is None else weights, kept, axes)
         return Examples(weights, kept, known)
 
     def weighted(self, losses: Array) -> Array:
@@ -37,12 +36,9 @@ class Examples(NamedTuple):
         return losses if self.weights is None else _product(losses, self.weights)
 
 
-def mean_weights(
-    weights: Array, shares: Array | None = None, kept: Array | None = None, axes: collectives.Names = ()
-) -> Array:
+def mean_weights(weights: Array, kept: Array | None = None, axes: collectives.Names = ()) -> Array:
     """The weights [N] whose sum of losses is the mean."""
-    shared = weights if shares is None else weights * shares
-    total = collectives.psum((shared if kept is None else jnp.where(kept, shared, 0)).sum(), axes)
+    total = collectives.psum((weights if kept is None else jnp.where(kept, weights, 0)).sum(), axes)
     return jnp.where(total == 0, 0, weights / jnp.where(total == 0, 1, total))
 
 

@@ -88,7 +88,7 @@ def linear(
     d, k = kernel.shape[1 - axis], kernel.shape[axis]
     if features.ndim == 0 or features.shape[-1] != d:
         raise ValueError(f"`features` must have shape [..., {d}] for the kernel {kernel.shape}, got {features.shape}.")
-    live, of_classes = checks.live_classes(None, "bias", bias, k, "[K] for the K of `kernel`")
+    live, of_classes = checks.possible_classes("bias", bias, k, "[K] for the K of `kernel`")
     product = products.chosen(precision, dtype, features, kernel)
     of_arrays = compute_dtype(common_dtype(*inexact_leaves((features, kernel, of_classes))))
     made = Linear(features, kernel, of_classes, axis, product, of_arrays)

@@ -112,7 +112,6 @@ def listed(logits: Logits) -> tuple[Logits, Array] | None:
         (logits [..., T + 1], ids [..., T + 1] in ascending order; the last, and each that is none, is -1 with logit
         -inf). None where all classes are as fast, or the logits are made in another way.
     """
-    logits = of_now(logits)
     *batch, k = logits.shape
     on_mesh = logits.placed is not None or logits.shards.classes or logits.shards.examples
     lists = [mask.kind for mask in logits.masks] == ["ids"]
@@ -122,6 +121,7 @@ def listed(logits: Logits) -> tuple[Logits, Array] | None:
     t = logits.masks[0].data.shape[-1]
     if roles - {0, ROWS} or t * FEW_OF > k:
         return None
+    logits = of_now(logits)
     n, node = math.prod(batch), flat_node(logits)
     ids = logits.masks[0].flat(n, logits.shape)
     ids = jnp.sort(jnp.where((ids >= 0) & (ids < k), ids, k), -1)

@@ -36,7 +36,7 @@ def over_mesh(function: Callable, given: inspect.BoundArguments, of_result: Call
 
 @ft.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _over_mesh(function, of_result, static, arrays):
-    first = placed_logits(arrays)
+    first = placed_logits(arrays.values())
     placed, shape = first.placed, first.shape
     _check_examples(shape, placed)
     has_ids = bool({"ignore_index", "scores"} & set(inspect.signature(function).parameters))
@@ -59,13 +59,11 @@ def _with_masks_in_logits(given):
     where = arguments.get("where")
     if where is None:
         return arguments
-    shape = placed_logits(arguments).shape
+    shape = placed_logits(arguments.values()).shape
     if "labels" in arguments and not callable(where):  # as in optax, one boolean per example
-        where = checks.booleans("where", where)
-        if where.shape == shape[:-1]:
-            return arguments | {"where": where}
-        if where.ndim and where.shape[-1] == 1 < shape[-1]:
-            return arguments | {"where": jnp.broadcast_to(where[..., 0], shape[:-1])}
+        of_examples = checks.mask_of_examples(where, shape)
+        if of_examples is not None:
+            return arguments | {"where": of_examples}
     of = "a" if "a" in arguments else "logits"
     return arguments | {of: as_logits(of, arguments[of]).masked("where", where), "where": None}
 
@@ -137,8 +135,7 @@ def _of_pairs(name, a, placed, shape):
     """The same for an array that broadcasts to the logits [..., K]."""
     a = checks.array(name, a)
     over = (*placed.batch, *[()] * (len(shape) - 1 - len(placed.batch)), placed.classes)
-    fits = a.ndim <= len(shape) and all(n in (1, m) for n, m in zip(a.shape[::-1], shape[::-1], strict=False))
-    if not fits:
+    if not checks.broadcasts(a.shape, shape):
         raise ValueError(f"`{name}` must broadcast to the logits {shape}, got shape {a.shape}.")
     names = zip(a.shape, shape[len(shape) - a.ndim :], over[len(shape) - a.ndim :], strict=True)
     spec = P(*((axes or None) if n == m else None for n, m, axes in names))

@@ -230,7 +230,7 @@ class Logits:
             return dataclasses.replace(self, masks=(*self.masks, Mask(taken, "function")))
         mask = checks.booleans(name, mask)
         shape = self.shape
-        _broadcastable(name, mask, shape)
+        _check_broadcasts(name, mask, shape)
         if math.prod(mask.shape[:-1]) == 1 and mask.shape[-1:] == shape[-1:]:
             mask = mask.reshape(shape[-1])
             return dataclasses.replace(self, live=mask if self.live is None else self.live & mask)
@@ -368,12 +368,8 @@ def _shown(node):
     return f"({f' {node.kind} '.join(inner)})" if node.kind != "map" else f"map of {', '.join(inner)}"
 
 
-def _broadcastable(name, x, shape):
-    try:
-        fits = jnp.broadcast_shapes(x.shape, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
+def _check_broadcasts(name, x, shape):
+    if not checks.broadcasts(x.shape, shape):
         raise ValueError(f"`{name}` must broadcast to the logits {shape}, got shape {x.shape}.")
 
 
@@ -403,7 +399,7 @@ def _operand(like, x):
     x = checks.array("other", x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"`other` must be real numbers or logits, got {checks.shown(x)}.")
-    _broadcastable("other", x, like.shape)
+    _check_broadcasts("other", x, like.shape)
     if x.ndim == 1 and x.shape[0] == like.shape[-1]:
         return Operand(x, "classes")
     if x.size == 1 and (x.ndim == 0 or like.shape[-1] == 1):

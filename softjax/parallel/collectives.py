@@ -50,10 +50,8 @@ class Shards(NamedTuple):
     batch: tuple[Names, ...] | None = None  # the axes of each leading axis of the examples; None for those of the first
 
     @classmethod
-    def named(cls, axis_name: "AxisName | Shards", batch_axis_name: AxisName = None) -> "Shards":
+    def named(cls, axis_name: AxisName, batch_axis_name: AxisName = None) -> "Shards":
         """The shards from the arguments of these names, checked."""
-        if isinstance(axis_name, Shards):
-            return axis_name
         shards = cls(manual_axes("axis_name", axis_name), manual_axes("batch_axis_name", batch_axis_name))
         if set(shards.classes) & set(shards.examples):
             raise ValueError(f"`batch_axis_name` must name other axes than `axis_name`, got {batch_axis_name!r}.")

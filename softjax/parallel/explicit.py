@@ -47,9 +47,10 @@ def sharded_like(*names: str, with_classes: bool = False) -> Callable[[Function]
 
         @ft.wraps(function)
         def over_global_arrays(*args, **options):
-            given = signature.bind(*args, **options)
-            placed = placed_logits(given.arguments)
-            return on_device(*args, **options) if placed is None else placed.over_mesh(function, given, of_outputs)
+            placed = placed_logits((*args, *options.values()))
+            if placed is None:
+                return on_device(*args, **options)
+            return placed.over_mesh(function, signature.bind(*args, **options), of_outputs)
 
         return over_global_arrays
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -91,9 +92,9 @@ def _names(devices, argument, axes):
     return names
 
 
-def placed_logits(given: Any) -> Any:
+def placed_logits(given: Iterable[Any]) -> Any:
     """Logits that are placed on a mesh, among the arguments of a function; None if there are none."""
-    for x in given.values():
+    for x in given:
         for one in x if isinstance(x, tuple) else (x,):
             if getattr(one, "placed", None) is not None:
                 return one
