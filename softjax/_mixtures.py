@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
@@ -36,8 +36,7 @@ def _mixture(z, centers, log_prior, precisions, temperature, where):
     if log_prior is not None:
         log_prior = checked_array("log_prior", log_prior)
         checks.shape("log_prior", log_prior, logits.shape[-1:], "[K] for the K of `centers`")
-        most = jnp.max(log_prior, initial=jnp.finfo(log_prior.dtype).min)  # a part common to all would cost digits
-        logits = logits + (log_prior - lax.stop_gradient(most))
+        logits = logits + log_prior
     return logits if where is None else logits.masked("where", where)
 
 

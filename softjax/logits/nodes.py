@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..arguments.dtypes import EXAMPLES, PAIRS
+from ..arguments.dtypes import EXAMPLES, PAIRS, is_inexact
+from ..parallel import collectives
 from ..parallel.collectives import Shards
 from . import squares
 from .functions import UserFunction
@@ -47,6 +48,7 @@ class Node:
     dtype: Any  # of the logits
     may_mask = True  # whether a logit may be -inf
     masks_pairs = False  # whether one may be -inf for some examples alone
+    has_offset = False  # whether `relative` leaves out a number
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -164,6 +166,7 @@ class Distances(Node):
     dtype: Any
 
     may_mask = False
+    has_offset = True
     width = property(lambda self: self.z.shape[-1])
 
     @property
@@ -259,14 +262,14 @@ class Pairwise(Node):
         return pairs(self.examples, self.of_classes).astype(self.dtype)
 
 
-@node("kind", "number", "dtype")
+@node("kind", "number")
 class Operand:
     """A number, or an array of examples [..., 1], of classes [K] or of pairs [..., K]."""
 
     array: Any  # None for a number that is known
     kind: str
     number: float | None = None
-    dtype: Any = None
+    common: Array | None = None  # of an array of classes: a number that `relative` leaves out; None for 0
 
     def indexed(self, index: Callable, shape: tuple[int, ...]) -> Operand:
         if self.kind not in (EXAMPLES, PAIRS):
@@ -283,7 +286,21 @@ class Operand:
 
     def roles(self) -> Operand:
         role = ROWS if self.kind == "classes" else self.kind
-        return dataclasses.replace(self, array=None if self.array is None else role)
+        common: Any = None if self.common is None else NUMBER
+        return dataclasses.replace(self, array=None if self.array is None else role, common=common)
+
+    def without_common(self, live: Array | None, shards: Shards) -> Operand:
+        """The operand, of which `relative` leaves out the largest number of a class that is not masked."""
+        if self.kind != "classes" or not is_inexact(self.array):
+            return self
+        least = jnp.finfo(self.array.dtype).min
+        known = jnp.isfinite(self.array) if live is None else live & jnp.isfinite(self.array)
+        most = collectives.pmax(jnp.max(self.array, initial=least, where=known), shards.classes)
+        return dataclasses.replace(self, common=jnp.where(most == least, 0, most))
+
+    def relative(self) -> Any:
+        """The operand without the number that all classes have in common."""
+        return self.full() if self.common is None else self.full() - self.common
 
     def full(self) -> Any:
         """The operand, to be broadcast with [n, b], or with the [n, T] of gathered classes."""
@@ -367,7 +384,19 @@ class Operation(Node):
         return self._of_operands(lambda a: a.flat(n) if isinstance(a, Node) else a.flat(n, self.shape))
 
     def prepared(self, live: Array | None, shards: Shards) -> Operation:
-        return self._of_operands(lambda a: a.prepared(live, shards) if isinstance(a, Node) else a)
+        # A common part of a prior would cost the digits that distances keep without theirs.
+        of_classes = self.kind in "+-" and self.has_offset
+
+        def of_operand(a):
+            if isinstance(a, Node):
+                return a.prepared(live, shards)
+            return a.without_common(live, shards) if of_classes else a
+
+        return self._of_operands(of_operand)
+
+    @property
+    def has_offset(self) -> bool:  # type: ignore[override]
+        return self._keeps_offset and any(a.has_offset for a in self.nodes)
 
     def roles(self) -> Operation:
         function = jax.tree.map(lambda _: NUMBER, self.function)
@@ -387,7 +416,7 @@ class Operation(Node):
             return None
         parts = [a.offset() if isinstance(a, Node) else a for a in self.operands]
         if self.kind in "+-":
-            left, right = (None if isinstance(a, Operand) else a for a in parts)
+            left, right = (a.common if isinstance(a, Operand) else a for a in parts)
             right = -right if right is not None and self.kind == "-" else right
             return right if left is None else left if right is None else left + right
         if all(a is None or isinstance(a, Operand) for a in parts):
@@ -398,7 +427,7 @@ class Operation(Node):
     def relative(self, mask: Array | None = None) -> Array:
         if not self._keeps_offset:
             return self.full(mask)
-        return self._computed([a.relative(mask) if isinstance(a, Node) else a.full() for a in self.operands], mask)
+        return self._computed([a.relative(mask) if isinstance(a, Node) else a.relative() for a in self.operands], mask)
 
     def full(self, mask: Array | None = None) -> Array:
         return self._computed([a.full(mask) if isinstance(a, Node) else a.full() for a in self.operands], mask)
