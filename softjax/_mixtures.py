@@ -25,7 +25,8 @@ from .arguments.checks import Where
 from .arguments.dtypes import cast, common_dtype, compute_dtype, inexact_leaves
 from .arguments.signatures import readable
 from .arguments.table import checked_array, checked_scalar
-from .logits import distances, squares
+from .compute import squares
+from .logits import distances
 from .losses.loss import as_partials
 from .parallel.explicit import over_explicit_axes, partition, sharded_like
 

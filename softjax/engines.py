@@ -1,8 +1,8 @@
 """The seam beneath the losses: another way to compute the sums over classes, such as a hand-written kernel.
 
-An `Engine` is given to `softjax.of`. It is tried first, and where it does not apply the library's own loops over
-blocks compute the sums, after a warning with the reason. It has reverse mode, and derivatives of its gradient; forward
-mode alone is refused by JAX, as for any `jax.custom_vjp`.
+An `Engine` is given to `softjax.linear`, `distances` or `pairwise`. Where their logits are summed it is tried first,
+and where it does not apply the library's own loops over blocks compute the sums, after a warning with the reason. It
+has reverse mode, and derivatives of its gradient; forward mode alone is refused by JAX, as for any `jax.custom_vjp`.
 """
 
 from __future__ import annotations

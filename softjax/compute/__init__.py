@@ -1,1 +1,1 @@
-"""How the sums are computed: loops over tiles and blocks, their sizes, the custom rules, and rows of dense logits."""
+"""How the sums are computed: loops over tiles and blocks, their sizes, custom rules, rows, and squared distances."""

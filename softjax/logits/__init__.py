@@ -7,7 +7,6 @@ constructors.py  what makes them
 scores.py     their tiles and blocks
 gathered.py   the logits of gathered classes
 over_mesh.py  functions of placed logits
-squares.py    squared distances
 products.py   matrix products
 """
 

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..arguments.dtypes import EXAMPLES, PAIRS, is_inexact
+from ..compute import squares
 from ..parallel import collectives
 from ..parallel.collectives import Shards
-from . import squares
 from .functions import UserFunction
 from .products import Product
 

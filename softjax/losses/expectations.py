@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from ..arguments import checks
 from ..arguments.table import checked_array
-from ..logits import squares
+from ..compute import squares
 from ..sums.columns import ENTROPY, Columns
 from .loss import Loss, floats
 

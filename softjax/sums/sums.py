@@ -8,6 +8,7 @@ For scores h_k, payoffs t_k, exponents e_k, label weights y_k and plain terms l_
     D = log sum_k p_k exp e_k    u_k = p_k exp(e_k - D)
     C = sum_k y_k (A - h_k)      Y = sum_k y_k
     L = sum_k l_k
+    M = max_k t_k
 
 have the derivatives
 
@@ -17,6 +18,7 @@ have the derivatives
     dD = sum_k (u_k - p_k) dh_k + sum_k u_k de_k
     dC = sum_k (Y p_k - y_k) dh_k + sum_k (A - h_k) dy_k
     dL = sum_k dl_k
+    dM = sum_k 1{t_k = M} dt_k / sum_k 1{t_k = M}
 
 (CATSMILE-1012 derives the first half of dE; the second half holds when the payoffs move too. D is the logarithm
 of E for the payoff exp e_k, which would overflow. C is the cross entropy of y and p.) A loss chooses

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..arguments.dtypes import compute_dtype
-from ..compute.rules import both_modes
 from ..parallel import collectives
 from ..parallel.collectives import Shards
 from ..sums.products import dot, outer
+from .rules import both_modes
 
 # The most dimensions in which sums of differences take as long as the products.
 FEW = 2
