@@ -416,9 +416,8 @@ class Operation(Node):
             return None
         parts = [a.offset() if isinstance(a, Node) else a for a in self.operands]
         if self.kind in "+-":
-            left, right = (a.common if isinstance(a, Operand) else a for a in parts)
-            right = -right if right is not None and self.kind == "-" else right
-            return right if left is None else left if right is None else left + right
+            common = [a.common if isinstance(a, Operand) else a for a in parts]
+            return None if all(a is None for a in common) else self._applied([0 if a is None else a for a in common])
         if all(a is None or isinstance(a, Operand) for a in parts):
             return None
         flat = lambda a: a if isinstance(a, Array) else a.full()[:, 0] if a.kind == EXAMPLES else a.full()
