@@ -42,6 +42,7 @@ from .logits import distances as distances
 from .logits import linear as linear
 from .logits import pairwise as pairwise
 from .logits import shard as shard
+from .logits import softcap as softcap
 from .losses import Loss as Loss
 from .sums.columns import Columns as Columns
 from .sums.columns import Weights as Weights

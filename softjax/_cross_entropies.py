@@ -247,8 +247,15 @@ def sigmoid_binary_cross_entropy(
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             targets = checks.floating("labels", labels.astype(z.dtype) if labels.dtype == jnp.bool_ else labels)
             checks.shape("labels", targets, z.shape, "that of the logits")
+            if ignore_index is not None:
+                z = z.where(targets != checks.integer("ignore_index", ignore_index, "an integer or None"))
             both = z, as_logits("labels", targets)
             return evaluate(losses.binary_cross_entropy, both, None, None, weights, reduction)
+        if labels.shape == z.shape:
+            raise ValueError(
+                f"`labels` of shape {labels.shape} may be class ids or the targets of all classes: give targets as "
+                "booleans or floating-point numbers, and class ids as a pair (ids, ones)."
+            )
     labels, known = label_sets(labels, ignore_index, z)
     examples = Examples(known=known)
     return evaluate(losses.binary_cross_entropy, z, labels, None, weights, reduction, examples=examples)

@@ -123,7 +123,7 @@ def sample(key: ArrayLike, logits: LogitsLike, *, shape: Any = ()) -> Array:
         shape: the shape of the samples of each example: an integer or a tuple.
 
     Returns:
-        Class ids [..., *shape], int32; -1 where all classes are masked.
+        Class ids [..., *shape], int32; -1 where all classes are masked, or a logit is NaN or +inf.
 
     Raises:
         ValueError: if `shape` is out of range.
@@ -139,7 +139,8 @@ def sample(key: ArrayLike, logits: LogitsLike, *, shape: Any = ()) -> Array:
     numbers = jnp.arange(math.prod(sizes), dtype=jnp.uint32)
     words = jax.vmap(lambda number: jax.random.bits(jax.random.fold_in(key, number), (2,), jnp.uint32))(numbers)
     best, _ = _searched(z, Search(1), words)
-    return best.ids.reshape(*z.shape[:-1], *sizes)
+    ids = jnp.where(jnp.isposinf(best.values), -1, best.ids)
+    return ids.reshape(*z.shape[:-1], *sizes)
 
 
 class Search(NamedTuple):
@@ -205,6 +206,7 @@ def _best_of_block(made, ids, index, words, search):
     sums = g.fold(made._replace(logits=h), ids) if search.with_log_probs else None
     if words is None:
         return _ranked(h, ids, search.k), sums
+    h = jnp.where(jnp.isnan(h), jnp.inf, h)  # such an example has no softmax, and no sample
     noisy = lambda pair: _ranked(h + _gumbel(pair, index, ids, h.dtype), ids, 1)
     return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), lax.map(noisy, words)), sums
 

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from . import losses
 from ._labelled import label_pair
-from ._of import as_each, evaluate
+from ._of import as_each, counted, evaluate
 from .arguments import checks
 from .arguments.signatures import readable
 from .compute.reductions import Examples
@@ -108,7 +108,9 @@ def js_divergence(
     if isinstance(p, tuple):
         return _of_pair(divergences.js_divergence_of_pair, p, q, weights, reduction)
     both = _both(p, q)
-    ratio = evaluate(divergences.log_ratio, both).reshape(-1)
+    rows = checks.example_weights(weights, both[0].shape[:-1], both[0].dtype)
+    examples = counted(Examples(), rows, both)._replace(weights=None)
+    ratio = evaluate(divergences.log_ratio, both, examples=examples).reshape(-1)
     return evaluate(divergences.js_divergence, both, ratio, None, weights, reduction)
 
 
@@ -129,6 +131,5 @@ def _both(p: Any, q: Any) -> Any:
 def _of_pair(loss: Loss, pair: tuple, q: Any, weights: Any, reduction: str) -> Array:
     """The divergence from a p with probability 0 for most classes, in one pass."""
     q = as_logits("q", q)
-    ids, probabilities = label_pair(pair, q.shape[:-1], "p")
-    ids, known = checks.class_ids(ids, q.count)
-    return evaluate(loss, q, (ids, probabilities), None, weights, reduction, examples=Examples(known=known.all(-1)))
+    pair, known = label_pair(pair, q.shape[:-1], q.count, name="p")
+    return evaluate(loss, q, pair, None, weights, reduction, examples=Examples(known=known))

@@ -48,7 +48,7 @@ class Metrics(NamedTuple):
 
 def is_off(x: Any) -> bool:
     """Whether the factor of a term is a number that turns it off."""
-    return isinstance(x, int | float) and not isinstance(x, bool) and x == 0
+    return x is None or (isinstance(x, int | float) and not isinstance(x, bool) and x == 0)
 
 
 def cross_entropy_of(
@@ -87,7 +87,7 @@ def cross_entropy_of(
     more: dict[str, Any] = {"examples": Examples(kept=kept, known=known)}
     if has_aux:
         loss = before(loss, _with_entropy, relative=True)
-        more["observe"] = Partial(_metrics, checked_scalar("z_loss", z_loss))
+        more["observe"] = Partial(_metrics, checked_scalar("z_loss", 0.0 if z_loss is None else z_loss))
         more["of_observed"] = labels, known, kept
     out = evaluate(loss, logits, weighted, added, weights, reduction, **more)
     if found is None or not has_aux:
@@ -152,15 +152,18 @@ def _label_arrays(labels, ignore_index, batch, count):
         labels = checks.integers("labels", labels)
         checks.shape("labels", labels, batch, "the leading axes of the logits")
         return _ids_known_kept(labels.reshape(-1), ignore_index, count)
-    labels, weights = label_pair(labels, batch)
-    ids, known, kept = _ids_known_kept(labels, ignore_index, count)
-    if kept is None:
-        return (ids, weights), known.all(-1), None
-    return (ids, jnp.where(kept, weights, 0)), known.all(-1), kept.any(-1)
+    (ids, weights), known = label_pair(labels, batch, count, ignore_index)
+    kept = None if ignore_index is None else ~_is_ignored(labels[0], ignore_index, ids.shape).all(-1)
+    return (jnp.maximum(ids, 0), weights), known, kept
 
 
-def label_pair(labels: tuple, batch: tuple[int, ...], name: str = "labels") -> tuple[Array, Array]:
-    """The pair (class ids, probabilities), checked and reshaped to [N, T]."""
+def label_pair(
+    labels: tuple, batch: tuple[int, ...], count: int, ignore_index: int | None = None, name: str = "labels"
+) -> tuple[tuple[Array, Array], Array]:
+    """(the pair (class ids, probabilities) [N, T] with id -1 for none, True where all are classes or padding [N]).
+
+    An entry is padding if it is ignored, or has probability 0 and an id that is no class.
+    """
     if len(labels) != 2:
         raise ValueError(f"`{name}` must be integers or a pair (indices, probabilities), got {len(labels)} arrays.")
     ids, weights = checks.integers(name, labels[0]), checks.floating(name, labels[1])
@@ -169,7 +172,16 @@ def label_pair(labels: tuple, batch: tuple[int, ...], name: str = "labels") -> t
     checks.shape(name, ids, (*batch, ids.shape[-1]), "[..., T] for the leading axes of the logits")
     checks.shape(name, weights, ids.shape, "probabilities as indices")
     rows = math.prod(batch), ids.shape[-1]
-    return ids.reshape(rows), weights.reshape(rows)
+    found, known = checks.class_ids(ids.reshape(rows), count, other=-1)
+    weights = weights.reshape(rows)
+    padding = ~known & (weights == 0)
+    if ignore_index is not None:
+        padding |= _is_ignored(ids, ignore_index, rows)
+    return (jnp.where(padding, -1, found), jnp.where(padding, 0, weights)), (known | padding).all(-1)
+
+
+def _is_ignored(ids, ignore_index, shape):
+    return checks.equals("ignore_index", checks.integers("labels", ids), ignore_index).reshape(shape)
 
 
 def _ids_known_kept(labels, ignore_index, count):
@@ -185,18 +197,19 @@ def label_sets(labels: Any, ignore_index: int | None, logits: Logits) -> tuple[t
     if not isinstance(labels, tuple):
         labels = checks.integers("labels", labels)
         labels = labels, jnp.ones(labels.shape, logits.dtype)
-    labels, targets = label_pair(labels, logits.shape[:-1])
-    ids, known = checks.class_ids(labels, logits.count, other=-1)
-    if ignore_index is not None:
-        ignored = checks.equals("ignore_index", labels, ignore_index)
-        ids, known = jnp.where(ignored, -1, ids), known | ignored
-    return (ids, targets), known.all(-1)
+    (ids, targets), known = label_pair(labels, logits.shape[:-1], logits.count, ignore_index)
+    return (ids, targets), known & ((targets >= 0) & (targets <= 1)).all(-1)
 
 
 def log_probs_of(logits: Logits, ids: ArrayLike, ignore_index: int | None, entropy: bool) -> Any:
     """The log-probabilities of classes [...] or [..., T]; with `entropy` also the entropies."""
     ids, entropy, batch = checks.integers("ids", ids), checked("entropy", entropy), logits.shape[:-1]
     several = ids.ndim == logits.ndim
+    if entropy and not several:  # the entropy of an unknown class is known
+        log_probs, of_rows = log_probs_of(logits, ids[..., None], ignore_index, entropy)
+        if ignore_index is not None:
+            of_rows = jnp.where(checks.equals("ignore_index", ids, ignore_index), 0, of_rows)
+        return log_probs[..., 0], of_rows
     shape = (*batch, ids.shape[-1]) if several else batch
     checks.shape("ids", ids, shape, "the leading axes of the logits")
     flat = ids.reshape(math.prod(batch), *ids.shape[len(batch) :])
@@ -204,8 +217,8 @@ def log_probs_of(logits: Logits, ids: ArrayLike, ignore_index: int | None, entro
     found = listed(logits)
     if found is not None:
         logits, of_labels = found[0], _as_columns(of_labels, found[1])
-    columns = before(losses.cross_entropy, _with_own_entropy, relative=True) if entropy else losses.cross_entropy
     if several:
+        columns = before(losses.cross_entropy, _with_own_entropy, relative=True) if entropy else losses.cross_entropy
         of_labels = jnp.where(known, of_labels, 0), jnp.ones(of_labels.shape, logits.dtype)
         loss = columns._replace(finish=_log_probs_and_entropy if entropy else _log_probs)
         examples = Examples() if kept is None or entropy else Examples(kept=kept.any(-1))
@@ -214,9 +227,8 @@ def log_probs_of(logits: Logits, ids: ArrayLike, ignore_index: int | None, entro
         if kept is not None:
             log_probs = jnp.where(kept.reshape(shape), log_probs, 0)
         return (log_probs, out[..., -1]) if entropy else log_probs
-    loss = columns._replace(finish=_log_prob_and_entropy if entropy else _log_prob)
-    out = evaluate(loss, logits, of_labels, examples=Examples(kept=kept, known=known))
-    return (out[..., 0], out[..., 1]) if entropy else out
+    loss = losses.cross_entropy._replace(finish=_log_prob)
+    return evaluate(loss, logits, of_labels, examples=Examples(kept=kept, known=known))
 
 
 def _with_own_entropy(columns, *given):
@@ -226,4 +238,3 @@ def _with_own_entropy(columns, *given):
 _log_probs = lambda q, _: log_probabilities(q)
 _log_probs_and_entropy = lambda q, _: jnp.concatenate([log_probabilities(q), q.H[:, None]], -1)
 _log_prob = lambda q, _: -q.C
-_log_prob_and_entropy = lambda q, _: jnp.stack([-q.C, q.H], -1)

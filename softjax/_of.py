@@ -27,7 +27,7 @@ from .compute.loops import Layout
 from .compute.placement import Placement
 from .compute.reductions import Examples
 from .logits import Logits, LogitsLike, as_logits
-from .logits.scores import Scores, scores_of
+from .logits.scores import Scores, filled, scores_of, sound_examples
 from .logits.value import check_alike
 from .losses import Loss
 from .losses.loss import (
@@ -45,6 +45,7 @@ from .parallel import collectives
 from .parallel.explicit import sharded_like
 from .sums.exponent import LogMean
 from .sums.sums import Columns, each
+from .sums.unknown import unmovable
 
 
 class BlockColumns(NamedTuple):
@@ -172,9 +173,17 @@ def evaluate(
     data = dtypes.inexact_leaves((example, per_class))
     dtype = dtypes.compute_dtype(dtypes.common_dtype(*several_logits, *data))
     loss = as_tree(loss, dtype)
-    made = scores_of(logits, relative_of(loss, len(several_logits)), examples.kept).computed_in(dtype)
+    examples = counted(
+        examples, checks.example_weights(weights, several_logits[0].shape[:-1], dtype), several_logits, example
+    )
+    isolated = not dtypes.inexact_leaves((loss, per_class))
+    made = scores_of(logits, relative_of(loss, len(several_logits)), examples.kept, isolated=isolated).computed_in(
+        dtype
+    )
     example, per_class = dtypes.cast(example, dtype), dtypes.cast_unless_half(per_class, dtype)
-    examples = examples._replace(weights=checks.example_weights(weights, made.batch, dtype))
+    if examples.kept is not None:
+        fill = lambda a: filled(a, examples.kept) if dtypes.is_inexact(a) else a
+        example = jax.tree.map(fill, example)
     if made.classes:
         untiled = has_pairs(made)  # a tile of such an array would be a copy of its rows
         of_reduction = "none" if untiled else reduction
@@ -204,8 +213,21 @@ def evaluate(
     in_batch = ft.partial(jax.tree.map, lambda a: a.reshape(*made.batch, *a.shape[1:]))
     out = in_batch(out) if reduction == "none" else out
     if parts is not None:
-        return out, jax.tree.map(lambda a: collectives.psum(a.sum(), made.shards.examples), aux)
-    return out if observe is None else (out, in_batch(aux))
+        aux = jax.tree.map(lambda a: collectives.psum(a.sum(), made.shards.examples), aux)
+    elif observe is not None:
+        aux = in_batch(aux)
+    else:
+        return out
+    return out, jax.tree.map(lambda a: unmovable(a, out) if dtypes.is_inexact(a) else a, aux)
+
+
+def counted(examples: Examples, weights: Array | None, logits: tuple[Logits, ...], example: Any = None) -> Examples:
+    """The examples with their weights: one of weight 0 whose data are no numbers is as if it were not there."""
+    if weights is None:
+        return examples
+    counted = (weights != 0) | sound_examples(logits, example)
+    kept = counted if examples.kept is None else examples.kept & counted
+    return examples._replace(weights=weights, kept=kept)
 
 
 def _first_option(name, logits):

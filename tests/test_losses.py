@@ -467,6 +467,12 @@ KINDS_OF_TWO = {  # (the two logits, their definitions) of arrays
 }
 
 
+def in_the_unit_interval(both):
+    """The two logits, the second of which are targets."""
+    z, y = both
+    return z, y.map(jax.nn.sigmoid) if isinstance(y, softjax.Logits) else jax.nn.sigmoid(y)
+
+
 def arrays_of_two(scale):
     r = cases.Random(jnp.float64, 4)
     x, w, b = linear_arguments(r, scale)
@@ -482,13 +488,11 @@ def test_losses_of_two_logits(name, kind, place):
     loss, definition = OF_TWO[name]
     reduction = "mean" if place == "forward" else "none"
     reduce = weighed_mean if reduction == "mean" else lambda x: wide(WEIGHTS) * x
-    ours = lambda *given: softjax.of(
-        loss, KINDS_OF_TWO[kind](*given, DIVIDED[place]), weights=wide(WEIGHTS), reduction=reduction
-    )
-    of_arrays = lambda *given: softjax.of(
-        loss, KINDS_OF_TWO["arrays"](*given), weights=wide(WEIGHTS), reduction=reduction
-    )
-    theirs = lambda *given: reduce(definition(*KINDS_OF_TWO["arrays"](*given)))
+    both = in_the_unit_interval if name.startswith("binary") else lambda both: both
+    options = {"weights": wide(WEIGHTS), "reduction": reduction}
+    ours = lambda *given: softjax.of(loss, both(KINDS_OF_TWO[kind](*given, DIVIDED[place])), **options)
+    of_arrays = lambda *given: softjax.of(loss, both(KINDS_OF_TWO["arrays"](*given)), **options)
+    theirs = lambda *given: reduce(definition(*both(KINDS_OF_TWO["arrays"](*given))))
     for function in (ours, of_arrays) if place == "forward" else (ours,):
         check = cases.agreement(function, theirs)
         check(*arrays_of_two(1.0))

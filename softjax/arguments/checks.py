@@ -32,7 +32,17 @@ def array(name: str, x: ArrayLike) -> Array:
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(f"`{name}` must be an array or a number that JAX can hold, got {type(x).__name__}.") from error
+        known = f"`{name}` must be an array or a number that JAX can hold, got {type(x).__name__}"
+        raise TypeError(f"{known}{_hint(name, x)}.") from error
+
+
+def _hint(name, x):
+    """Where the array is, of parameters and layers of Flax."""
+    if hasattr(x, "unbox"):
+        return f": give it unboxed, `{name}.unbox()`"
+    if hasattr(x, "kernel"):
+        return ": give its `.kernel`"
+    return ": give its ['kernel']" if isinstance(x, dict) and "kernel" in x else ""
 
 
 def floating(name: str, x: ArrayLike) -> Array:
@@ -54,10 +64,14 @@ def floating_like(name: str, x: ArrayLike, other: Array) -> Array:
 
 
 def integers(name: str, x: ArrayLike) -> Array:
-    """x as an array of integers."""
+    """x as an array of integers. One of 64 bits that JAX would wrap to 32 becomes the largest or least of these."""
+    is_wide = isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu" and x.dtype.itemsize == 8
+    if is_wide and jax.dtypes.canonicalize_dtype(np.int64) != np.int64:
+        x = np.clip(x, INT32.min, INT32.max).astype(np.int32)
     x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(f"`{name}` must be integers, got dtype {x.dtype}.")
+        hint = f": `{name}.astype(int)` if they are class ids" if jnp.issubdtype(x.dtype, jnp.floating) else ""
+        raise TypeError(f"`{name}` must be integers, got dtype {x.dtype}{hint}.")
     return x
 
 
@@ -205,7 +219,9 @@ def example_weights(x: ArrayLike | None, batch: tuple[int, ...], dtype: jnp.dtyp
     """The weights of the examples, [N]."""
     if x is None:
         return None
-    x = floating("weights", x)
+    x = array("weights", x)
+    x = x.astype(dtype) if x.dtype == jnp.bool_ else floating("weights", x)
+    x = x[..., 0] if x.shape == (*batch, 1) else x
     shape("weights", x, batch, "one for each example")
     return x.reshape(-1).astype(dtype)
 
@@ -219,8 +235,10 @@ def equals(name: str, labels: Array, label: int) -> Array:
     return labels == jnp.asarray(label, labels.dtype)
 
 
-def reduction(x: str) -> str:
-    """The name of a reduction."""
+def reduction(x: str | None) -> str:
+    """The name of a reduction; None for "none"."""
+    if x is None:
+        return "none"
     if not isinstance(x, str) or x not in ("none", "sum", "mean"):
         raise ValueError(f"`reduction` must be 'none', 'sum' or 'mean', got {shown(x)}.")
     return x
@@ -263,7 +281,12 @@ def class_values(x: ArrayLike, k: int, classes: str) -> Array:
 
 def class_kernel(kernel: ArrayLike, class_axis: int) -> tuple[Array, int]:
     """(the kernel, its class axis as 0 or 1)."""
-    kernel, axis = floating("kernel", kernel), integer("class_axis", class_axis, "0 or -1")
+    kernel, axis = array("kernel", kernel), integer("class_axis", class_axis, "0 or -1")
+    if jnp.issubdtype(kernel.dtype, jnp.integer) and kernel.dtype.itemsize == 1:
+        raise TypeError(
+            f"`kernel` must be floating-point numbers, got {kernel.dtype}: multiply it by its scales first."
+        )
+    kernel = floating("kernel", kernel)
     if axis not in (0, 1, -1):
         raise ValueError(f"`class_axis` must be 0 or -1, got {class_axis!r}.")
     axis %= 2

@@ -8,6 +8,7 @@ ones are part of the program.
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -35,8 +36,17 @@ def _number_in(low, high, text):
     return check
 
 
-TINY, HUGE = 2.0**-149, float("inf")
-_above_0, _at_least_0 = _number_in(TINY, HUGE, "positive"), _number_in(0.0, HUGE, "at least 0")
+HUGE = float("inf")
+TINY = float(jnp.finfo("float32").tiny)
+_positive, _at_least_0 = _number_in(TINY, HUGE, "positive"), _number_in(0.0, HUGE, "at least 0")
+
+
+def _temperature(name, x):
+    """A positive number. A traced one that is not positive, or that devices take for 0, becomes NaN."""
+    x = _positive(name, x)
+    return jnp.where(x >= jnp.finfo(x.dtype).tiny, x, jnp.nan) if isinstance(x, Array) else x
+
+
 _floating, _booleans = checks.floating, checks.booleans
 
 ARGUMENTS = {
@@ -70,7 +80,8 @@ ARGUMENTS = {
     "loss_weights": Argument("replicated"),
     "label_smoothing": Argument("replicated", _number_in(0.0, 1.0, "in [0, 1]")),
     "z_loss": Argument("replicated", checks.number),
-    "temperature": Argument("replicated", _above_0),
+    "temperature": Argument("replicated", _temperature),
+    "cap": Argument("replicated", _positive),
     "margin": Argument("replicated", _at_least_0),
     "gamma": Argument("replicated", _at_least_0),
     "epsilon": Argument("replicated", checks.number),

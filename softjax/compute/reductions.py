@@ -43,8 +43,9 @@ def mean_weights(weights: Array, kept: Array | None = None, axes: collectives.Na
 
 
 def _product(loss, weights):
-    """loss * weights, where a weight of 0 makes an infinite loss 0; an infinite loss has no derivative."""
+    """loss * weights, where a weight of 0 makes any loss 0; an infinite loss has no derivative."""
     weights = jnp.expand_dims(weights, range(1, loss.ndim))
-    infinite = jnp.isinf(loss)
-    as_constant = jnp.where(infinite & (weights == 0), 0, loss) * lax.stop_gradient(weights)
-    return jnp.where(infinite, as_constant, jnp.where(infinite, 0, loss) * weights)
+    dead = (weights == 0) & ~jnp.isfinite(loss)
+    still = dead | jnp.isinf(loss)
+    as_constant = jnp.where(dead, 0, loss) * lax.stop_gradient(weights)
+    return jnp.where(still, as_constant, jnp.where(still, 0, loss) * weights)

@@ -87,7 +87,9 @@ def linear(
     kernel, axis = checks.class_kernel(kernel, class_axis)
     d, k = kernel.shape[1 - axis], kernel.shape[axis]
     if features.ndim == 0 or features.shape[-1] != d:
-        raise ValueError(f"`features` must have shape [..., {d}] for the kernel {kernel.shape}, got {features.shape}.")
+        fits = f": with `class_axis={0 if axis else -1}` it fits" if features.shape[-1:] == (k,) else ""
+        wanted = f"`features` must have shape [..., {d}] for the kernel {kernel.shape}"
+        raise ValueError(f"{wanted}, got {features.shape}{fits}.")
     live, of_classes = checks.possible_classes("bias", bias, k, "[K] for the K of `kernel`")
     product = products.chosen(precision, dtype, features, kernel)
     of_arrays = compute_dtype(common_dtype(*inexact_leaves((features, kernel, of_classes))))

@@ -6,6 +6,7 @@ import dataclasses
 import functools as ft
 import itertools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.tree_util import Partial
 
-from ..arguments.dtypes import EXAMPLES, PAIRS, cast, cast_unless_half, is_inexact, widened
+from ..arguments.dtypes import EXAMPLES, PAIRS, cast, cast_unless_half, inexact_leaves, is_inexact, widened
 from ..compute.loops import Layout, take_block
+from ..compute.rows import still_unless
 from ..parallel import collectives
 from ..parallel.collectives import Shards
 from .functions import UserFunction
@@ -93,16 +95,16 @@ def _zeroed(a, role, live):
     if live is None or not is_inexact(a):
         return a
     if role == ROWS:
-        return _filled(a, live)
+        return filled(a, live)
     axis = 1 if role == PAIRS else role
     return jnp.where(jnp.expand_dims(live, [i for i in range(a.ndim) if i != axis % a.ndim]), a, 0)
 
 
-def _filled(a, known):
-    """Rows of a [n, ...] where `known` [n], and elsewhere the first such row; ones if there is none."""
+def filled(a: Array, known: Array) -> Array:
+    """Rows of a [n, ...] where `known` [n], and elsewhere the first such row, as a constant; ones if there is none."""
     if a.shape[0] == 0:
         return a
-    row = jnp.where(known.any(), a[lax.argmax(known, 0, jnp.int32)], 1)
+    row = lax.stop_gradient(jnp.where(known.any(), a[lax.argmax(known, 0, jnp.int32)], 1))
     return jnp.where(jnp.expand_dims(known, range(1, a.ndim)), a, row[None])
 
 
@@ -121,8 +123,26 @@ def of_now(logits):
     return jax.tree.map(lambda a: a.again() if is_function(a) else a, logits, is_leaf=is_function)
 
 
-def flat_node(logits, kept=None):
-    """The node of the logits, with one axis for all examples, and the data of one that is kept where one is not."""
+def _data_of_examples(node):
+    """(array [n, ...], its role) of the floating-point arrays of examples, and of pairs, in a flat node."""
+    both = zip(jax.tree.leaves(node), jax.tree.leaves(node.roles()), strict=True)
+    return [(a, role) for a, role in both if role in (EXAMPLES, PAIRS) and is_inexact(a)]
+
+
+def sound_examples(logits: tuple[Logits, ...], example: Any) -> Array:
+    """Which examples [N] have numbers for data: no NaN, and no infinity but that of a masked class."""
+    n = math.prod(logits[0].shape[:-1])
+    arrays = [pair for z in logits for pair in _data_of_examples(z.node.flat(n))]
+    arrays += [(a, EXAMPLES) for a in inexact_leaves(example)]
+    number = lambda a, role: jnp.isfinite(a) | jnp.isneginf(a) if role == PAIRS else jnp.isfinite(a)
+    return ft.reduce(operator.and_, (number(a, role).all(range(1, a.ndim)) for a, role in arrays), jnp.ones(n, bool))
+
+
+def flat_node(logits, kept=None, *, copied=True):
+    """The node of the logits, with one axis for all examples, and the data of one that is kept where one is not.
+
+    Unless it is `copied`, an array of pairs stays, as a constant for the examples that are not kept.
+    """
     node = logits.node.flat(math.prod(logits.shape[:-1])).prepared(logits.live, logits.shards)
     if kept is None:
         return node
@@ -130,22 +150,27 @@ def flat_node(logits, kept=None):
     def of_kept(a, role):
         if role not in (EXAMPLES, PAIRS) or not is_inexact(a):
             return a
-        return _filled(a, kept)
+        return filled(a, kept) if copied or role == EXAMPLES else still_unless(kept, a)
 
     return jax.tree.map(of_kept, node, node.roles())
 
 
-def scores_of(logits: Any, relative: tuple[bool, ...] = (False,), kept: Array | None = None) -> Scores:
+def scores_of(
+    logits: Any, relative: tuple[bool, ...] = (False,), kept: Array | None = None, *, isolated: bool = False
+) -> Scores:
     """The scores of logits, or of several with the same examples and classes, of which a loss sees a tuple.
 
     Args:
         logits: `Logits`, or a tuple of these.
         relative: for each of them whether a number that all classes of an example have in common is left out.
         kept: booleans [N]; the other examples get the data of one of these.
+        isolated: whether no array that has a gradient is common to the examples, beside those of the logits.
     """
+    several = logits if isinstance(logits, tuple) else (logits,)
+    copied = not (isolated and all(isinstance(z.node, Dense) for z in several))
     if not isinstance(logits, tuple):
-        return _of_one(of_now(logits), relative[0], kept, alone=True)
-    of_each = [_of_one(of_now(z), left_out, kept) for z, left_out in zip(logits, relative, strict=True)]
+        return _of_one(of_now(logits), relative[0], (kept, copied), alone=True)
+    of_each = [_of_one(of_now(z), left_out, (kept, copied)) for z, left_out in zip(logits, relative, strict=True)]
     roundings = {one.rounding for one in of_each}
     return dataclasses.replace(
         of_each[0],
@@ -177,7 +202,7 @@ class _Together:
 def _of_one(logits, relative, kept, *, alone=False):
     batch, k = logits.shape[:-1], logits.node.classes
     n, shards = math.prod(batch), logits.shards
-    node = flat_node(logits, kept)
+    node = flat_node(logits, kept[0], copied=kept[1])
     if alone and isinstance(node, Dense) and not any(m.kind in ("function", "ids") for m in logits.masks):
         return _of_memory(logits, node)
     offset = node.offset() if relative else None

@@ -85,7 +85,9 @@ def _ratio_columns(z, *_):
 def _log_ratio(totals, _):
     q, outside = totals["p"], totals["rest"]
     apart = jnp.isneginf(q.exponents[0].value)  # no class has p and q
-    of_others = (outside.normaliser.log - q.normaliser.log.value).value
+    none = jnp.where(q.empty, jnp.where(outside.empty, 0, jnp.inf), -jnp.inf)
+    of_others = (outside.normaliser.log - jnp.where(q.empty, 0, q.normaliser.log.value)).value
+    of_others = jnp.where(q.empty | outside.empty, none, of_others)
     return jnp.where(apart, of_others, jnp.where(apart, 0, q.exponents[0].value) + _log_of_rest(totals))
 
 
@@ -97,7 +99,7 @@ def _js_columns(z, ids, gap, _):  # noqa: ARG001
     """The base is m = (p + q) / 2, and JS = E_m[t] with t_k = log 2 - H(s_k), for s_k = q_k / (p_k + q_k)."""
     p, q = z
     has_p, has_q = ~jnp.isneginf(p), ~jnp.isneginf(q)
-    p, q = jnp.where(has_p, p, 0), jnp.where(has_q, q, 0) - gap[:, None]
+    p, q = jnp.where(has_p, p, 0), jnp.where(has_q, q, 0) - jnp.where(jnp.isinf(gap), 0, gap)[:, None]
     log_odds = jnp.where(has_p & has_q, q - p, jnp.where(has_q, 1e3, -1e3))
     of_m = jnp.where(has_p & has_q, p + jax.nn.softplus(log_odds), jnp.where(has_q, q, jnp.where(has_p, p, -jnp.inf)))
     return Columns(of_m, payoffs=(_information(log_odds),))
@@ -111,7 +113,12 @@ def _information(log_odds):
     return jnp.where(x < 1, (jnp.log1p(-(tanh**2)) + tanh * near) / 2, jnp.log(2.0) - jnp.log1p(u) - x * u / (1 + u))
 
 
-js_divergence = Loss(_js_columns, lambda q, _: q.payoffs[0].value, relative=BOTH, logits=2)
+def _js(totals, gap):
+    """Where only one of p and q has classes, the other is 2 m; where none has, JS is 0."""
+    return jnp.where(jnp.isinf(gap), jnp.log(2.0) / 2, totals.payoffs[0].value).astype(gap.dtype)
+
+
+js_divergence = Loss(_js_columns, _js, relative=BOTH, logits=2)
 """(KL(p || m) + KL(q || m)) / 2 for m = (p + q) / 2; the example is `log_ratio` of the two"""
 
 
@@ -141,8 +148,9 @@ def _js_of_pair(totals, pair):
 
 def _listed(totals, pair):
     """(p, q, log(p / q) where p > 0) of the listed classes, and the sum of q over all others."""
-    p, log_q = pair[1], log_probabilities(totals)
-    return p, jnp.exp(log_q), jnp.log(jnp.where(p > 0, p, 1)) - log_q, jnp.exp(totals.exponents[0].value)
+    (ids, p), log_q = pair, log_probabilities(totals)
+    q, log_q = (jnp.where(ids < 0, 0, a) for a in (jnp.exp(log_q), log_q))  # padding
+    return p, q, jnp.log(jnp.where(p > 0, p, 1)) - log_q, jnp.exp(totals.exponents[0].value)
 
 
 kl_divergence_of_pair = Loss(_columns_of_pair, _kl_of_pair)

@@ -42,13 +42,25 @@ def _vector_payoff(z, ids, example, per_class):  # noqa: ARG001
     return Columns(z, class_values=floats(per_class))
 
 
-def _weighted_logsumexp(q, _):
-    a, nothing = (jnp.expand_dims(x, -1) for x in (q.A.value, q.empty))
-    return jnp.where(nothing, -jnp.inf, a) + jnp.log(jnp.where(nothing, 1, q.class_values[0].value))
+def _weighted(z, ids, example, b):  # noqa: ARG001
+    """A softmax for each column of factors: a class of factor 0 must not be the largest of those that count."""
+    (b,) = floats(b)
+    of_factors = lambda b: Columns(jnp.where(b[None] == 0, -jnp.inf, z), class_values=(b[:, None],))
+    return {i: of_factors(b[:, i]) for i in range(b.shape[1])}
+
+
+def _weighted_logsumexp(totals, _):
+    def of_factors(q):
+        mean = q.class_values[0].value[:, 0]
+        return jnp.where(q.empty, -jnp.inf, q.A.value) + jnp.log(jnp.where(q.empty, 1, mean))
+
+    return jnp.stack([of_factors(q) for _, q in sorted(totals.items())], -1)
 
 
 weighted_logsumexp = Loss._described(
     """log sum_k b_k exp z_k [N, E], for factors b of the classes, which may be negative; NaN if the sum is negative.
+
+    A class of factor 0 has no gradient, as in `jax.nn.logsumexp`; -inf where all factors are 0.
 
     Args:
         example: None.
@@ -56,7 +68,7 @@ weighted_logsumexp = Loss._described(
 
     Source: `b` of `jax.nn.logsumexp`.
     """,
-    _vector_payoff,
+    _weighted,
     _weighted_logsumexp,
     relative=True,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools as ft
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -13,7 +15,7 @@ from ..arguments.signatures import readable
 from ..arguments.table import checked
 from ..sums.columns import Columns, Weights
 from ..sums.labels import Labels
-from ..sums.pair import Pair
+from ..sums.pair import Pair, tangent_of
 from ..sums.unknown import nan_unless
 from .loss import Loss, floats
 
@@ -122,26 +124,62 @@ cross_entropy = Loss._described(
 )
 
 
+def _columns_of_label(z, ids, labels, added):
+    if isinstance(labels, tuple) or added is not None:
+        raise ValueError("`example` must be labels [N] for this loss, which is no sum over label weights.")
+    return _cross_entropy_columns(z, ids, labels, None)
+
+
+def _cost_of_label(q):
+    """(the weight w of the label, C / w)."""
+    weight = q.Y
+    return weight, q.C / jnp.where(weight == 0, 1, weight)
+
+
 @readable
 def focal(gamma: ArrayLike = 2.0) -> Loss:
-    """(1 - p_y)^gamma C, the focal loss of the label [N] (Lin et al., 2017)."""
-    return cross_entropy._replace(finish=Partial(_focal, checked("gamma", gamma)))
+    """-(1 - p_y)^gamma log p_y, the focal loss of the label [N] (Lin et al., 2017).
+
+    With `label_smoothing`, p_y is exp(-C) for the cross entropy C of the smoothed labels.
+    """
+    return Loss(_columns_of_label, Partial(_focal, checked("gamma", gamma)), relative=True)
 
 
 def _focal(gamma, q, _):
-    inside = (q.C > 0) & (jnp.inf > q.C)  # the power may have no derivative at 0
-    c = jnp.where(inside, q.C, 1)
-    return jnp.where(inside, (-jnp.expm1(-c)) ** gamma * c, q.C)
+    """s^(1 + gamma) times c / s for s = 1 - exp(-c): no power has an infinite derivative times 0."""
+    weight, cost = _cost_of_label(q)
+    inside = (cost >= jnp.finfo(cost.dtype).tiny) & (jnp.inf > cost)
+    c = jnp.where(inside, cost, 1)
+    return jnp.where(inside, weight * ((-jnp.expm1(-c)) ** (1 + gamma) * _over_expm1(c)), q.C)
+
+
+def _over_expm1(c):
+    """c / (1 - exp(-c)), at a small c by its series in the Bernoulli numbers, whose derivatives are finite."""
+    near = c < 0.5
+    small, large = jnp.where(near, c, 0.5), jnp.where(near, 0.5, c)
+    series = ft.reduce(lambda sum_of_rest, b: sum_of_rest * small**2 + b, reversed(_BERNOULLI), jnp.zeros_like(c))
+    return jnp.where(near, 1 + small / 2 + series * small**2, large / -jnp.expm1(-large))
+
+
+# B_2i / (2 i)! for i = 1, 2, ...
+_BERNOULLI = (
+    *(1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160, -691 / 1307674368000, 1 / 74724249600),
+    -3617 / 10670622842880000,
+)
 
 
 @readable
 def poly_1(epsilon: ArrayLike = 2.0) -> Loss:
-    """C + epsilon (1 - p_y), the poly-1 loss of the label [N] (Leng et al., 2022)."""
-    return cross_entropy._replace(finish=Partial(_poly_1, checked("epsilon", epsilon)))
+    """-log p_y + epsilon (1 - p_y), the poly-1 loss of the label [N] (Leng et al., 2022).
+
+    With `label_smoothing`, p_y is exp(-C) for the cross entropy C of the smoothed labels.
+    """
+    return Loss(_columns_of_label, Partial(_poly_1, checked("epsilon", epsilon)), relative=True)
 
 
 def _poly_1(epsilon, q, _):
-    return q.C - epsilon * jnp.expm1(-q.C)
+    weight, cost = _cost_of_label(q)
+    return q.C - epsilon * weight * jnp.expm1(-cost)
 
 
 def _brier_columns(z, ids, y, _):
@@ -205,7 +243,8 @@ def _sum_over_the_label(q, example):
 def crammer_singer(margin: ArrayLike = 1.0) -> Loss:
     """max(0, max_{k != y} z_k - z_y + margin), a multiclass hinge (Crammer and Singer, 2001).
 
-    The example is the label [N]. Tied classes share the gradient of the maximum.
+    The example is the label [N]. Tied classes, the label included, share the gradient of the maximum, as in JAX's
+    `max`.
     """
     return Loss(_crammer_singer_columns, Partial(_crammer_singer, checked("margin", margin)))
 
@@ -221,7 +260,9 @@ def _crammer_singer(margin, q, _):
     alone = jnp.isneginf(most)
     above = jnp.where(alone, 0, jnp.where(jnp.isposinf(most), jnp.nan, most))
     label_masked = jnp.isneginf(label_logit)
-    over = jnp.maximum(above - jnp.where(label_masked, 0, label_logit) + margin, 0)
+    over = above - jnp.where(label_masked, 0, label_logit) + margin
+    ties = q.maxima[0].ties
+    over = jnp.where(over == 0, ties / (ties + 1) * tangent_of(over), jnp.maximum(over, 0))
     over = jnp.where(label_masked, above + jnp.inf, over)
     loss = jnp.where(alone & ~jnp.isnan(label_logit), 0, over)
     known = known == 1
@@ -256,9 +297,10 @@ def _lists_of_labels(example, z):
 
 
 def _binary_costs(z, y):
-    """-y log sigmoid(z) - (1 - y) log sigmoid(-z)."""
+    """-y log sigmoid(z) - (1 - y) log sigmoid(-z); NaN where y is not in [0, 1]."""
     cost = lambda share, z: jnp.where(share == 0, 0, share * jax.nn.softplus(z))
-    return cost(y.astype(z.dtype), -z) + cost(1 - y.astype(z.dtype), z)
+    y = y.astype(z.dtype)
+    return jnp.where((y >= 0) & (y <= 1), cost(y, -z) + cost(1 - y, z), jnp.nan)
 
 
 def _binary_total(q, example):

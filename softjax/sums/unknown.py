@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.custom_derivatives import zero_from_primal
 
 from .._jax import elementwise
@@ -22,6 +22,16 @@ def nan_unless(known: Array, x: Array) -> Array:
 def nan_if_moved(known: Array, ct: Array) -> Array:
     """The cotangent, or NaN where `known` is False and it is not 0: the transpose of `nan_unless`."""
     return _nan_where(ct, _shaped_as(known, ct), always=False)
+
+
+def unmovable(x: Array, like: Array) -> Array:
+    """x, a constant of differentiation that is not to be used as more: its derivative is NaN where something uses it.
+
+    Args:
+        x: an array.
+        like: an array that broadcasts to x, and depends on what x depends on.
+    """
+    return lax.stop_gradient(x) + _without_derivative(jnp.broadcast_to(like, x.shape)).astype(x.dtype)
 
 
 def _shaped_as(known, x):
@@ -49,3 +59,11 @@ _nan_where: Callable = elementwise(
     lambda ct, _, known, *, always: _nan_where(ct, known, always=not always),
     static=("always",),
 )
+
+
+def _jvp_of_unmovable(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return _without_derivative(x), None if dx is None else _nan_where(dx, jnp.zeros(dx.shape, bool), always=True)
+
+
+_without_derivative: Callable = elementwise("softjax_unmovable", jnp.zeros_like, _jvp_of_unmovable)
