@@ -1,0 +1,200 @@
+"""A net: every function of logits on rows of every kind, beside its definition in float64.
+
+Value, gradient and a second derivative are compared wherever that of the definition is finite in float32.
+"""
+
+import functools as ft
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import softjax
+from softjax import losses
+
+from . import test_law as law
+
+K = 6
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))]
+FORMS = {
+    "array": lambda z: z,
+    "blocks": lambda z: softjax.linear(jnp.zeros((len(z), 1)), jnp.zeros((1, K)), block_size=4) + z,
+}
+
+
+def rows(random):
+    """Logits [R, K] of every kind, in float32, by the names of the kinds."""
+    normal = lambda scale: random.normal(size=K) * scale
+    one = random.integers(K)
+    put = lambda value, a: np.where(np.arange(K) == one, value, a)
+    kinds = {
+        "ordinary": normal(1),
+        "wide": normal(30),
+        "sure": put(60, normal(1)),
+        "very sure": put(1e4, normal(1)),
+        "far from 0": normal(1) + 1e4,
+        "tied": np.round(normal(1)),
+        "of two ties": put(3, np.where(np.arange(K) == (one + 1) % K, 3, normal(1))),
+        "zeros": np.zeros(K),
+        "subnormal": normal(1e-40),
+        "huge": normal(1e30),
+        "the largest": put(3e38, np.full(K, -3e38)),
+        "NaN": put(np.nan, normal(1)),
+        "+inf": put(np.inf, normal(1)),
+        "-inf": put(-np.inf, normal(1)),
+        "one class": put(1.5, np.full(K, -np.inf)),
+        "no class": np.full(K, -np.inf),
+    }
+    return {name: np.asarray(row, np.float32) for name, row in kinds.items()}
+
+
+live = lambda z: z > -jnp.inf
+known = lambda a, there: jnp.where(there, a, 0)
+
+
+def nan_of(z):
+    """NaN in every row that has a NaN or +inf, else 0."""
+    return jnp.where(jnp.isnan(z) | jnp.isposinf(z), jnp.nan, 0).sum(-1)
+
+
+def log_p(z):
+    return law.log_softmax(z)
+
+
+def mean(z, t):
+    return known(jnp.exp(log_p(z)) * t, live(z)).sum(-1)
+
+
+def cost(z, y):
+    """-log p_y; NaN for a label that is no class, inf for one that is masked, and 0 for a row without classes."""
+    is_class = (y >= 0) & (y < K)
+    at_label = jnp.take_along_axis(log_p(z), jnp.where(is_class, y, 0)[..., None], -1)[..., 0]
+    masked = jnp.isneginf(at_label)
+    return jnp.where(is_class, jnp.where(masked, jnp.inf, -jnp.where(masked, 0, at_label)), jnp.nan)
+
+
+def soft(z, y):
+    costs = y * known(-log_p(z), live(z))
+    return jnp.where((~live(z) & (y != 0)).any(-1), jnp.inf, costs.sum(-1))
+
+
+def binary(z, y):
+    bad = ((y < 0) | (y >= K)).any(-1)
+    targets = (y[..., None] == jnp.arange(K)).any(-2)
+    costs = known(optax.sigmoid_binary_cross_entropy(jnp.where(live(z), z, 0), targets.astype(z.dtype)), live(z))
+    return jnp.where(bad, jnp.nan, jnp.where((targets & ~live(z)).any(-1), jnp.inf, costs.sum(-1)))
+
+
+def focal(gamma, z, y):
+    c = cost(z, y)
+    inside = jnp.isfinite(c) & (c > 0)
+    within = jnp.where(inside, c, 1)
+    return jnp.where(inside, (-jnp.expm1(-within)) ** gamma * within, c)
+
+
+def divergence(z, t):
+    return law.divergence(z, t)
+
+
+LABELS, SET, TEACHER, VALUES = "labels", "sets", "teacher", "values"
+
+
+def data(random, n):
+    """Labels, of which some are none, sets of labels, of which some have duplicates or padding, teachers, values."""
+    labels = random.integers(K, size=n)
+    sets = random.integers(K, size=(n, 3))
+    teacher = random.normal(size=(n, K)).astype(np.float32)
+    probabilities = np.exp(teacher) / np.exp(teacher).sum(-1, keepdims=True)
+    values = random.normal(size=K).astype(np.float32)
+    return {"y": labels, "sets": sets, "teacher": teacher, "p": probabilities, "values": values}
+
+
+of = softjax.of
+# name: (function of logits and data, its definition)
+FUNCTIONS = {
+    "logsumexp": (lambda z, d: softjax.logsumexp(z, axis=-1), lambda z, d: jax.nn.logsumexp(z, -1) + nan_of(z)),
+    "entropy": (
+        lambda z, d: softjax.entropy(z),
+        lambda z, d: jnp.where(
+            live(z).any(-1), -known(jnp.exp(log_p(z)) * known(log_p(z), live(z)), live(z)).sum(-1), -jnp.inf
+        ),
+    ),
+    "expectation": (lambda z, d: softjax.expectation(z, d["values"]), lambda z, d: mean(z, d["values"])),
+    "expectation of pairs": (lambda z, d: softjax.expectation(z, d["teacher"]), lambda z, d: mean(z, d["teacher"])),
+    "cross entropy": (
+        lambda z, d: softjax.softmax_cross_entropy_with_integer_labels(z, d["y"]),
+        lambda z, d: cost(z, d["y"]),
+    ),
+    "log-probabilities": (lambda z, d: softjax.log_probs(z, d["y"]), lambda z, d: -cost(z, d["y"])),
+    "soft labels": (lambda z, d: softjax.softmax_cross_entropy(z, d["p"]), lambda z, d: soft(z, d["p"])),
+    "pairs": (
+        lambda z, d: softjax.softmax_cross_entropy(z, (d["sets"], jnp.full(d["sets"].shape, 0.3))),
+        lambda z, d: 0.3 * sum(cost(z, d["sets"][:, i]) for i in range(3)),
+    ),
+    "sets": (lambda z, d: softjax.sigmoid_binary_cross_entropy(z, d["sets"]), lambda z, d: binary(z, d["sets"])),
+    "focal": (lambda z, d: of(losses.focal(0.5), z, d["y"]), lambda z, d: focal(0.5, z, d["y"])),
+    "poly": (
+        lambda z, d: of(losses.poly_1(2.0), z, d["y"]),
+        lambda z, d: cost(z, d["y"]) - 2 * jnp.expm1(-cost(z, d["y"])),
+    ),
+    "divergence": (lambda z, d: softjax.kl_divergence(d["teacher"], z), lambda z, d: divergence(d["teacher"], z)),
+    "divergence from": (lambda z, d: softjax.kl_divergence(z, d["teacher"]), lambda z, d: divergence(z, d["teacher"])),
+    "soft cap": (
+        lambda z, d: (capped if isinstance(capped := softjax.softcap(z, 7.0), jax.Array) else capped.dense()).sum(-1),
+        lambda z, d: (7 * jnp.tanh(z / 7)).sum(-1),
+    ),
+}
+NEVER_MASKED = {"soft cap"}
+WITHOUT_SECOND = {"soft cap"}
+
+
+def of_rows(function, z, given, ct, along):
+    """(value [R], gradient [R, K], second derivative [R, K] along a direction)."""
+    total = lambda z: jnp.where(jnp.isfinite(value := function(z, given)), value, 0) @ ct
+    return function(z, given), jax.grad(total)(z), jax.jvp(jax.grad(total), (z,), (along,))[1]
+
+
+def in_float32(a):
+    with np.errstate(over="ignore"):
+        return np.asarray(a).astype(np.float32).astype(float)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_rows_of_every_kind(name, form, seed):
+    random = np.random.default_rng([seed, 7])
+    kinds = rows(random)
+    z = np.stack(list(kinds.values()))
+    given = data(random, len(z))
+    ct, along = random.normal(size=len(z)).astype(np.float32), random.normal(size=z.shape).astype(np.float32)
+    ours, definition = FUNCTIONS[name]
+    got = jax.jit(ft.partial(of_rows, lambda z, d: ours(FORMS[form](z), d)))(z, given, ct, along)
+    with jax.enable_x64(True):
+        wide = lambda a: a.astype(float) if a.dtype == np.float32 else a
+        args = wide(z), jax.tree.map(wide, given), wide(ct), wide(along)
+        want = jax.jit(ft.partial(of_rows, definition))(*args)
+    check(kinds, z, [np.asarray(a) for a in got], [in_float32(a) for a in want], name)
+
+
+def check(kinds, z, got, want, name):
+    """Values of the same kind, and derivatives of finite values that are close; an error is relative to the logits."""
+    size = np.where(np.isfinite(z), np.abs(z), 0).max(-1)
+    for i, kind in enumerate(kinds):
+        value, expected = got[0][i], want[0][i]
+        if np.isfinite(expected):
+            assert abs(value - expected) <= 3e-6 * max(1, abs(expected), size[i]), (kind, value, expected)
+        else:
+            assert np.isnan(value) == np.isnan(expected), (kind, value, expected)
+            assert np.isnan(value) or value == expected, (kind, value, expected)
+        if not np.isfinite(expected):
+            continue
+        for order, (a, b) in enumerate(zip(got[1:], want[1:], strict=True), 1):
+            finite = np.isfinite(b[i])
+            assert np.isfinite(a[i][finite]).all(), (kind, order, a[i], b[i])
+            if name in WITHOUT_SECOND and order == 2:
+                continue
+            limit = 1e-5 * max(1.0, np.abs(b[i][finite], where=finite[finite]).max(initial=0))
+            assert np.abs(a[i] - b[i])[finite].max(initial=0) <= limit, (kind, order, a[i], b[i])
