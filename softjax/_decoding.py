@@ -34,6 +34,7 @@ from .losses.loss import as_partials
 from .parallel import collectives, partition
 from .parallel.explicit import sharded_like
 from .sums import sums as g
+from .sums.elementary import log, log1p
 from .sums.largest import largest
 
 
@@ -262,7 +263,7 @@ def _gumbel(words, index, ids, dtype):
     """
     high, low = _threefry(words, index.astype(jnp.uint32)[:, None], ids.astype(jnp.uint32)[None])
     u = high.astype(dtype) * 2.0**-32 + (low.astype(dtype) * 2.0**-64 + 2.0**-65)
-    return -jnp.log(-jnp.log1p(-jnp.minimum(u, 1 - 2.0**-24)))
+    return -log(-log1p(-jnp.minimum(u, 1 - 2.0**-24)))
 
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

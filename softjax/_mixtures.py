@@ -29,6 +29,7 @@ from .compute import squares
 from .logits import distances
 from .losses.loss import as_partials
 from .parallel.explicit import over_explicit_axes, partition, sharded_like
+from .sums.elementary import exp, log
 
 
 def _mixture(z, centers, log_prior, precisions, temperature, where):
@@ -401,4 +402,4 @@ def _usage(ids, k):
     """(the share of each class in the ids, the perplexity of the shares)."""
     counts = jnp.zeros(k, jnp.float32).at[jnp.where(ids < 0, k, ids).ravel()].add(1, mode="drop")
     usage = counts / jnp.maximum(counts.sum(), 1)
-    return usage, jnp.exp(-jnp.where(usage > 0, usage * jnp.log(jnp.where(usage > 0, usage, 1)), 0).sum())
+    return usage, exp(-jnp.where(usage > 0, usage * log(jnp.where(usage > 0, usage, 1)), 0).sum())

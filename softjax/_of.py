@@ -337,14 +337,14 @@ def _with_exact_tops(totals, exact, payoff, targets, classes, layout):
     h, t = at(a.top)
 
     def mean(found):
-        return jax.tree.map(ft.partial(jnp.where, known), found.rebased(t, a.r / a.mass), found)
+        return jax.tree.map(ft.partial(jnp.where, known), found.rebased(t, a.r * a.inverse_mass), found)
 
     def log_mean(found):
         n = found.tilted
         of_n, e = at(n.top)
         # A logit counts as far as its class is likely, as log sum_k exp h_k moves by p_k dh_k.
-        slip = n.r / n.mass * (n.m - (of_n + e - offset))
-        slip -= a.r / a.mass * (a.m - (h - offset))
+        slip = n.r * n.inverse_mass * (n.m - (of_n + e - offset))
+        slip -= a.r * a.inverse_mass * (a.m - (h - offset))
         better = LogMean((of_n - h) + e, found.rest + lax.stop_gradient(slip), n)
         return jax.tree.map(ft.partial(jnp.where, known & (n.top >= 0)), better, found)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools as ft
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .arguments.dtypes import join, split
+from .arguments.dtypes import cast, join, split
 from .arguments.signatures import readable
 from .parallel.network import Collective, collectives
 
@@ -33,6 +35,9 @@ def assert_matches_autodiff(
     It compares the value, reverse mode with a random cotangent, forward mode along a random tangent, the
     Hessian-vector product of both, and value and reverse mode under `jit` and under `vmap`, over all arguments
     together and over each alone. The derivatives are for all floating-point arrays among the arguments.
+
+    The definition is computed in float64, so that an error is that of the function; where it can't be, as its numbers
+    are of a given type, in its own. An error message says how far off the definition in its own type is.
 
     Args:
         fun: the function to check. Its arguments and its result are arrays or pytrees of arrays.
@@ -57,13 +62,14 @@ def assert_matches_autodiff(
         ['hessian-vector product', 'jit', 'jvp', 'value', 'vjp', 'vmap']
     """
     worst: dict[str, float] = {}
-    for mode, place, got, want in _comparisons(fun, reference, args, seed, modes):
+    for mode, place, got, want, own in _comparisons(fun, reference, args, seed, modes):
         error = _relative_error(place, mode, got, want)
-        exact = not jnp.issubdtype(want.dtype, jnp.inexact)
-        limit = (0.0 if exact else float(jnp.finfo(want.dtype).eps) ** (2 / 3)) if rtol is None else rtol
+        exact = not jnp.issubdtype(got.dtype, jnp.inexact)
+        limit = (0.0 if exact else float(jnp.finfo(got.dtype).eps) ** (2 / 3)) if rtol is None else rtol
         if not error <= limit:
             subject = f"{mode} of {getattr(fun, '__name__', repr(fun))}{place}"
-            allowed = f"no more than {limit:.1e} is allowed"
+            of_reference = f"the reference in {got.dtype} is off by {_relative_error(place, mode, own(), want):.1e}"
+            allowed = f"no more than {limit:.1e} is allowed, and {of_reference}"
             raise AssertionError(f"{subject} is off by {error:.1e} relative to its largest element; {allowed}.")
         worst[mode] = max(worst.get(mode, 0.0), error)
     return worst
@@ -90,8 +96,8 @@ def relative_errors(
     return assert_matches_autodiff(fun, reference, *args, rtol=float("inf"), seed=seed, modes=modes)
 
 
-def _comparisons(fun, reference, args, seed, modes) -> Iterator[tuple[str, str, Array, Array]]:
-    """(mode, place in the result, what fun gives, what the reference gives)."""
+def _comparisons(fun, reference, args, seed, modes) -> Iterator[tuple[str, str, Array, np.ndarray, Callable]]:
+    """(mode, place in the result, what fun gives, what the reference gives, that in its own type by a call)."""
     args = jax.tree.map(jnp.asarray, args)
     moving, fixed = split(args)
     leaves, tree = jax.tree.flatten(moving)
@@ -101,30 +107,32 @@ def _comparisons(fun, reference, args, seed, modes) -> Iterator[tuple[str, str, 
         raise ValueError("`args` must hold a floating-point array, by which to differentiate.")
     f, ref = (lambda moving, fun=fun: fun(*join(moving, fixed)) for fun in (fun, reference))
     keys = jax.random.split(jax.random.key(seed), 2)
-    cotangent, tangent = _random_like(keys[0], jax.eval_shape(ref, moving)), _random_like(keys[1], moving)
+    given = moving, _random_like(keys[0], jax.eval_shape(ref, moving)), _random_like(keys[1], moving)
 
     def vjp(f):
-        return lambda moving: jax.vjp(lambda m: split(f(m))[0], moving)[1](cotangent)[0]
+        return lambda moving, ct, along: jax.vjp(lambda m: split(f(m))[0], moving)[1](ct)[0]
 
     def jvp(f):
-        return lambda moving: jax.jvp(lambda m: split(f(m))[0], (moving,), (tangent,))[1]
+        return lambda moving, ct, along: jax.jvp(lambda m: split(f(m))[0], (moving,), (along,))[1]
 
     def hvp(f):
-        return lambda moving: jax.jvp(vjp(f), (moving,), (tangent,))[1]
+        return lambda moving, ct, along: jax.jvp(lambda m: vjp(f)(m, ct, along), (moving,), (along,))[1]
 
     def both(f):
-        return lambda moving: (f(moving), vjp(f)(moving))
+        return lambda moving, ct, along: (f(moving), vjp(f)(moving, ct, along))
 
-    expected = jax.jit(both(ref))
-    for mode, ours, theirs in (
-        ("value", f, ref),
-        ("vjp", vjp(f), jax.jit(vjp(ref))),
-        ("jvp", jax.jit(jvp(f)), jax.jit(jvp(ref))),
-        ("hessian-vector product", jax.jit(hvp(f)), jax.jit(hvp(ref))),
-        ("jit", jax.jit(both(f)), expected),
+    names = _names(fun, len(args))
+    expected = _InFloat64(both(ref))
+    for mode, ours, theirs, depth in (
+        ("value", lambda moving, ct, along: f(moving), _InFloat64(lambda moving, ct, along: ref(moving)), None),
+        ("vjp", vjp(f), _InFloat64(vjp(ref)), 0),
+        ("jvp", jax.jit(jvp(f)), _InFloat64(jvp(ref)), None),
+        ("hessian-vector product", jax.jit(hvp(f)), _InFloat64(hvp(ref)), 0),
+        ("jit", jax.jit(both(f)), expected, 1),
     ):
         if mode in modes:
-            yield from _leaves(mode, ours(moving), theirs(moving))
+            got = ours(*given)
+            yield from _leaves(mode, got, theirs(*given), ft.partial(theirs.in_own_type, *given), names, depth)
     if "vmap" not in modes:
         return
     everything = tuple(range(len(leaves)))
@@ -132,9 +140,35 @@ def _comparisons(fun, reference, args, seed, modes) -> Iterator[tuple[str, str, 
         others = [leaf * jnp.asarray(0.5, leaf.dtype) if i in batched else leaf for i, leaf in enumerate(leaves)]
         pairs = [jnp.stack([a, b]) if i in batched else a for i, (a, b) in enumerate(zip(leaves, others, strict=True))]
         axes = jax.tree.unflatten(tree, [0 if i in batched else None for i in everything])
-        got = jax.jit(jax.vmap(both(f), (axes,)))(jax.tree.unflatten(tree, pairs))
-        each = [expected(jax.tree.unflatten(tree, of_one)) for of_one in (leaves, others)]
-        yield from _leaves("vmap", got, jax.tree.map(lambda *rows: jnp.stack(rows), *each))
+        got = jax.jit(jax.vmap(both(f), (axes, None, None)))(jax.tree.unflatten(tree, pairs), *given[1:])
+        of_rows = [(jax.tree.unflatten(tree, of_one), *given[1:]) for of_one in (leaves, others)]
+        stacked = lambda of, of_rows=of_rows: jax.tree.map(lambda *rows: np.stack(rows), *(of(*row) for row in of_rows))
+        yield from _leaves("vmap", got, stacked(expected), ft.partial(stacked, expected.in_own_type), names, 1)
+
+
+class _InFloat64:
+    """A function of trees, in float64 where its code allows it, rounded to the type that it has."""
+
+    def __init__(self, function):
+        self.in_own_type = jax.jit(function)
+
+    def __call__(self, *given):
+        types = jax.eval_shape(self.in_own_type, *given)
+        with jax.enable_x64(True):
+            try:
+                exact = self.in_own_type(*cast(given, jnp.dtype("float64")))
+            except (TypeError, ValueError):  # a number or an array of another type in its code
+                exact = self.in_own_type(*given)
+            return jax.tree.map(lambda a, like: np.asarray(a).astype(like.dtype), exact, types)
+
+
+def _names(fun, count):
+    """The names of the arguments of a function, or None."""
+    try:
+        names = list(inspect.signature(fun).parameters)
+    except (TypeError, ValueError):
+        names = []
+    return [names[i] if i < len(names) else None for i in range(count)]
 
 
 def _random_like(key, tree):
@@ -145,11 +179,16 @@ def _random_like(key, tree):
     return jax.tree.unflatten(structure, numbers)
 
 
-def _leaves(mode, got, want):
+def _leaves(mode, got, want, own, names, depth):
     if str(jax.tree.structure(got)) != str(jax.tree.structure(want)):
         raise AssertionError(f"{mode}: the structure is {jax.tree.structure(got)}, not {jax.tree.structure(want)}.")
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
-        yield mode, jax.tree_util.keystr(path), jnp.asarray(a), jnp.asarray(b)
+    of_want = jax.tree.leaves(want)
+    for i, (path, a) in enumerate(jax.tree_util.tree_leaves_with_path(got)):
+        argument = None
+        if depth is not None and len(path) > depth and (depth == 0 or path[0].idx == depth):
+            argument = names[path[depth].idx]
+        place = jax.tree_util.keystr(path) + (f" (the gradient of `{argument}`)" if argument else "")
+        yield mode, place, jnp.asarray(a), of_want[i], lambda i=i: np.asarray(jax.tree.leaves(own())[i])
 
 
 def _relative_error(place, mode, got, want) -> float:

@@ -19,6 +19,7 @@ from .._jax import elementwise
 from ..arguments.dtypes import join, split, widened
 from ..parallel import collectives
 from ..sums import sums as g
+from ..sums.elementary import exp, reciprocal
 from ..sums.products import finite
 from . import rules
 from .loops import Layout, over_tiles
@@ -42,8 +43,8 @@ def row_logsumexp(logits: Array) -> Array:
 def _softmax_rule(logits, _):
     z = widened(logits)
     m = jnp.max(z, -1, keepdims=True)
-    w = jnp.exp(z - finite(m))
-    return w / jnp.maximum(w.sum(-1, keepdims=True), 1)  # 0 where all classes are left out, else at least 1
+    w = exp(z - finite(m))
+    return w * reciprocal(jnp.maximum(w.sum(-1, keepdims=True), 1))  # 0 where all classes are left out, else at least 1
 
 
 def _softmax_fwd(logits, _):

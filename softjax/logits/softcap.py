@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from ..arguments.dtypes import widened
 from ..arguments.signatures import readable
 from ..arguments.table import checked_array, checked_scalar
+from ..sums.elementary import exp, reciprocal, tanh
 from .constructors import LogitsLike
 from .value import Logits
 
@@ -26,7 +27,7 @@ def softcap(logits: LogitsLike, cap: ArrayLike) -> Any:
         cap: a positive scalar.
 
     Returns:
-        The capped logits, of the kind and type of the logits.
+        The capped logits, of the kind and type of the logits. A masked class, with logit -inf, keeps it.
 
     Raises:
         ValueError: if the cap is not positive.
@@ -51,6 +52,8 @@ def softcap(logits: LogitsLike, cap: ArrayLike) -> Any:
 def _capped(logit, cap):
     x = logit / cap.astype(logit.dtype)
     near = jnp.abs(x) < 1
-    e = jnp.expm1(2 * jnp.where(near, x, 0))
-    u = jnp.exp(-2 * jnp.abs(jnp.where(near, 1, x)))
-    return cap.astype(logit.dtype) * jnp.where(near, e / (e + 2), jnp.sign(x) * ((1 - u) / (1 + u)))
+    u = exp(-2 * jnp.abs(jnp.where(near, 1, x)))
+    capped = cap.astype(logit.dtype) * jnp.where(
+        near, tanh(jnp.where(near, x, 0)), jnp.sign(x) * ((1 - u) * reciprocal(1 + u))
+    )
+    return jnp.where(jnp.isneginf(logit), -jnp.inf, capped)

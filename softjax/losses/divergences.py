@@ -7,17 +7,20 @@ for R = sum_{k: p_k = 0} exp z_k / sum_{k: p_k > 0} exp z_k, the odds of the cla
 
 from __future__ import annotations
 
-import jax
+import math
+
 import jax.numpy as jnp
 from jax import Array
 
 from ..sums.columns import Columns, Weights
+from ..sums.elementary import exp, expm1, log, log1p, reciprocal, softplus, tanh
 from ..sums.labels import Labels
 from ..sums.pair import Pair
 from ..sums.sums import Totals
 from .loss import Loss
 
 BOTH = (True, True)
+_LOG_2 = math.log(2.0)
 
 
 def _compared(z, *, masked=True):
@@ -39,7 +42,7 @@ def _log_of_rest(totals):
     inside = q.exponents[0].value + q.normaliser.log.value
     none = outside.empty | jnp.isneginf(inside)  # R is 0, or infinite
     log_odds = (outside.normaliser.log - jnp.where(none, 0, inside)).value
-    return jnp.where(none, 0, jax.nn.softplus(jnp.where(none, 0, log_odds)))
+    return jnp.where(none, 0, softplus(jnp.where(none, 0, log_odds)))
 
 
 def _kl_columns(z, *_, masked=True):
@@ -101,7 +104,7 @@ def _js_columns(z, ids, gap, _):  # noqa: ARG001
     has_p, has_q = ~jnp.isneginf(p), ~jnp.isneginf(q)
     p, q = jnp.where(has_p, p, 0), jnp.where(has_q, q, 0) - jnp.where(jnp.isinf(gap), 0, gap)[:, None]
     log_odds = jnp.where(has_p & has_q, q - p, jnp.where(has_q, 1e3, -1e3))
-    of_m = jnp.where(has_p & has_q, p + jax.nn.softplus(log_odds), jnp.where(has_q, q, jnp.where(has_p, p, -jnp.inf)))
+    of_m = jnp.where(has_p & has_q, p + softplus(log_odds), jnp.where(has_q, q, jnp.where(has_p, p, -jnp.inf)))
     return Columns(of_m, payoffs=(_information(log_odds),))
 
 
@@ -109,13 +112,13 @@ def _information(log_odds):
     """log 2 - H(s) of a probability s = sigmoid(log_odds), with all digits near s = 1/2."""
     x = jnp.minimum(jnp.abs(log_odds), 800)
     near = jnp.minimum(x, 1)
-    u, tanh = jnp.exp(-x), jnp.tanh(near / 2)
-    return jnp.where(x < 1, (jnp.log1p(-(tanh**2)) + tanh * near) / 2, jnp.log(2.0) - jnp.log1p(u) - x * u / (1 + u))
+    u, of_half = exp(-x), tanh(near / 2)
+    return jnp.where(x < 1, (log1p(-(of_half**2)) + of_half * near) / 2, _LOG_2 - log1p(u) - x * u * reciprocal(1 + u))
 
 
 def _js(totals, gap):
     """Where only one of p and q has classes, the other is 2 m; where none has, JS is 0."""
-    return jnp.where(jnp.isinf(gap), jnp.log(2.0) / 2, totals.payoffs[0].value).astype(gap.dtype)
+    return jnp.where(jnp.isinf(gap), _LOG_2 / 2, totals.payoffs[0].value).astype(gap.dtype)
 
 
 js_divergence = Loss(_js_columns, _js, relative=BOTH, logits=2)
@@ -136,21 +139,21 @@ def _columns_of_pair(z, ids, pair, _):
 def _kl_of_pair(totals, pair):
     """The sum of p log(p / q) - p + q, and of q for the other classes: terms that are not negative."""
     p, q, log_ratio, of_others = _listed(totals, pair)
-    terms = jnp.where(p > 0, p * (log_ratio + jnp.expm1(-log_ratio)), q)
+    terms = jnp.where(p > 0, p * (log_ratio + expm1(-log_ratio)), q)
     return terms.sum(-1) + of_others + (p.sum(-1) - 1)
 
 
 def _js_of_pair(totals, pair):
     p, q, log_ratio, of_others = _listed(totals, pair)
     log_ratio = jnp.where(p > 0, log_ratio, jnp.inf)
-    return ((p + q) * _information(log_ratio)).sum(-1) / 2 + of_others * jnp.log(2.0) / 2
+    return ((p + q) * _information(log_ratio)).sum(-1) / 2 + of_others * _LOG_2 / 2
 
 
 def _listed(totals, pair):
     """(p, q, log(p / q) where p > 0) of the listed classes, and the sum of q over all others."""
     (ids, p), log_q = pair, log_probabilities(totals)
-    q, log_q = (jnp.where(ids < 0, 0, a) for a in (jnp.exp(log_q), log_q))  # padding
-    return p, q, jnp.log(jnp.where(p > 0, p, 1)) - log_q, jnp.exp(totals.exponents[0].value)
+    q, log_q = (jnp.where(ids < 0, 0, a) for a in (exp(log_q), log_q))  # padding
+    return p, q, log(jnp.where(p > 0, p, 1)) - log_q, exp(totals.exponents[0].value)
 
 
 kl_divergence_of_pair = Loss(_columns_of_pair, _kl_of_pair)

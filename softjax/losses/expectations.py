@@ -12,6 +12,7 @@ from ..arguments import checks
 from ..arguments.table import checked_array
 from ..compute import squares
 from ..sums.columns import ENTROPY, Columns
+from ..sums.elementary import log
 from .loss import Loss, floats
 
 
@@ -52,7 +53,7 @@ def _weighted(z, ids, example, b):  # noqa: ARG001
 def _weighted_logsumexp(totals, _):
     def of_factors(q):
         mean = q.class_values[0].value[:, 0]
-        return jnp.where(q.empty, -jnp.inf, q.A.value) + jnp.log(jnp.where(q.empty, 1, mean))
+        return jnp.where(q.empty, -jnp.inf, q.A.value) + log(jnp.where(q.empty, 1, mean))
 
     return jnp.stack([of_factors(q) for _, q in sorted(totals.items())], -1)
 
@@ -283,4 +284,4 @@ def _of_dimensions(precisions, x):
 def _half_log(t, d):
     """sum_d log(t_d) / 2 of precisions [..., D] or [..., 1]; without a gradient where it is -inf."""
     none = t == 0
-    return jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1, t))).sum(-1) * (d / max(t.shape[-1], 1) / 2)
+    return jnp.where(none, -jnp.inf, log(jnp.where(none, 1, t))).sum(-1) * (d / max(t.shape[-1], 1) / 2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools as ft
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.tree_util import Partial
@@ -14,6 +13,7 @@ from ..arguments import checks
 from ..arguments.signatures import readable
 from ..arguments.table import checked
 from ..sums.columns import Columns, Weights
+from ..sums.elementary import exp, expm1, reciprocal, softplus
 from ..sums.labels import Labels
 from ..sums.pair import Pair, tangent_of
 from ..sums.unknown import nan_unless
@@ -26,8 +26,8 @@ def sigmoid(x: Pair) -> Array:
     At a very negative x, rounding x first would give the result a relative error of eps |x|.
     """
     positive = x.base > 0
-    u = jnp.exp(jnp.where(positive, -x.base, x.base)) * (1 + jnp.where(positive, -x.rest, x.rest))  # exp -|x|
-    return jnp.where(positive, 1, u) / (1 + u)
+    u = exp(jnp.where(positive, -x.base, x.base)) * (1 + jnp.where(positive, -x.rest, x.rest))  # exp -|x|
+    return jnp.where(positive, 1, u) * reciprocal(1 + u)
 
 
 def label_weights(labels: Array | tuple[Array, Array], z: Array) -> Weights:
@@ -148,9 +148,9 @@ def focal(gamma: ArrayLike = 2.0) -> Loss:
 def _focal(gamma, q, _):
     """s^(1 + gamma) times c / s for s = 1 - exp(-c): no power has an infinite derivative times 0."""
     weight, cost = _cost_of_label(q)
-    inside = (cost >= jnp.finfo(cost.dtype).tiny) & (jnp.inf > cost)
+    inside = (cost >= jnp.finfo(cost.dtype).tiny) & (cost < 800)  # s is 0 below, and 1 above, also in float64
     c = jnp.where(inside, cost, 1)
-    return jnp.where(inside, weight * ((-jnp.expm1(-c)) ** (1 + gamma) * _over_expm1(c)), q.C)
+    return jnp.where(inside, weight * ((-expm1(-c)) ** (1 + gamma) * _over_expm1(c)), q.C)
 
 
 def _over_expm1(c):
@@ -158,7 +158,7 @@ def _over_expm1(c):
     near = c < 0.5
     small, large = jnp.where(near, c, 0.5), jnp.where(near, 0.5, c)
     series = ft.reduce(lambda sum_of_rest, b: sum_of_rest * small**2 + b, reversed(_BERNOULLI), jnp.zeros_like(c))
-    return jnp.where(near, 1 + small / 2 + series * small**2, large / -jnp.expm1(-large))
+    return jnp.where(near, 1 + small / 2 + series * small**2, -large * reciprocal(expm1(-large)))
 
 
 # B_2i / (2 i)! for i = 1, 2, ...
@@ -179,7 +179,7 @@ def poly_1(epsilon: ArrayLike = 2.0) -> Loss:
 
 def _poly_1(epsilon, q, _):
     weight, cost = _cost_of_label(q)
-    return q.C - epsilon * weight * jnp.expm1(-cost)
+    return q.C - epsilon * weight * expm1(-cost)
 
 
 def _brier_columns(z, ids, y, _):
@@ -191,9 +191,7 @@ def _brier(q, _):
     label_logit, nothing, known = _label_logit(q)
     against = q.A - label_logit  # log-odds of every class but the label
     alone = q.empty
-    squares = jnp.where(
-        alone, 0, jnp.exp(jnp.where(alone, 0, (q.exponents[0] - q.A).value))
-    )  # of the others' own softmax
+    squares = jnp.where(alone, 0, exp(jnp.where(alone, 0, (q.exponents[0] - q.A).value)))  # of the others' own softmax
     return nan_unless(known, jnp.where(nothing, 1, sigmoid(against) ** 2 * (1 + squares)))
 
 
@@ -286,7 +284,7 @@ def _binary_columns(z, ids, example, _):
         return Columns(nothing, terms=(_binary_costs(z, jnp.where(jnp.isneginf(z), 0, targets)), nothing[:, :1]))
     labels = _lists_of_labels(example, z)
     found = Labels(labels.ids, ids)
-    costs = found.put(_binary_costs(found.take(z), labels.of_ids), jax.nn.softplus(z))
+    costs = found.put(_binary_costs(found.take(z), labels.of_ids), softplus(z))
     return Columns(nothing, terms=(costs, found.here.sum(-1, keepdims=True).astype(z.dtype)))
 
 
@@ -298,7 +296,7 @@ def _lists_of_labels(example, z):
 
 def _binary_costs(z, y):
     """-y log sigmoid(z) - (1 - y) log sigmoid(-z); NaN where y is not in [0, 1]."""
-    cost = lambda share, z: jnp.where(share == 0, 0, share * jax.nn.softplus(z))
+    cost = lambda share, z: jnp.where(share == 0, 0, share * softplus(z))
     y = y.astype(z.dtype)
     return jnp.where((y >= 0) & (y <= 1), cost(y, -z) + cost(1 - y, z), jnp.nan)
 

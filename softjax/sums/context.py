@@ -66,7 +66,7 @@ class Pulled:
     @ft.cached_property
     def p(self) -> Array:
         """p_k."""
-        return self.w * (1 / self.a.mass)[..., None]
+        return self.w * self.a.inverse_mass[..., None]
 
     @ft.cached_property
     def position(self) -> Array:

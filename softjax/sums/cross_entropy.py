@@ -82,9 +82,9 @@ class OfLabels:
         d = nan_if_moved(total.known, ct.sum)[..., None]
         of_labels = labels.summed(y.of_ids, size)
         if y.per_class is None:
-            dh = at.w * (d * (total.weight / a.mass)[..., None])
+            dh = at.w * (d * (total.weight * a.inverse_mass)[..., None])
         elif y.per_class.ndim < h.ndim:
-            dh = at.w * (d * (total.weight / a.mass)[..., None])
+            dh = at.w * (d * (total.weight * a.inverse_mass)[..., None])
             dh -= d * jnp.where(jnp.isneginf(h), 0, _of_rows(y.per_class, h))
             of_labels += y.per_class[labels.clipped]
         else:  # any class may have all of the weight: as at a label below
@@ -94,7 +94,7 @@ class OfLabels:
             of_labels += labels.take(more)
         # At a label, p_k (Y - y_k) - y_k (1 - p_k), where 1 - p_k is summed from the other classes: its digits are in
         # the score from which the maximum was taken; the score computed again may be rounded in another way.
-        gap = a.weights(total.of_ids) / a.mass[..., None] * (total.weight[..., None] - of_labels)
+        gap = a.weights(total.of_ids) * a.inverse_mass[..., None] * (total.weight[..., None] - of_labels)
         gap -= of_labels * a.complement(total.of_ids)
         at_labels = d * gap + labels.summed(ct.of_ids, size)
         dh = labels.put(jnp.where(jnp.isneginf(total.of_ids), 0, at_labels), dh)

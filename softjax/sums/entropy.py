@@ -16,6 +16,7 @@ from ..arguments.signatures import readable
 from .columns import Wanted
 from .context import Block, Merged, Pulled
 from .devices import Steps
+from .elementary import exp
 from .largest import largest
 from .normaliser import Normaliser, Over
 from .pair import with_value
@@ -42,7 +43,7 @@ class OfLogits:
         h, a = block.h, block.a
         below = jnp.minimum(finite(a.m)[..., None] - h, 800)  # where the weight is 0, also in float64
         top = block.ids[largest(lax.stop_gradient(h))[1]] if block.first is None else a.top
-        return Entropy((jnp.exp(-below) * below).sum(-1), jnp.where(jnp.isneginf(a.m), -1, top), jnp.zeros_like(a.m))
+        return Entropy((exp(-below) * below).sum(-1), jnp.where(jnp.isneginf(a.m), -1, top), jnp.zeros_like(a.m))
 
     @staticmethod
     def merge(left: Entropy, right: Entropy, both: Merged) -> Entropy:
@@ -63,7 +64,7 @@ class OfLogits:
     @staticmethod
     def close(total: Entropy, a: Normaliser) -> Entropy:
         """The entropy, for the normaliser a of all classes."""
-        return total._replace(value=a.log.rest + total.below / a.mass)
+        return total._replace(value=a.log.rest + total.below * a.inverse_mass)
 
     @staticmethod
     def pull(total: Entropy, ct: Entropy, wanted: Wanted, at: Pulled) -> tuple[Array | None, Wanted]:
@@ -75,12 +76,12 @@ class OfLogits:
             return None, wanted
         is_top = as_row(at.ids, at.a.m.ndim) == total.top[..., None]
         above = with_value(0, is_top, jnp.maximum(at.h - finite(at.a.m)[..., None], -800))  # where the weight is 0
-        of_value = ct.value / at.a.mass
-        factor, added = of_value + ct.below, of_value * (total.below / at.a.mass) + ct.below
+        of_value = ct.value * at.a.inverse_mass
+        factor, added = of_value + ct.below, of_value * (total.below * at.a.inverse_mass) + ct.below
         return -at.w * (factor[..., None] * above + added[..., None]), wanted
 
 
 def _relative_to(m, total, a):
     """The sum `below` of an entropy with the normaliser a, relative to the maximum m of more classes."""
-    gap = jnp.where(jnp.isneginf(a.m), 0, m - a.m)
-    return jnp.exp(-gap) * (total.below + gap * (1 + a.r + a.lost))
+    gap = jnp.where(jnp.isneginf(a.m), 0, jnp.minimum(m - a.m, 800))  # where the weight is 0, also in float64
+    return exp(-gap) * (total.below + gap * (1 + a.r + a.lost))

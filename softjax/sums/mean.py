@@ -66,10 +66,10 @@ class OfPayoff:
         t = jnp.where(jnp.isneginf(h), 0, t)
         of_top = jnp.take_along_axis(t, first[..., None], -1, mode="fill", fill_value=0)[..., 0]
         top = lax.stop_gradient(of_top)
-        above = ((w * (t - top[..., None])).sum(-1) + tangent_of(of_top)) / a.mass
+        above = ((w * (t - top[..., None])).sum(-1) + tangent_of(of_top)) * a.inverse_mass
         base, rest = renormalised(top, above)
         # Summed again relative to the base: the sum is smaller, and so is its rounding error.
-        above = ((w * (t - base[..., None])).sum(-1) + jnp.where(first < ids.size, top - base, 0)) / a.mass
+        above = ((w * (t - base[..., None])).sum(-1) + jnp.where(first < ids.size, top - base, 0)) * a.inverse_mass
         return Mean(base, lax.stop_gradient(above) + tangent_of(rest), top)
 
     @staticmethod
@@ -92,10 +92,10 @@ class OfClassValue:
         """The mean over the classes of a block."""
         _, _, a, w, first = block
         of_top, of_others = v.at[first].get(mode="fill", fill_value=0), dot(w, v)
-        top, r, mass = lax.stop_gradient(of_top), a.r[..., None], a.mass[..., None]
-        mean = (of_top + of_others) / mass
+        top, r, inverse = lax.stop_gradient(of_top), a.r[..., None], a.inverse_mass[..., None]
+        mean = (of_top + of_others) * inverse
         sure = r < 1  # E is then closer to the payoff of the top class than to 0
-        above = lax.stop_gradient((of_others - r * top) / mass)
+        above = lax.stop_gradient((of_others - r * top) * inverse)
         base, rest = renormalised(top, above)
         base = jnp.where(sure, base, lax.stop_gradient(mean))
         return Mean(base, jnp.where(sure, rest, 0) + tangent_of(mean), top)

@@ -12,6 +12,7 @@ from jax import Array, lax
 from ..arguments.signatures import readable
 from .columns import RoundedScores
 from .devices import Steps
+from .elementary import exp, expm1, log1p, reciprocal
 from .pair import Pair, sum_and_error, tangent_of
 from .products import as_row, choose, finite
 
@@ -28,26 +29,31 @@ class Normaliser(NamedTuple):
     @property
     def log(self) -> Pair:
         """Log sum_k exp h_k."""
-        return Pair(self.m, jnp.log1p(jnp.where(jnp.isneginf(self.m), 0, self.r)))
+        return Pair(self.m, log1p(jnp.where(jnp.isneginf(self.m), 0, self.r)))
 
     @property
     def mass(self) -> Array:
         """1 + r, or 1/2 where all classes are masked."""
         return 1 + jnp.maximum(self.r, -0.5)
 
+    @property
+    def inverse_mass(self) -> Array:
+        """1 / mass."""
+        return reciprocal(self.mass)
+
     def weights(self, h: Array | RoundedScores) -> Array:
         """exp(h_k - m)."""
         if isinstance(h, RoundedScores):
-            return h.weights.astype(h.m.dtype) * jnp.exp(h.m - finite(self.m))[..., None]
-        return jnp.exp(h - finite(self.m)[..., None])
+            return h.weights.astype(h.m.dtype) * exp(h.m - finite(self.m))[..., None]
+        return exp(h - finite(self.m)[..., None])
 
     def probabilities(self, h: Array) -> Array:
         """p_k."""
-        return self.weights(h) * (1 / self.mass)[..., None]
+        return self.weights(h) * self.inverse_mass[..., None]
 
     def complement(self, h: Array) -> Array:
         """1 - p_k for one class per example, with scores h [..., 1], summed from the other classes."""
-        return (self.r[..., None] - jnp.expm1(h - finite(self.m)[..., None])) / self.mass[..., None]
+        return (self.r[..., None] - expm1(h - finite(self.m)[..., None])) * self.inverse_mass[..., None]
 
     def wins(self, other: Normaliser) -> Array:
         """True where this has the larger maximum; a NaN also wins, so it propagates."""
@@ -74,13 +80,13 @@ class Normaliser(NamedTuple):
             top = yield "min", jnp.where(has_top & (self.top >= 0), self.top, none)
             has_top, top = self.top == top, jnp.where(top < none, top, -1)
         r = self.r + self.lost
-        w = jnp.exp(self.m - finite(m)) * (1 + r)
+        w = exp(self.m - finite(m)) * (1 + r)
         shared.has_top = has_top
         others, mass = yield "sum", (jnp.where(has_top, r, w), w)
         dropped = mass - others
         r = jnp.where(jnp.isneginf(m), -1, jnp.where((dropped > 0.5) & (dropped < 1.5), others, mass - 1))
         merged = Normaliser(m, top, r, 0 * r)
-        shared.share = w / merged.mass
+        shared.share = w * merged.inverse_mass
         return merged
 
     def close(self) -> Normaliser:
@@ -101,7 +107,7 @@ class Over:
 
 def weight_of_lower(left: Normaliser, right: Normaliser) -> Array:
     """exp(lower m - higher m)."""
-    return jnp.exp(jnp.minimum(left.m, right.m) - finite(jnp.maximum(left.m, right.m)))
+    return exp(jnp.minimum(left.m, right.m) - finite(jnp.maximum(left.m, right.m)))
 
 
 def without_top(h: Array, ids: Array) -> Normaliser:
@@ -125,18 +131,21 @@ def with_top(h: Array, ids: Array) -> tuple[Normaliser, Array, Array]:
     return a._replace(r=jnp.where(jnp.isneginf(m), -1, w.sum(-1) - unknown)), w, first
 
 
-# The largest weight is exactly 1, and w - floor(w) drops it. If that drops more than one, there are no digits to lose.
-# If it drops none, a score was computed twice and rounded in two ways, as by a product that is fused into h - m.
+# The largest weight is left out. If that leaves out more than one, there are no digits to lose. If none is left out, a
+# score was computed twice and rounded in two ways, as by a product that is fused into h - m.
 
 
 def _others_in_one_pass(h, a):
-    """sum_k exp(h_k - m) - 1."""
-    w = a.weights(h)
-    return (w - jnp.floor(w)).sum(-1) + (jnp.floor(w).sum(-1) - 1)
+    """sum_k exp(h_k - m) - 1. On TPUs, exp(0) need not be 1."""
+    is_largest = h == a.m[..., None]
+    return jnp.where(is_largest, 0, a.weights(h)).sum(-1) + (is_largest.astype(h.dtype).sum(-1) - 1)
 
 
 def _others_of_sure_rows(h, a):
-    """The same for CPUs, which take one sum at a time: a second one where the rounding of the first is too much."""
+    """The same for CPUs, which take one sum at a time: a second one where the rounding of the first is too much.
+
+    The largest weight is exactly 1 there, and w - floor(w) drops it without a selection.
+    """
     r = a.weights(h).sum(-1) - 1
 
     def without_the_1():
