@@ -29,7 +29,7 @@ from .sums.unknown import nan_unless
 class Metrics(NamedTuple):
     """What a trainer logs of every example [...], from the pass over the classes that computes the loss.
 
-    All are constants of differentiation. An ignored example has 0, False and the class -1.
+    They have no derivative: a gradient that uses one is NaN. An ignored example has 0, False and the class -1.
     """
 
     log_prob: Array

@@ -91,7 +91,7 @@ def of(
 
     Returns:
         The loss [...], or a scalar, in at least float32; of a tuple of losses a tuple; with `loss_weights` the pair
-        (the weighted sum, the tuple of the losses as constants of differentiation).
+        (the weighted sum, the tuple of the losses, which have no derivative: a gradient that uses one is NaN).
 
     Raises:
         ValueError: if shapes don't fit together, or an argument is out of range.

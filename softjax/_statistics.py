@@ -217,7 +217,7 @@ def log_probs(
 @readable
 @sharded_like("logits")
 def metrics(logits: LogitsLike, labels: Any, *, ignore_index: int | None = None) -> Metrics:
-    """What a trainer logs of every example, from one pass over the classes; constants of differentiation.
+    """What a trainer logs of every example, from one pass over the classes, without derivatives.
 
     Args:
         logits: z [..., K], an array or `softjax.Logits`.

@@ -81,7 +81,7 @@ class Problem(NamedTuple):
     examples: Any  # a pytree of [N, ...]: the argument of `columns`
     targets: Any  # a pytree of [N, ...]: the argument of `finish`
     classes: tuple  # of pytrees, each with its classes on one of the layout's axes
-    observe: Any = None  # (Totals, targets) -> a pytree of [N, ...], constants of differentiation; a pytree
+    observe: Any = None  # (Totals, targets) -> a pytree of [N, ...] without derivatives; a pytree
 
 
 def totals(columns: Callable, examples: Any, classes: tuple, layout: Layout) -> g.Totals:
