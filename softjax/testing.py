@@ -121,7 +121,7 @@ def _comparisons(fun, reference, args, seed, modes) -> Iterator[tuple[str, str, 
     def both(f):
         return lambda moving, ct, along: (f(moving), vjp(f)(moving, ct, along))
 
-    names = _names(fun, len(args))
+    names = _argument_names(fun, len(args))
     expected = _InFloat64(both(ref))
     for mode, ours, theirs, depth in (
         ("value", lambda moving, ct, along: f(moving), _InFloat64(lambda moving, ct, along: ref(moving)), None),
@@ -162,7 +162,7 @@ class _InFloat64:
             return jax.tree.map(lambda a, like: np.asarray(a).astype(like.dtype), exact, types)
 
 
-def _names(fun, count):
+def _argument_names(fun, count):
     """The names of the arguments of a function, or None."""
     try:
         names = list(inspect.signature(fun).parameters)
