@@ -1,6 +1,7 @@
 import collections
 import contextlib
 import gc
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,23 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 # Compiling takes most of the time, and most programs run once or twice. The fixture `optimised` is for the others.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def _compile_quickly(options):
+    """Programs that are not optimised get these options of the compiler too, where this version of JAX lets them."""
+    compiler = sys.modules.get("jax._src.compiler")
+    given = getattr(compiler, "get_compile_options", None)
+    if given is None:
+        return
+
+    def get_compile_options(*args, **kwargs):
+        made = given(*args, **kwargs)
+        if jax.config.read("jax_disable_most_optimizations"):
+            own = {name for name, _ in made.env_option_overrides}
+            made.env_option_overrides += [(name, options[name]) for name in options if name not in own]
+        return made
+
+    compiler.get_compile_options = get_compile_options
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -27,7 +45,13 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """The modules that are now loaded live to the end: the garbage collector need not look at them again."""
+    """Programs are compiled quickly from here on, as the options that the compiler has are known from trying them.
+
+    The modules that are now loaded live to the end: the garbage collector need not look at them again.
+    """
+    from .cases import QUICKLY
+
+    _compile_quickly(QUICKLY)
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
 
