@@ -34,14 +34,27 @@ def _compile_quickly(options):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test marked `one_case_in(n)`, one case in n is fast, and the others are slow."""
-    seen = collections.Counter()
+    """Of a test marked `one_case_in(n)`, one case in n is fast, and the others are slow.
+
+    Of one marked `each_value_once`, case i has value i of each parameter, from the start again where there are fewer.
+    """
+    seen, crossed = collections.Counter(), collections.defaultdict(dict)
     for item in items:
+        if item.get_closest_marker("slow"):
+            continue
         thinned = item.get_closest_marker("one_case_in")
-        if thinned and item.get_closest_marker("slow") is None:
+        if thinned:
             if seen[item.function] % thinned.args[0]:
                 item.add_marker(pytest.mark.slow)
             seen[item.function] += 1
+        if item.get_closest_marker("each_value_once"):
+            crossed[item.function][item] = tuple(item.callspec._idlist)
+    for cells in crossed.values():
+        values = [list(dict.fromkeys(of_parameter)) for of_parameter in zip(*cells.values(), strict=True)]
+        fast = {tuple(of[i % len(of)] for of in values) for i in range(max(map(len, values)))}
+        for item, cell in cells.items():
+            if cell not in fast:
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish():

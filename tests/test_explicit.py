@@ -140,11 +140,11 @@ def test_every_function_where_examples_and_classes_are_sharded(mesh, name, is_se
     assert spec[1:] == (("classes",) if name in ("softmax", "log_softmax") else (None,) * (len(spec) - 1))
 
 
-@pytest.mark.one_case_in(8)
 @pytest.mark.parametrize("of_kernel", [P(), P(None, "classes"), P("data"), P("data", "classes")], ids=str)
 @pytest.mark.parametrize("of_examples", [P("data"), P(("data", "classes"))], ids=str)
 @pytest.mark.parametrize("is_set", [True, False], ids=["set", "known from the arrays"])
 @pytest.mark.parametrize("options", [FORWARD, {"block_size": LOOPS}], ids=["forward", "backward"])
+@pytest.mark.each_value_once
 def test_a_step_of_training(mesh, is_set, of_examples, of_kernel, options):
     """Value, both modes, `scan` and `checkpoint`, under `jit` in several blocks, as explicit mode runs."""
     r = cases.Random("float64", seed=4)

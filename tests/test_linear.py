@@ -192,6 +192,7 @@ def test_sure_rows_keep_their_digits(margin, placement):
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.each_value_once
 def test_half_precision_is_rounded_once(placement, kind):
     """The gradient of the rounded inputs, rounded once, in the type of its input."""
     r = cases.Random(jnp.float32, seed=3)

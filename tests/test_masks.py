@@ -38,7 +38,7 @@ FORMS = {"array": MASK, "function": of_array(MASK)}
 @pytest.mark.usefixtures("x64")
 @in_placements
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.one_case_in(2)
+@pytest.mark.each_value_once
 def test_a_mask_of_each_example(form, size, reduction):
     r = cases.Random(jnp.float64)
     options = {"softcap": 5.0, "z_loss": 0.1, "reduction": reduction}
@@ -214,7 +214,7 @@ def views(name, r):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("name", VIEWS)
-@pytest.mark.one_case_in(2)
+@pytest.mark.each_value_once
 def test_contrastive_losses(name, placement):
     r = cases.Random(jnp.float64)
     (x, second), options = views(name, r)
@@ -228,6 +228,7 @@ def test_contrastive_losses(name, placement):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.each_value_once
 def test_contrastive_losses_over_a_mesh(name, reduction):
     r = cases.Random(jnp.float64)
     (x, second), options = views(name, r)

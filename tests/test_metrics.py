@@ -57,7 +57,7 @@ OPTIONS = {
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @every_placement
-@pytest.mark.one_case_in(2)
+@pytest.mark.each_value_once
 def test_metrics_loss_and_gradient(block_size, options, reduction):
     x, w, b, y = arguments()
     call = lambda x, w, b: ce(x, w, y, bias=b, reduction=reduction, has_aux=True, block_size=block_size, **options)
@@ -154,6 +154,7 @@ def exact_entropy(z):
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 @pytest.mark.parametrize("block_size", [None, 1, 2, Placement(2, 1, "forward")])
+@pytest.mark.each_value_once
 def test_sure_rows_keep_the_digits_of_entropy_and_log_probability(block_size, offset):
     x, w, z = sure_rows(offset)
     want = exact_entropy(z)
@@ -185,6 +186,7 @@ def test_sure_rows_keep_the_digits_of_the_gradient_of_the_entropy(block_size):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("block_size", [None, 4, Placement(4, 5)], ids=["whole", "blocks", "tiles"])
 @pytest.mark.parametrize("options", [{}, {"where": LIVE, "softcap": 3.0, "temperature": 0.7, "ignore_index": 3}])
+@pytest.mark.each_value_once
 def test_log_probabilities_and_entropies_in_every_mode(options, block_size):
     x, w, b, y = arguments()
     cases.agreement(
@@ -221,6 +223,7 @@ def test_half_precision_has_results_in_float32():
 
 
 @pytest.mark.parametrize("kept", [0, None])
+@pytest.mark.one_case_in(2)
 def test_metrics_with_scores_that_are_kept_in_half_precision(kept):
     """The scores that the gradient keeps are rounded; those of the metrics are not."""
     x, w, _, y = arguments("bfloat16")
@@ -337,6 +340,7 @@ def test_a_second_pass_is_found(monkeypatch):
     assert fails(test_metrics_take_no_matrix_product_more, Placement(64, 64), "none", 5)
 
 
+@pytest.mark.slow  # every fault is a compilation of its own
 def test_planted_faults_are_found(monkeypatch):
     def planted(module, name, fault, test, *args):
         with monkeypatch.context() as patch:

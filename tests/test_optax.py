@@ -141,6 +141,7 @@ def test_a_label_of_minus_1_is_not_the_last_class():
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("mask", ["none", "examples", "classes"])
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels"])
+@pytest.mark.each_value_once
 def test_gradients_over_several_axes_need_no_more_memory(name, mask):
     """Of logits that are given, and of logits that are computed: temporaries and results together."""
     b, l, d, v = shape = 4, 16, 8, 512

@@ -89,6 +89,7 @@ def check(got, want):
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("reduction", "block"), [("sum", "forward"), ("sum", "some kept"), ("none", "backward")])
+@pytest.mark.each_value_once
 def test_no_more_is_sent_than_by_optax_and_nothing_in_a_loop(mesh, place, reduction, block):
     args = placed(mesh, place)
     ours = program(ft.partial(total, reduction=reduction, block_size=BLOCKS[block]), args)
@@ -141,6 +142,7 @@ def test_a_program_of_many_devices_can_be_exported(mesh):
 
 @pytest.mark.parametrize("place", ["data", "data and vocabulary"])
 @pytest.mark.parametrize(("reduction", "block"), [("sum", "forward"), ("none", "backward")])
+@pytest.mark.each_value_once
 def test_every_mode_and_transformation(mesh, place, reduction, block):
     x, w, y, ct = placed(mesh, place)
     loss = ft.partial(total, reduction=reduction, block_size=BLOCKS[block])

@@ -240,7 +240,7 @@ LAWS = {
 @every_function
 @drawn
 @given(SEEDS, SCALES, SHIFTS)
-@pytest.mark.one_case_in(2)
+@pytest.mark.one_case_in(4)
 def test_the_laws_hold(f, seed, scale, shift):
     for law, names in LAWS.items():
         if f.name in names:

@@ -136,7 +136,7 @@ def reference(kind, definition):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.one_case_in(4)
+@pytest.mark.each_value_once
 def test_sums_over_kernels_match_their_definitions_in_every_mode(kind, reduction):
     loss, definition = REDUCTIONS[reduction]
     check = cases.agreement(of_kind(kind, loss, block_size=5), reference(kind, definition))
@@ -519,7 +519,7 @@ FUNCTIONS = {  # (function of logits, its definition)
 
 @pytest.mark.parametrize("made", MADE)
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.one_case_in(3)
+@pytest.mark.each_value_once
 def test_an_engine_applies_to_any_logits_in_every_function(name, made):
     (function, definition), (change, changed, kind) = FUNCTIONS[name], MADE[made]
     ours = lambda x, w: function(change(softjax.linear(x, w, engine=WHOLE)))

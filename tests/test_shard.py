@@ -358,7 +358,7 @@ def test_every_function_of_logits_is_there():
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.one_case_in(3)
+@pytest.mark.one_case_in(5)
 def test_functions_of_logits(name):
     """Of 13 classes: all padding is on one device."""
     row, made = FUNCTIONS[name], LOGITS["linear, changed"]
@@ -377,7 +377,7 @@ FEW = (
 
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize("kind", [kind for kind in LOGITS if kind != "linear, changed"])
-@pytest.mark.one_case_in(9)
+@pytest.mark.one_case_in(11)
 def test_logits_of_every_kind(kind, name):
     row, made = FUNCTIONS[name], LOGITS[kind]
     check(
@@ -404,7 +404,7 @@ SIZES = {  # numbers of classes, and axes: on a device, 4 classes of 4 examples;
     "name", [*FEW, "the mean of some examples", "the mean of some examples, with an axis", "sample"]
 )
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.one_case_in(11)
+@pytest.mark.one_case_in(14)
 def test_numbers_of_classes_and_axes(size, name):
     (k, axes), row, made = SIZES[size], FUNCTIONS[name], LOGITS["linear, changed"]
     check(
@@ -418,7 +418,7 @@ ON_MESH = [name for name in FUNCTIONS if name not in ("dense", "take")]
 
 
 @pytest.mark.parametrize("name", ON_MESH)
-@pytest.mark.one_case_in(9)
+@pytest.mark.one_case_in(17)
 def test_two_leading_axes_and_a_mesh_that_is_set(name):
     """The first of the leading axes is sharded."""
     row, made = FUNCTIONS[name], LOGITS["linear, changed"]
@@ -435,7 +435,7 @@ OF_EXAMPLES = ("x", "t", "pairs", "teacher", "probs", "targets", "few", "data", 
 
 @pytest.mark.parametrize("name", ON_MESH)
 @pytest.mark.parametrize("spec", [P("data"), P("data", "classes")], ids=["classes too", "both leading axes"])
-@pytest.mark.one_case_in(13)
+@pytest.mark.one_case_in(24)
 def test_axes_that_are_in_the_types_of_the_arrays(spec, name):
     row, made = FUNCTIONS[name], LOGITS["linear, changed"]
     of_two = len(spec) == 2
@@ -524,7 +524,7 @@ OF_MASKED = {
 
 @pytest.mark.parametrize("name", OF_MASKED)
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.one_case_in(5)
+@pytest.mark.each_value_once
 def test_masks(mask, name):
     (function, definition), (masked, has) = OF_MASKED[name], MASKS[mask]
     made, data = LOGITS["linear, changed"], data_of(UNEVEN)

@@ -279,7 +279,7 @@ def test_a_hessian_a_linearization_and_a_checkpoint_in_a_scan_match_the_definiti
 
 @pytest.mark.usefixtures("checking_leaks")
 @every_row
-@pytest.mark.one_case_in(2)
+@pytest.mark.one_case_in(4)
 def test_one_trace_without_leaks_serves_donated_arrays_and_other_numbers(row):
     moving, fixed = split(arrays(row, jnp.float32))
     ct = output_like(row, {**moving, **fixed})
@@ -311,7 +311,7 @@ def sane(row):
 
 
 @every_row
-@pytest.mark.one_case_in(2)
+@pytest.mark.one_case_in(3)
 def test_sane_input_and_numbers_meet_no_nan_on_the_way_and_no_wider_type(row):
     given = sane(row)
     with jax.debug_nans(True):

@@ -516,7 +516,7 @@ def agreement_of_several(name, size, reduction, loss_weights=None):
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("place", PLACEMENTS)
 @pytest.mark.parametrize("name", SEVERAL)
-@pytest.mark.one_case_in(7)
+@pytest.mark.each_value_once
 def test_several_losses_of_one_pass(name, place, reduction):
     agreement_of_several(name, PLACEMENTS[place], reduction)
 
@@ -525,7 +525,7 @@ def test_several_losses_of_one_pass(name, place, reduction):
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("place", PLACEMENTS)
 @pytest.mark.parametrize("name", SEVERAL)
-@pytest.mark.one_case_in(5)
+@pytest.mark.each_value_once
 def test_a_weighted_sum_of_losses_and_its_parts(name, place, reduction):
     agreement_of_several(name, PLACEMENTS[place], reduction, (1.0, -0.3, 0.5, 2.0))
 
@@ -615,6 +615,7 @@ def shapes_of(function, *args):
 
 @pytest.mark.parametrize("how", FROZEN)
 @pytest.mark.parametrize("place", UNASKED)
+@pytest.mark.each_value_once
 def test_the_gradient_of_a_frozen_kernel_is_not_computed(place, how):
     """No array of its size is made, but where its gradient is wanted; and the other gradient is right."""
     size, reduction = UNASKED[place]
@@ -628,6 +629,7 @@ def test_the_gradient_of_a_frozen_kernel_is_not_computed(place, how):
 
 
 @pytest.mark.parametrize("place", UNASKED)
+@pytest.mark.one_case_in(2)
 def test_the_gradient_of_frozen_features_is_not_computed(place):
     size, reduction = UNASKED[place]
     loss = lambda x, w: ce(softjax.linear(x, w, block_size=size), LABELS, reduction=reduction).sum()
@@ -646,6 +648,7 @@ def test_the_gradient_of_frozen_features_is_not_computed(place):
 
 
 @pytest.mark.parametrize("place", UNASKED)
+@pytest.mark.one_case_in(2)
 def test_numbers_have_gradients_where_all_arrays_are_frozen(place):
     size, reduction = UNASKED[place]
     loss = lambda t: ce(softjax.linear(X, W, block_size=size) / t, LABELS, reduction=reduction).sum()
@@ -654,6 +657,7 @@ def test_numbers_have_gradients_where_all_arrays_are_frozen(place):
 
 
 @pytest.mark.parametrize("place", UNASKED)
+@pytest.mark.one_case_in(2)
 def test_a_frozen_teacher_has_no_gradient_and_no_room_for_one(place):
     size, reduction = UNASKED[place]
     u, v = r.normal(B, L, D + 1), r.normal(D + 1, K)
@@ -720,6 +724,7 @@ PLACES = {
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.each_value_once
 def test_over_a_mesh(place, kind):
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
     args = [
@@ -891,7 +896,7 @@ VALUES = {  # (values of the classes, or of each example and class; what they ar
 @pytest.mark.parametrize("dense", [False, True], ids=["Logits", "an array"])
 @pytest.mark.parametrize("place", PLACEMENTS)
 @pytest.mark.parametrize("name", VALUES)
-@pytest.mark.one_case_in(5)
+@pytest.mark.each_value_once
 def test_expectations_of_all_kinds_of_values(name, place, dense):
     """Under logits that are not in memory, or of values that are not, in all modes."""
     (values, plain_values), g = VALUES[name], cases.Random("float64", 3)
@@ -946,7 +951,7 @@ KEEPING = {
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("where", KEEPING)
 @pytest.mark.parametrize("name", SOFT)
-@pytest.mark.one_case_in(3)
+@pytest.mark.each_value_once
 def test_soft_labels_of_logits_that_are_not_in_memory(name, where):
     """In all modes; labels of masked classes count for nothing."""
     g, mask = cases.Random("float64", 3), KEEPING[where]
@@ -987,7 +992,7 @@ HINGES = {
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("place", PLACEMENTS)
 @pytest.mark.parametrize("name", HINGES)
-@pytest.mark.one_case_in(2)
+@pytest.mark.each_value_once
 def test_hinges_of_logits_that_are_not_in_memory(name, place):
     (ours, definition), g = HINGES[name], cases.Random("float64", 4)
     function = lambda x, w, t, m: ours(
@@ -1007,6 +1012,7 @@ TWICE = {
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("how", TWICE)
+@pytest.mark.each_value_once
 def test_the_hinge_of_logits_that_are_computed_twice(how, jitted):
     """The backward pass may round them in another way; one class and the label have all of the gradient."""
     n, d, k = 256, 64, 1000
