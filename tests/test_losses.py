@@ -339,11 +339,14 @@ def of_numbers():
     return function, reference, (jnp.float64(1.5), jnp.float64(3.0), jnp.float64(0.6), wide(CLASS_WEIGHTS)), x
 
 
-def test_numbers_of_a_loss_have_gradients():
+@pytest.mark.parametrize("place", ["forward", pytest.param("tiles", marks=pytest.mark.slow)])
+def test_numbers_of_a_loss_have_gradients(place):
     function, reference, numbers, _ = of_numbers()
-    cases.agreement(ft.partial(function, block_size=TILES), reference)(numbers)
-    summed = ft.partial(function, block_size=FORWARD, reduction="sum")
-    cases.agreement(summed, lambda numbers: reference(numbers).sum())(numbers)
+    if place == "tiles":
+        cases.agreement(ft.partial(function, block_size=TILES), reference)(numbers)
+    else:
+        summed = ft.partial(function, block_size=FORWARD, reduction="sum")
+        cases.agreement(summed, lambda numbers: reference(numbers).sum())(numbers)
 
 
 @pytest.mark.slow

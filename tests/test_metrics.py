@@ -98,14 +98,23 @@ def test_metrics_are_constants_and_have_every_mode():
     x, w, b, y = arguments()
     every = lambda m: m.log_prob + m.logsumexp + m.z_loss + m.entropy
     f = lambda x, w: ce(x, w, y, z_loss=0.1, has_aux=True, reduction="mean", block_size=PLACEMENTS["forward"])
-    assert all((g == 0).all() for g in jax.grad(lambda x, w: every(f(x, w)[1]).sum(), (0, 1))(x, w))
     plain = lambda x, w: ce(x, w, y, z_loss=0.1, reduction="mean")
-    along = lambda f: jax.jvp(jax.grad(f, (0, 1)), (x, w), (w.T[:N], x.T @ jnp.ones((N, K))))
-    cases.assert_close(along(lambda x, w: f(x, w)[0]), along(plain), rtol=1e-9)
-    _, tangents = jax.jvp(f, (x, w), (x, w))
-    assert (every(tangents[1]) == 0).all()
     one = lambda x, y: ce(x, w, y, bias=b, has_aux=True, block_size=4)
-    cases.assert_close(jax.vmap(one)(x, y), one(x, y), rtol=1e-9)
+
+    @cases.compiled
+    def run(x, w):
+        along = lambda f: jax.jvp(jax.grad(f, (0, 1)), (x, w), (w.T[:N], x.T @ jnp.ones((N, K))))
+        return {
+            "gradients": jax.grad(lambda x, w: every(f(x, w)[1]).sum(), (0, 1))(x, w),
+            "tangents": every(jax.jvp(f, (x, w), (x, w))[1][1]),
+            "of the loss": (along(lambda x, w: f(x, w)[0]), along(plain)),
+            "of each": (jax.vmap(one)(x, y), one(x, y)),
+        }
+
+    found = run(x, w)
+    assert all((a == 0).all() for a in jax.tree.leaves((found["gradients"], found["tangents"])))
+    cases.assert_close(*found["of the loss"], rtol=1e-9)
+    cases.assert_close(*found["of each"], rtol=1e-9)
 
 
 def test_ties_predict_the_first_class():
@@ -207,10 +216,9 @@ def test_the_entropy_in_a_scan_that_is_differentiated_twice():
 
         return lambda s: jax.lax.scan(step, s, jnp.arange(1.0, 3.0))[0]
 
-    ours, theirs = (jax.grad(jax.grad(total(f))) for f in (spelled.linear_log_probs, table.linear_log_probs))
-    np.testing.assert_allclose(ours(1.0), theirs(1.0), rtol=1e-9)
-    ours, theirs = (jax.jacfwd(jax.grad(total(f))) for f in (spelled.linear_log_probs, table.linear_log_probs))
-    np.testing.assert_allclose(ours(1.0), theirs(1.0), rtol=1e-9)
+    both = lambda slope: lambda s: (jax.grad(slope)(s), jax.jacfwd(slope)(s))
+    ours, theirs = (both(jax.grad(total(f))) for f in (spelled.linear_log_probs, table.linear_log_probs))
+    np.testing.assert_allclose(cases.compiled(ours)(1.0), cases.compiled(theirs)(1.0), rtol=1e-9)
 
 
 def test_half_precision_has_results_in_float32():
@@ -228,8 +236,8 @@ def test_metrics_with_scores_that_are_kept_in_half_precision(kept):
     """The scores that the gradient keeps are rounded; those of the metrics are not."""
     x, w, _, y = arguments("bfloat16")
     options = {"reduction": "mean", "block_size": Placement(N, 4, "forward", kept), "precision": "default"}
-    run = lambda **more: jax.value_and_grad(
-        lambda x, w: ce(x, w, y, **options, **more), (0, 1), has_aux="has_aux" in more
+    run = lambda **more: cases.compiled(
+        jax.value_and_grad(lambda x, w: ce(x, w, y, **options, **more), (0, 1), has_aux="has_aux" in more)
     )(x, w)
     (loss, metrics), gradients = run(has_aux=True)
     x_, w_, y_ = in_numpy(x, w, y)
@@ -298,16 +306,21 @@ def test_metrics_over_a_mesh(reduction):
     options = {"where": LIVE, "z_loss": 0.1, "reduction": reduction, "has_aux": True}
     x_, w_, b_, y_ = in_numpy(x, w, b, y)
     want, aux = table.linear_softmax_cross_entropy(x_, w_, y_, bias=b_, **options)
+    definition = lambda x, w: table.linear_softmax_cross_entropy(x, w, y, bias=b, **{**options, "has_aux": False})
+    wanted = cases.compiled(jax.grad(lambda x, w: definition(x, w).sum(), (0, 1)))(x, w)
     for shape in ((2, 4), (1, 8)):
         over = {"mesh": cases.mesh(*shape), "class_axis_name": "classes", "batch_axis_name": "data"}
         f = lambda x, w, over=over: spelled.linear_softmax_cross_entropy(x, w, y, bias=b, **options, **over)
-        loss, back, metrics = jax.vjp(f, x, w, has_aux=True)
+
+        @cases.compiled
+        def run(x, w, f=f):
+            loss, back, metrics = jax.vjp(f, x, w, has_aux=True)
+            return loss, metrics, back(jnp.ones_like(loss))
+
+        loss, metrics, gradients = run(x, w)
         np.testing.assert_allclose(loss, want, rtol=1e-9)
         assert_metrics(metrics, aux)
-        _, wanted = jax.vjp(
-            lambda x, w: table.linear_softmax_cross_entropy(x, w, y, bias=b, **{**options, "has_aux": False}), x, w
-        )
-        cases.assert_close(back(jnp.ones_like(loss)), wanted(jnp.ones_like(loss)), rtol=1e-9)
+        cases.assert_close(gradients, wanted, rtol=1e-9)
 
 
 def test_ties_over_a_mesh_predict_the_first_class():

@@ -545,7 +545,7 @@ def test_several_losses_of_one_pass(name, place, reduction):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("place", PLACEMENTS)
+@pytest.mark.parametrize("place", [*PLACEMENTS][::-1])  # in the fast tests, others of the losses than above
 @pytest.mark.parametrize("name", SEVERAL)
 @pytest.mark.each_value_once
 def test_a_weighted_sum_of_losses_and_its_parts(name, place, reduction):
