@@ -55,6 +55,7 @@ def test_mixtures_with_priors_masks_and_temperature_match_their_definitions(case
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("case", cases.MIXTURES, ids=by_name)
+@pytest.mark.one_case_in(2)
 def test_the_temperature_has_a_gradient(case):
     check(cases.of_temperature(cases.in_blocks(case, 5)), jnp.dtype("float64"))
 

@@ -163,22 +163,11 @@ FACTORS = [[1.0, 2.0], [3.0, -1.0]]  # of the cotangents
 # --- vmap -----------------------------------------------------------------------------------------
 
 
-OVER_ANY_ARGUMENTS = (
-    "softmax",
-    "expectation",
-    "multiclass_svm_loss",
-    "of_logits",
-    "linear_softmax_cross_entropy",
-    "contrastive_loss",
-    "eol_loss_mean",
-    "leop_loss",
-    "mixture_expectation",
-)
+OVER_ANY_ARGUMENTS = ("softmax", "of_logits", "mixture_expectation")
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("row", cases.in_tiers({row.name: row for row in ROWS}, OVER_ANY_ARGUMENTS))
-@pytest.mark.one_case_in(3)
 def test_vmap_over_any_arguments_is_the_function_called_once_for_each(row):
     one, two = arrays(row, jnp.float64), arrays(row, jnp.float64, seed=1)
     assert all((one[name] != two[name]).any() for name in one)
