@@ -116,6 +116,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.each_value_once
 def test_the_value_of_a_masked_logit_does_not_matter(name, dtype):
     function, where = FUNCTIONS[name], jnp.array([[True, False, True]])
 
@@ -163,6 +164,7 @@ WIDEN = {
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("name", [*KEEP_THE_TYPE, *WIDEN])
+@pytest.mark.each_value_once
 def test_results_and_gradients_have_the_promised_types(name, kind):
     function = {**KEEP_THE_TYPE, **WIDEN}[name]
     with jax.enable_x64(kind == "float64"):
@@ -209,6 +211,7 @@ EVERY = cases.ON_LOGITS + cases.MIXTURES
 
 @pytest.mark.usefixtures("checking_leaks")
 @pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
+@pytest.mark.one_case_in(2)
 def test_gradients_leak_nothing_and_promote_no_rank(case):
     options = {"block_size": 5} if case in cases.MIXTURES else {}
     arguments = case.arguments(cases.Random(jnp.float32), 1.0)
@@ -219,6 +222,7 @@ def test_gradients_leak_nothing_and_promote_no_rank(case):
 
 
 @pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
+@pytest.mark.one_case_in(2)
 def test_any_number_of_leading_axes(case):
     """None, and two that vmap over the function gives the same."""
     if "axis" in case.name or "axes" in case.name or "where" in case.name:

@@ -89,6 +89,7 @@ def test_digits_of_a_student_near_its_teacher(divergence):
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.one_case_in(3)
 def test_several_leading_axes(divergence):
     r = cases.Random(jnp.float32)
     x, w, _ = student(r)
@@ -116,6 +117,7 @@ def test_a_label_of_a_pair_out_of_range_gives_nan():
 
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("kind", ["layer", "logits"])
+@pytest.mark.one_case_in(2)
 def test_a_teacher_has_no_gradient_and_no_product_for_one(kind):
     """Nothing of the size of the teacher's arrays is computed for it, and no array has the size of the logits."""
     n, k, d = 256, 8192, 64

@@ -287,12 +287,10 @@ def both_sides(logits, function, block, mesh=None):
     return tuple(cases.compiled(cases.in_all_modes(f))(moving, fixed, ct, (along,)) for f in (left, right))
 
 
-# In the fast tests each logits has one placement: of tiles, which take long to compile, one for each kind of operation.
+# In the fast tests each logits has one placement; loops, and loops in loops, take the longest to compile.
 IN_TILES = {
     "embedding": "forward",
-    "distances in 4 dimensions": "forward",
     "a function of pairs": "tiles",
-    "a function that closes over arrays": "tiles",
     "a mask of classes": "forward",
     "a mask of pairs, and an operation": "tiles",
 }
@@ -301,7 +299,7 @@ IN_TILES = {
 def all_or_one(logits):
     """Each logits with one placement in the fast tests, and with the others in the slow ones."""
     for i, name in enumerate(logits):
-        fast = IN_TILES.get(name, ("all", "blocks")[i % 2])
+        fast = IN_TILES.get(name, ("blocks", "all", "all")[i % 3])
         for block in BLOCKS:
             yield pytest.param(name, block, marks=() if block == fast else pytest.mark.slow)
 

@@ -169,7 +169,7 @@ def test_losses_of_logits(case):
 
 
 @pytest.mark.parametrize("case", **by_name)
-@pytest.mark.one_case_in(3)
+@pytest.mark.one_case_in(4)
 def test_losses_in_ragged_blocks_with_the_gradient_in_the_backward_pass(case):
     check_at_all_scales(case, "none", 5)
 
@@ -225,7 +225,7 @@ def test_cross_entropy_as_users_compile_it_in_every_mode(size):
     check(LABELLED[0], function, linear, linear_arguments(cases.Random(jnp.float64), 1.0), modes, weighed_mean)
 
 
-ON_MIXTURES = ("focal", "entropy", "leop", "mean_square")
+ON_MIXTURES = ("focal", "leop")
 
 
 @pytest.mark.parametrize("case", cases.in_tiers({case.name: case for case in EVERY}, ON_MIXTURES))

@@ -559,6 +559,7 @@ OF_PADDING = {  # losses that would change if padding were a class, and their de
 
 
 @pytest.mark.parametrize("name", OF_PADDING)
+@pytest.mark.one_case_in(2)
 def test_padding_has_no_part_in_any_loss(name):
     loss, definition = OF_PADDING[name]
     x, w, _, y = linear_arguments(k=UNEVEN)

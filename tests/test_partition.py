@@ -199,6 +199,7 @@ def with_gradients(function, has_aux=False, **_):
 
 
 @pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.one_case_in(2)
 def test_every_function_sends_the_gradients_of_the_classes_alone(mesh, name):
     row, options = table.FUNCTIONS[name], OTHERS[name]
     whole, spread = test_explicit.placed(mesh, row.kinds.split(), "examples", "float32")

@@ -48,7 +48,7 @@ def test_value_and_gradients_lower_for_every_platform(row):
 @pytest.mark.parametrize(
     "row", [row for row in ROWS if "linear" in row.name or "mixture" in row.name], ids=lambda row: row.name
 )
-@pytest.mark.one_case_in(2)
+@pytest.mark.one_case_in(4)
 def test_matrix_products_of_float32_keep_all_digits_unless_linear_layers_are_asked_for_less(row):
     """By default GPUs multiply float32 in TF32, with 10 bits, and TPUs in bfloat16."""
     function, moving = value_and_gradients(row)

@@ -66,6 +66,7 @@ LEVELS = {
     "place", [place if place == "tiles" else pytest.param(place, marks=pytest.mark.slow) for place in PLACES]
 )
 @pytest.mark.parametrize(("kind", "precision"), LEVELS)
+@pytest.mark.one_case_in(2)
 def test_gradients_are_as_exact_as_their_level(kind, precision, place):
     """For arrays of half precision, and for float32 arrays that `dtype` rounds."""
     x, w, y = arguments(kind)

@@ -383,7 +383,7 @@ def value_and_pulled(function, cotangent, *args):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.one_case_in(3)
+@pytest.mark.one_case_in(5)
 def test_a_recipe_prints_its_comments_and_is_the_definition_on_the_logits(recipe):
     path, text = RECIPES[recipe]
     if "import equinox" in text:

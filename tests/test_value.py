@@ -545,9 +545,9 @@ def test_several_losses_of_one_pass(name, place, reduction):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("place", [*PLACEMENTS][::-1])  # in the fast tests, others of the losses than above
+@pytest.mark.parametrize("place", [*PLACEMENTS][::-1])
 @pytest.mark.parametrize("name", SEVERAL)
-@pytest.mark.each_value_once
+@pytest.mark.one_case_in(7)
 def test_a_weighted_sum_of_losses_and_its_parts(name, place, reduction):
     agreement_of_several(name, PLACEMENTS[place], reduction, (1.0, -0.3, 0.5, 2.0))
 
@@ -1040,9 +1040,8 @@ TWICE = {
 
 
 @pytest.mark.usefixtures("optimised")
-@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("jitted", [pytest.param(False, marks=pytest.mark.slow), True], ids=["eager", "jit"])
 @pytest.mark.parametrize("how", TWICE)
-@pytest.mark.each_value_once
 def test_the_hinge_of_logits_that_are_computed_twice(how, jitted):
     """The backward pass may round them in another way; one class and the label have all of the gradient."""
     n, d, k = 256, 64, 1000
