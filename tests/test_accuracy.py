@@ -102,6 +102,7 @@ def functions():
 
 @pytest.mark.parametrize("offset", OFFSETS)
 @pytest.mark.parametrize("name", functions())
+@pytest.mark.each_value_once
 def test_no_digit_is_lost_at_any_margin(name, offset):
     function, value_of, gradient_of = functions()[name]
     value_and_grad = jax.jit(jax.value_and_grad(function))
@@ -149,6 +150,7 @@ def test_float16_holds_70000_equal_logits():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", functions())
+@pytest.mark.each_value_once
 def test_half_precision_is_rounded_once(name, dtype):
     """The gradient of the rounded logits, rounded once, at the end."""
     function, _, gradient_of = functions()[name]

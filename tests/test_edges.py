@@ -842,6 +842,7 @@ def test_every_line_of_the_contract_in_value_and_in_both_modes(name, place):
 
 
 @pytest.mark.parametrize(("name", "place"), NARROW)
+@pytest.mark.one_case_in(2)
 def test_a_single_class_which_may_be_left_out(name, place):
     lines = {
         "nothing odd": Line((0, 0, 0, 0)),
@@ -856,6 +857,7 @@ def test_a_single_class_which_may_be_left_out(name, place):
 
 
 @pytest.mark.parametrize(("name", "place"), NARROW)
+@pytest.mark.one_case_in(2)
 def test_no_example_gives_no_loss_and_gradients_of_0(name, place):
     subject, place = SUBJECTS[name], PLACES[place]
     g = given(subject, Line(), n=0)

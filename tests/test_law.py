@@ -309,7 +309,7 @@ def test_every_logits_in_every_placement(logits, block):
     cases.assert_close(*both_sides(logits, "several", block))
 
 
-@pytest.mark.one_case_in(8)
+@pytest.mark.one_case_in(13)
 @pytest.mark.parametrize("logits", LOGITS)
 def test_every_logits_over_a_mesh(logits):
     """Two devices have the examples, and four the classes, which they do not divide."""

@@ -270,6 +270,7 @@ ON_EXPLICIT = ("linear_expectation", "contrastive_loss", "leop")  # a linear lay
         *(pytest.param(name, AxisType.Explicit, id=f"{name}-explicit", marks=pytest.mark.slow) for name in ON_EXPLICIT),
     ],
 )
+@pytest.mark.one_case_in(2)
 def test_sharded_functions_of_the_whole(name, kind):
     row = next(row for row in rows() if row.name == name)
     functions = OverMesh(cases.mesh(2, 4, kind), **OVER)

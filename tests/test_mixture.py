@@ -35,7 +35,7 @@ def precisions_of(shape, dtype="float64"):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.one_case_in(6)
+@pytest.mark.one_case_in(9)
 @pytest.mark.parametrize("size", PLACEMENTS.values(), ids=PLACEMENTS)
 @pytest.mark.parametrize("d", [2, 3])  # by differences and by a product
 @pytest.mark.parametrize("of", ["classes and dimensions", "classes", "dimensions"])

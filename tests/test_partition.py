@@ -249,7 +249,7 @@ N_MASKED, K_MASKED = 64, 2048
 
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("data", ["none", "mask", "ids", "teacher", "probabilities"])
-@pytest.mark.one_case_in(2)
+@pytest.mark.one_case_in(3)
 def test_data_of_each_example_and_class_stay_where_they_are(mesh, data):
     """The gradients are summed, and a few numbers per example; masks and a teacher's probabilities are not sent."""
     n, k, d = N_MASKED, K_MASKED, 16

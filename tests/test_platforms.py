@@ -38,7 +38,7 @@ def products(function, *args):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-@pytest.mark.one_case_in(2)
+@pytest.mark.one_case_in(3)
 def test_value_and_gradients_lower_for_every_platform(row):
     function, moving = value_and_gradients(row)
     exported = jax.export.export(jax.jit(function), platforms=["cpu", "cuda", "tpu"])(moving)

@@ -358,7 +358,7 @@ def test_every_function_of_logits_is_there():
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.one_case_in(5)
+@pytest.mark.one_case_in(7)
 def test_functions_of_logits(name):
     """Of 13 classes: all padding is on one device."""
     row, made = FUNCTIONS[name], LOGITS["linear, changed"]
@@ -418,7 +418,7 @@ ON_MESH = [name for name in FUNCTIONS if name not in ("dense", "take")]
 
 
 @pytest.mark.parametrize("name", ON_MESH)
-@pytest.mark.one_case_in(17)
+@pytest.mark.one_case_in(25)
 def test_two_leading_axes_and_a_mesh_that_is_set(name):
     """The first of the leading axes is sharded."""
     row, made = FUNCTIONS[name], LOGITS["linear, changed"]

@@ -538,7 +538,7 @@ def agreement_of_several(name, size, reduction, loss_weights=None):
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("place", PLACEMENTS)
 @pytest.mark.parametrize("name", SEVERAL)
-@pytest.mark.each_value_once
+@pytest.mark.one_case_in(13)
 def test_several_losses_of_one_pass(name, place, reduction):
     agreement_of_several(name, PLACEMENTS[place], reduction)
 
@@ -1022,7 +1022,7 @@ HINGES = {
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("place", PLACEMENTS)
 @pytest.mark.parametrize("name", HINGES)
-@pytest.mark.each_value_once
+@pytest.mark.one_case_in(3)
 def test_hinges_of_logits_that_are_not_in_memory(name, place):
     (ours, definition), g = HINGES[name], cases.Random("float64", 4)
     function = lambda x, w, t, m: ours(
