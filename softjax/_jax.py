@@ -117,10 +117,10 @@ def elementwise(
     primitive = core.Primitive(name)
     primitive.def_impl(jax.jit(function, static_argnames=static))
     primitive.def_abstract_eval(lambda x, *_, **__: x)
-    lowered = mlir.lower_fun(function, multiple_results=False)
+    lowered = mlir.lower_fun(_in_type(function), multiple_results=False)
     mlir.register_lowering(primitive, lowered)
     if on_tpus is not None:
-        of_tpus = mlir.lower_fun(on_tpus, multiple_results=False)
+        of_tpus = mlir.lower_fun(_in_type(on_tpus), multiple_results=False)
         exported = lambda context: context.module_context.lowering_parameters.for_export
         choose = lambda context, *args, **options: (lowered if exported(context) else of_tpus)(
             context, *args, **options
@@ -147,6 +147,16 @@ def elementwise(
         ad.primitive_transposes[primitive] = of_cotangent
     batching.primitive_batchers[primitive] = batched
     return primitive.bind
+
+
+def _in_type(function):
+    """The function, in the thread of a partitioner too, where 64 bits may be off."""
+
+    def of(x, *args, **options):
+        with jax.enable_x64(x.dtype.itemsize == 8):
+            return function(x, *args, **options)
+
+    return of
 
 
 def _batched_in_front(args, axes):

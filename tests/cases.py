@@ -68,7 +68,13 @@ def known_to_xla(options):
 
 # Compiling takes most of the tests' time, and most programs run once or twice. The fixture `optimised` is for the tests
 # of digits and memory, whose programs are compiled as users compile them.
-QUICKLY = known_to_xla({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
+QUICKLY = known_to_xla(
+    {
+        "xla_backend_optimization_level": 0,
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_cpu_parallel_codegen_split_count": 1,  # modules of LLVM for one program
+    }
+)
 compiled = ft.partial(jax.jit, compiler_options=QUICKLY)
 
 PARTS = ("value", "gradient", "value along", "gradient along")

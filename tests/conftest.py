@@ -1,6 +1,7 @@
 import collections
 import contextlib
 import gc
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +15,56 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+def _compile_quickly(options):
+    """Programs that are not optimised get these options of the compiler too, where this version of JAX lets them."""
+    compiler = sys.modules.get("jax._src.compiler")
+    given = getattr(compiler, "get_compile_options", None)
+    if given is None:
+        return
+
+    def get_compile_options(*args, **kwargs):
+        made = given(*args, **kwargs)
+        if jax.config.read("jax_disable_most_optimizations"):
+            own = {name for name, _ in made.env_option_overrides}
+            made.env_option_overrides += [(name, options[name]) for name in options if name not in own]
+        return made
+
+    compiler.get_compile_options = get_compile_options
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test marked `one_case_in(n)`, one case in n is fast, and the others are slow."""
-    seen = collections.Counter()
+    """Of a test marked `one_case_in(n)`, one case in n is fast, and the others are slow.
+
+    Of one marked `each_value_once`, case i has value i of each parameter, from the start again where there are fewer.
+    """
+    seen, crossed = collections.Counter(), collections.defaultdict(dict)
     for item in items:
+        if item.get_closest_marker("slow"):
+            continue
         thinned = item.get_closest_marker("one_case_in")
-        if thinned and item.get_closest_marker("slow") is None:
+        if thinned:
             if seen[item.function] % thinned.args[0]:
                 item.add_marker(pytest.mark.slow)
             seen[item.function] += 1
+        if item.get_closest_marker("each_value_once"):
+            crossed[item.function][item] = tuple(item.callspec._idlist)
+    for cells in crossed.values():
+        values = [list(dict.fromkeys(of_parameter)) for of_parameter in zip(*cells.values(), strict=True)]
+        fast = {tuple(of[i % len(of)] for of in values) for i in range(max(map(len, values)))}
+        for item, cell in cells.items():
+            if cell not in fast:
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish():
-    """The modules that are now loaded live to the end: the garbage collector need not look at them again."""
+    """Programs are compiled quickly from here on, as the options that the compiler has are known from trying them.
+
+    The modules that are now loaded live to the end: the garbage collector need not look at them again.
+    """
+    from .cases import QUICKLY
+
+    _compile_quickly(QUICKLY)
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
 

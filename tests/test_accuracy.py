@@ -102,6 +102,7 @@ def functions():
 
 @pytest.mark.parametrize("offset", OFFSETS)
 @pytest.mark.parametrize("name", functions())
+@pytest.mark.each_value_once
 def test_no_digit_is_lost_at_any_margin(name, offset):
     function, value_of, gradient_of = functions()[name]
     value_and_grad = jax.jit(jax.value_and_grad(function))
@@ -149,6 +150,7 @@ def test_float16_holds_70000_equal_logits():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", functions())
+@pytest.mark.each_value_once
 def test_half_precision_is_rounded_once(name, dtype):
     """The gradient of the rounded logits, rounded once, at the end."""
     function, _, gradient_of = functions()[name]
@@ -195,7 +197,7 @@ def per_row(x):
 @pytest.mark.parametrize("block", [pytest.param(None, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("case", cases.MIXTURES, ids=lambda case: case.name)
 @pytest.mark.parametrize("where", ["at the origin", "far from it", "centers nearly coincide"])
-@pytest.mark.one_case_in(3)
+@pytest.mark.one_case_in(6)
 def test_mixtures_keep_their_digits(case, where, block):
     random = cases.Random(jnp.float32, seed=5)
     offset = 1000.0 if where == "far from it" else 0.0
@@ -214,6 +216,7 @@ def test_mixtures_keep_their_digits(case, where, block):
 
 @pytest.mark.parametrize("block", [pytest.param(None, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("case", cases.MIXTURES, ids=lambda case: case.name)
+@pytest.mark.one_case_in(2)
 def test_mixtures_keep_their_digits_where_every_example_is_sure_of_its_center(case, block):
     """Centers some 8 apart; z and x within 0.1 of a center and of its value.
 
@@ -242,6 +245,7 @@ def test_mixtures_keep_their_digits_where_every_example_is_sure_of_its_center(ca
 
 
 @pytest.mark.parametrize("far", [100.0, 1e4])
+@pytest.mark.one_case_in(2)
 def test_one_center_far_away_does_not_cost_the_others_their_digits(far):
     centers = jnp.array([[0.0], [1.0], [0.5], [far]])
     z, x = jnp.array([0.3]), jnp.array([0.2])

@@ -44,6 +44,7 @@ def run(folder, name, *options):
 
 
 @pytest.mark.parametrize("options", [(), ("--without-address",)], ids=["by default", "without the address in the key"])
+@pytest.mark.slow  # process starts
 def test_a_loss_is_found_again_and_is_no_other(tmp_path, options):
     for name, is_found in (("focal", False), ("poly_1", False), ("poly_1", True), ("focal", True)):
         got = run(tmp_path, name, *options)

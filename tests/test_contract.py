@@ -116,20 +116,23 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.each_value_once
 def test_the_value_of_a_masked_logit_does_not_matter(name, dtype):
     function, where = FUNCTIONS[name], jnp.array([[True, False, True]])
-    results = []
-    for junk in (0.0, 1e30, -1e30, INF, -INF, NAN):
-        z = jnp.asarray([[1.0, junk, 3.0]], dtype)
+
+    @cases.compiled
+    def derivatives(z):
         value, pullback = jax.vjp(ft.partial(function, where=where), z)
         (gradient,) = pullback(jnp.where(jnp.isfinite(value), jnp.ones_like(value), 0))
-        assert gradient[0, 1] == 0
         tangent = jax.jvp(ft.partial(function, where=where), (z,), (jnp.ones_like(z),))[1]
-        results.append((value, gradient, jnp.where(jnp.isfinite(value), tangent, 0)))
+        return value, gradient, jnp.where(jnp.isfinite(value), tangent, 0)
+
+    results = [derivatives(jnp.asarray([[1.0, junk, 3.0]], dtype)) for junk in (0.0, 1e30, -1e30, INF, -INF, NAN)]
+    assert all(gradient[0, 1] == 0 for _, gradient, _ in results)
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
-    short, pullback = jax.vjp(function, jnp.asarray([[1.0, -INF, 3.0]], dtype))
+    short = cases.compiled(function)(jnp.asarray([[1.0, -INF, 3.0]], dtype))
     np.testing.assert_array_equal(results[0][0], short)
 
 
@@ -161,6 +164,7 @@ WIDEN = {
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("name", [*KEEP_THE_TYPE, *WIDEN])
+@pytest.mark.each_value_once
 def test_results_and_gradients_have_the_promised_types(name, kind):
     function = {**KEEP_THE_TYPE, **WIDEN}[name]
     with jax.enable_x64(kind == "float64"):
@@ -207,6 +211,7 @@ EVERY = cases.ON_LOGITS + cases.MIXTURES
 
 @pytest.mark.usefixtures("checking_leaks")
 @pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
+@pytest.mark.one_case_in(2)
 def test_gradients_leak_nothing_and_promote_no_rank(case):
     options = {"block_size": 5} if case in cases.MIXTURES else {}
     arguments = case.arguments(cases.Random(jnp.float32), 1.0)
@@ -217,6 +222,7 @@ def test_gradients_leak_nothing_and_promote_no_rank(case):
 
 
 @pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
+@pytest.mark.one_case_in(2)
 def test_any_number_of_leading_axes(case):
     """None, and two that vmap over the function gives the same."""
     if "axis" in case.name or "axes" in case.name or "where" in case.name:
@@ -338,6 +344,7 @@ def exit_code(program):
 
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("name", ["mixture_autoencoder_loss", "leop_loss"])
+@pytest.mark.one_case_in(2)
 def test_no_temporary_of_a_mixture_has_the_size_of_its_centers(name):
     def temporaries(k):
         def loss(z, x, centers, values, log_prior, where):

@@ -57,6 +57,7 @@ def meshes():
 @pytest.mark.parametrize("where", [None, LIVE], ids=["all classes", "a mask"])
 @pytest.mark.parametrize("k", [1, 3, K])
 @every_placement
+@pytest.mark.each_value_once
 def test_the_likeliest_classes_are_those_of_the_sorted_scores(k, where, block_size):
     """Also with more classes than a block has, and more than are live; ties are everywhere."""
     x, w, b = arguments()
@@ -96,6 +97,7 @@ def test_where_all_classes_are_left_out_there_is_no_class():
 
 
 @pytest.mark.parametrize("k", [1, 3, K])
+@pytest.mark.one_case_in(2)
 def test_the_likeliest_classes_over_a_mesh(k):
     """Of 13 classes 8 devices have 2 each, with 3 of padding."""
     x, w, b = arguments()
@@ -260,6 +262,7 @@ def fails(test, *args):
     return False
 
 
+@pytest.mark.slow  # every fault is a compilation of its own
 def test_planted_faults_are_found(monkeypatch):
     def planted(name, fault, test, *args):
         with monkeypatch.context() as patch:

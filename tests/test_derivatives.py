@@ -27,6 +27,7 @@ def check(case, dtype, *extreme_scales):
 
 
 @pytest.mark.parametrize("case", cases.ON_LOGITS, ids=by_name)
+@pytest.mark.each_value_once
 def test_functions_of_small_and_of_large_logits_match_their_definitions(case, dtype):
     check(case, dtype, *((0.0, 30.0) if dtype == jnp.float64 else ()))
 
@@ -55,6 +56,7 @@ def test_mixtures_with_priors_masks_and_temperature_match_their_definitions(case
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("case", cases.MIXTURES, ids=by_name)
+@pytest.mark.one_case_in(4)
 def test_the_temperature_has_a_gradient(case):
     check(cases.of_temperature(cases.in_blocks(case, 5)), jnp.dtype("float64"))
 
@@ -75,6 +77,7 @@ def test_every_mode_by_itself_and_under_jit_and_vmap_matches_the_definition(case
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("case", cases.ON_LOGITS + cases.MIXTURES, ids=by_name)
+@pytest.mark.one_case_in(2)
 def test_gradients_match_central_differences(case):
     random = cases.Random(jnp.float64, seed=3)
     arguments = case.arguments(random, 1.0)

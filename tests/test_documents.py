@@ -30,7 +30,13 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = {f"{page.stem}-{i}": (page, block) for page in PAGES for i, block in enumerate(snippets.blocks(page))}
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+def of_pages():
+    """The blocks of the README are fast, and one in two of the others."""
+    for i, name in enumerate(BLOCKS):
+        yield pytest.param(name, marks=[pytest.mark.slow] if i % 2 and not name.startswith("README") else [])
+
+
+@pytest.mark.parametrize("name", list(of_pages()))
 def test_a_block_of_code_runs_by_itself_and_prints_its_comments(name):
     page, block = BLOCKS[name]
     assert snippets.run(block, page, {})

@@ -814,16 +814,14 @@ FAST_IN = {
         "linear cross entropy, ignoring",
         "linear cross entropy of pairs",
         "linear_logsumexp",
-        "of_linear brier",
         "of_linear weston_watkins",
         "of_linear kl_divergence",
         "mixture_autoencoder_loss",
-        "of_mixture cross_entropy",
     ),
     "tiles": ("linear cross entropy, ignoring",),
-    "forward, sum": ("of_linear crammer_singer", "leop_loss"),
+    "forward, sum": ("of_linear crammer_singer",),
     "forward, mean": ("linear cross entropy of every option",),
-    "devices": ("linear cross entropy of every option", "of_linear crammer_singer", "leop_loss", "mixture_expectation"),
+    "devices": ("linear cross entropy of every option", "of_linear crammer_singer", "mixture_expectation"),
     "devices, mean": ("linear cross entropy of pairs",),
 }
 NARROW = [  # also tested with one class, and without examples
@@ -844,6 +842,7 @@ def test_every_line_of_the_contract_in_value_and_in_both_modes(name, place):
 
 
 @pytest.mark.parametrize(("name", "place"), NARROW)
+@pytest.mark.one_case_in(2)
 def test_a_single_class_which_may_be_left_out(name, place):
     lines = {
         "nothing odd": Line((0, 0, 0, 0)),
@@ -858,6 +857,7 @@ def test_a_single_class_which_may_be_left_out(name, place):
 
 
 @pytest.mark.parametrize(("name", "place"), NARROW)
+@pytest.mark.one_case_in(2)
 def test_no_example_gives_no_loss_and_gradients_of_0(name, place):
     subject, place = SUBJECTS[name], PLACES[place]
     g = given(subject, Line(), n=0)

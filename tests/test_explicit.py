@@ -130,9 +130,15 @@ def set_or_not(mesh, is_set):
     return jax.set_mesh(mesh) if is_set else contextlib.nullcontext()
 
 
-@pytest.mark.parametrize(
-    ("name", "is_set"), [(f, s) for f in table.FUNCTIONS for s in (False, True)[: 1 + is_fused(f)]]
-)
+def with_and_without_a_mesh_that_is_set():
+    """In the fast tests each function is in one of both."""
+    for i, name in enumerate(table.FUNCTIONS):
+        for is_set in (False, True)[: 1 + is_fused(name)]:
+            of_other = is_fused(name) and is_set != i % 2
+            yield pytest.param(name, is_set, marks=[pytest.mark.slow] if of_other else [])
+
+
+@pytest.mark.parametrize(("name", "is_set"), list(with_and_without_a_mesh_that_is_set()))
 def test_every_function_where_examples_and_classes_are_sharded(mesh, name, is_set):
     with set_or_not(mesh, is_set):
         spec = check(mesh, name, "both", **({"block_size": LOOPS} if has_blocks(name) else {}))
@@ -140,11 +146,11 @@ def test_every_function_where_examples_and_classes_are_sharded(mesh, name, is_se
     assert spec[1:] == (("classes",) if name in ("softmax", "log_softmax") else (None,) * (len(spec) - 1))
 
 
-@pytest.mark.one_case_in(8)
 @pytest.mark.parametrize("of_kernel", [P(), P(None, "classes"), P("data"), P("data", "classes")], ids=str)
 @pytest.mark.parametrize("of_examples", [P("data"), P(("data", "classes"))], ids=str)
 @pytest.mark.parametrize("is_set", [True, False], ids=["set", "known from the arrays"])
 @pytest.mark.parametrize("options", [FORWARD, {"block_size": LOOPS}], ids=["forward", "backward"])
+@pytest.mark.each_value_once
 def test_a_step_of_training(mesh, is_set, of_examples, of_kernel, options):
     """Value, both modes, `scan` and `checkpoint`, under `jit` in several blocks, as explicit mode runs."""
     r = cases.Random("float64", seed=4)
@@ -167,15 +173,16 @@ def test_a_step_of_training(mesh, is_set, of_examples, of_kernel, options):
     ours = modes(lambda *a: spelled.linear_softmax_cross_entropy(*a, **options))
     mean = (lambda a: a.mean()) if "reduction" in options else (lambda a: a)
     defined = modes(lambda x, w, y: mean(cases.softmax_loss(x @ w, y)))
-    whole = {name: f(x, w, y, *((dx, dw) if name in ("forward", "Hessian") else ())) for name, f in defined.items()}
+    of_modes = lambda name, moved: moved if name in ("forward", "Hessian") else ()
+    at_once = lambda modes: lambda args, moved: {name: f(*args, *of_modes(name, moved)) for name, f in modes.items()}
+    whole = jax.jit(at_once(defined))((x, w, y), (dx, dw))
     args = put(mesh, x, *of_examples), put(mesh, w, *of_kernel), put(mesh, y, *of_examples)
     moved = put(mesh, dx, *of_examples), put(mesh, dw, *of_kernel)
     with set_or_not(mesh, is_set):
-        for name, function in ours.items():
-            got = jax.jit(function)(*args, *(moved if name in ("forward", "Hessian") else ()))
-            cases.assert_close(got, whole[name])
-            if name in ("reverse", "scan", "checkpoint"):
-                assert [jax.typeof(a) for a in got] == [jax.typeof(a) for a in args[:2]]
+        found = jax.jit(at_once(ours))(args, moved)
+    cases.assert_close(found, whole)
+    for name in ("reverse", "scan", "checkpoint"):
+        assert [jax.typeof(a) for a in found[name]] == [jax.typeof(a) for a in args[:2]]
 
 
 @pytest.mark.parametrize(

@@ -577,7 +577,7 @@ OF_LOSSES = ("loss", "example", "per_class")
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *OF_SCORES, *DECODED])
-@pytest.mark.one_case_in(2)
+@pytest.mark.one_case_in(8)
 def test_wrong_arguments_of_functions_end_in_an_answer_or_in_words(name):
     function = (FUNCTIONS | OF_SCORES | DECODED)[name]
     drawn = function.arguments(Drawn(0), Sizes((N,), K, "float32", np.ones(K, bool)))
@@ -751,6 +751,7 @@ def test_a_wrong_loss_of_ones_own_is_refused_in_words(name):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.one_case_in(4)
 def test_right_arguments_of_any_shape_and_type_give_the_definition_and_its_derivative(name):
     function = FUNCTIONS[name]
     number = list(FUNCTIONS).index(name)

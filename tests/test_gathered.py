@@ -81,6 +81,7 @@ MADE = {"linear": (linear, linear_in_memory), "distances": (distances, distances
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("logits", MADE)
+@pytest.mark.each_value_once
 def test_functions_of_listed_classes(logits, function):
     (made, in_memory), (ours, definition) = MADE[logits], FUNCTIONS[function]
     arrays = ARRAYS(cases.Random("float64"))

@@ -4,7 +4,6 @@ Both sides are plain: logits made by JAX's own operations, and functions by thei
 """
 
 import dataclasses
-import functools as ft
 
 import jax
 import jax.numpy as jnp
@@ -219,8 +218,8 @@ FUNCTIONS = {
     "entropy": (softjax.entropy, entropy),
     "expectation": (lambda z: softjax.expectation(z, VALUES), lambda z: jnp.exp(log_softmax(z)) @ VALUES),
     "cross entropy": (lambda z: -finite(-ce(z, LABELS)), of_label),
-    "mean of cross entropies": (lambda z: ce(z, LABELS, reduction="mean", ignore_index=3), None),
     "log-probabilities": (lambda z: finite(softjax.log_probs(z, TOKENS)), lambda z: finite(at(log_softmax(z), TOKENS))),
+    "mean of cross entropies": (lambda z: ce(z, LABELS, reduction="mean", ignore_index=3), None),
     "binary cross entropy": (
         lambda z: finite(-softjax.sigmoid_binary_cross_entropy(z, LABELS[..., None])),
         lambda z: finite(-binary(z)),
@@ -273,13 +272,6 @@ INFINITE = {
 BLOCKS = {"all": None, "blocks": 5, "forward": Placement(4, 5, "forward"), "tiles": Placement(4, 5)}
 
 
-def modes(function, given, ct, along, more):
-    """Value, both modes, and a second derivative."""
-    value, back = jax.vjp(function, given)
-    pull = lambda given: jax.vjp(function, given)[1](ct)[0]
-    return value, back(ct)[0], jax.jvp(function, (given,), (along,))[1], jax.jvp(pull, (given,), (more,))[1]
-
-
 def both_sides(logits, function, block, mesh=None):
     made, plain = LOGITS[logits]
     ours, defined = FUNCTIONS[function]
@@ -290,17 +282,26 @@ def both_sides(logits, function, block, mesh=None):
     of_block = in_blocks if mesh is None else over_mesh
     left, right = (lambda given: ours(of_block(given))), (lambda given: defined(plain(*(given[n] for n in names))))
     r = cases.Random("float64", 5)
-    out = jax.eval_shape(right, given)
-    ct, along, more = r.normal(*out.shape), *(jax.tree.map(lambda a: r.normal(*a.shape), given) for _ in "uv")
-    compiled = lambda f: jax.jit(ft.partial(modes, f))(given, ct, along, more)
-    return compiled(left), compiled(right)
+    ct, along = r.normal(*jax.eval_shape(right, given).shape), jax.tree.map(lambda a: r.normal(*a.shape), given)
+    moving, fixed = cases.parted((given,))
+    return tuple(cases.compiled(cases.in_all_modes(f))(moving, fixed, ct, (along,)) for f in (left, right))
+
+
+# In the fast tests each logits has one placement; loops, and loops in loops, take the longest to compile.
+IN_TILES = {
+    "embedding": "forward",
+    "a function of pairs": "tiles",
+    "a mask of classes": "forward",
+    "a mask of pairs, and an operation": "tiles",
+}
 
 
 def all_or_one(logits):
     """Each logits with one placement in the fast tests, and with the others in the slow ones."""
     for i, name in enumerate(logits):
-        for j, block in enumerate(BLOCKS):
-            yield pytest.param(name, block, marks=() if i % len(BLOCKS) == j else pytest.mark.slow)
+        fast = IN_TILES.get(name, ("blocks", "all", "all")[i % 3])
+        for block in BLOCKS:
+            yield pytest.param(name, block, marks=() if block == fast else pytest.mark.slow)
 
 
 @pytest.mark.parametrize(("logits", "block"), list(all_or_one(LOGITS)))
@@ -308,14 +309,14 @@ def test_every_logits_in_every_placement(logits, block):
     cases.assert_close(*both_sides(logits, "several", block))
 
 
-@pytest.mark.one_case_in(4)
+@pytest.mark.one_case_in(13)
 @pytest.mark.parametrize("logits", LOGITS)
 def test_every_logits_over_a_mesh(logits):
     """Two devices have the examples, and four the classes, which they do not divide."""
     cases.assert_close(*both_sides(logits, "several", "blocks", cases.mesh(2, 4)))
 
 
-@pytest.mark.one_case_in(2)
+@pytest.mark.each_value_once
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize(
     "logits", ["a LoRA head", "a mixture with a prior and a temperature", "kept classes of one operand"]

@@ -61,7 +61,7 @@ def option_sets(r):
     return [{name: value} for name, value in single.items()] + [single]
 
 
-EVERY_OPTION = 9  # the set with all options; 1, 4 and 5 are a mask, ignored labels and smoothing
+EVERY_OPTION = 9  # the set with all options; 4 is ignored labels
 
 
 @pytest.mark.usefixtures("x64")
@@ -69,7 +69,7 @@ EVERY_OPTION = 9  # the set with all options; 1, 4 and 5 are a mask, ignored lab
     ("number", "reduction"),
     cases.in_tiers(
         {f"{number}-{reduction}": (number, reduction) for number in range(10) for reduction in ("none", "mean")},
-        [f"{number}-none" for number in (1, 4, 5)] + [f"{EVERY_OPTION}-mean"],
+        ["4-none", f"{EVERY_OPTION}-mean"],
     ),
 )
 def test_options_of_the_linear_cross_entropy(number, reduction):
@@ -88,6 +88,7 @@ def test_options_of_the_linear_cross_entropy(number, reduction):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.one_case_in(2)
 def test_the_function_of_features_and_a_kernel(reduction):
     """Its own options, all together, and both axes of the kernel."""
     (x, w), _, r = arguments(jnp.float64)
@@ -109,6 +110,7 @@ def test_the_function_of_features_and_a_kernel(reduction):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.one_case_in(2)
 def test_pairs_of_classes_and_probabilities(reduction):
     (x, w), _, r = arguments(jnp.float64)
     indices, probabilities = r.integers(K, N, 4).at[:, 3].set(2).at[0, 0].set(2), jnp.abs(r.normal(N, 4))
@@ -175,6 +177,7 @@ def test_a_label_out_of_range_gives_nan_in_loss_and_gradient(label, placement):
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("margin", [-80.0, -17.3, 0.0, 6.0, 17.3, 40.0, 80.0])
+@pytest.mark.each_value_once
 def test_sure_rows_keep_their_digits(margin, placement):
     """Features along one axis, so that the logits are exactly (margin, 0, 0, ...)."""
     w = jnp.zeros((2, K)).at[0, 3].set(1.0)
@@ -192,6 +195,7 @@ def test_sure_rows_keep_their_digits(margin, placement):
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.each_value_once
 def test_half_precision_is_rounded_once(placement, kind):
     """The gradient of the rounded inputs, rounded once, in the type of its input."""
     r = cases.Random(jnp.float32, seed=3)
@@ -243,6 +247,7 @@ def test_expectation_and_logsumexp(placement):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.one_case_in(2)
 def test_the_contrastive_loss(symmetric):
     r = cases.Random(jnp.float64)
     x, y, weights = r.normal(7, D), r.normal(7, D), jnp.abs(r.normal(7))
@@ -263,7 +268,7 @@ PUBLIC = {"autoencoder": "mixture_autoencoder_loss", "eol": "eol_loss", "leop": 
     ("case", "reduction"),
     cases.in_tiers(
         {f"{r}-{case.name}": (case, r) for case in cases.MIXTURES[:3] for r in ("none", "sum", "mean")},
-        ("none-autoencoder", "sum-leop", "mean-eol"),
+        ("none-autoencoder", "mean-leop"),
     ),
 )
 def test_weights_and_reductions_of_mixtures(case, reduction):
@@ -313,7 +318,7 @@ FIRST_ORDER = [f"reverse mode-{name}" for name in MEMORY_SIZES]
     ("mode", "size"),
     cases.in_tiers(
         {f"{mode}-{name}": (mode, size) for mode in MEMORY_MODES for name, size in MEMORY_SIZES.items()},
-        [*FIRST_ORDER, *(f"{mode}-forward" for mode in ("value", "forward over reverse", "linearize", "vmap"))],
+        [*FIRST_ORDER, *(f"{mode}-forward" for mode in ("value", "forward over reverse"))],
     ),
 )
 def test_the_logits_are_never_held(mode, size):
@@ -362,14 +367,13 @@ def test_the_placement_that_is_printed_is_the_one_that_is_used(monkeypatch):
     evaluated = _of._evaluate
     spy = lambda *args: used.append(args[6]) or evaluated(*args)
     monkeypatch.setattr(_of, "_evaluate", spy)
-    for n, d, k, reduction in (
-        (4, 3, 13, "mean"),
-        (512, 256, 4096, "mean"),
-        (512, 8, 4096, "mean"),
-        (512, 256, 4096, "none"),
+    for n, d, k, reduction in (  # sizes that no other test has traced
+        (7, 3, 19, "mean"),
+        (521, 256, 4099, "mean"),
+        (521, 8, 4099, "mean"),
+        (521, 256, 4099, "none"),
     ):
         shapes = jax.ShapeDtypeStruct((n, d), jnp.float32), jax.ShapeDtypeStruct((d, k), jnp.float32)
-        jax.clear_caches()
         jax.eval_shape(lambda x, w, r=reduction: ce(x, w, jnp.zeros(x.shape[0], int), reduction=r), *shapes)
         assert used.pop() == softjax.placement(n, k, d, reduction=reduction)
         assert not used

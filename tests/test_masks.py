@@ -38,7 +38,7 @@ FORMS = {"array": MASK, "function": of_array(MASK)}
 @pytest.mark.usefixtures("x64")
 @in_placements
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.one_case_in(2)
+@pytest.mark.each_value_once
 def test_a_mask_of_each_example(form, size, reduction):
     r = cases.Random(jnp.float64)
     options = {"softcap": 5.0, "z_loss": 0.1, "reduction": reduction}
@@ -65,20 +65,26 @@ def test_a_function_of_ids_without_arrays():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("form", FORMS)
-def test_masks_of_mixtures_and_of_own_scores(form):
+@pytest.mark.parametrize("name", ["mixture_autoencoder_loss", "leop_loss"])
+@pytest.mark.each_value_once
+def test_masks_of_mixtures(name, form):
     r = cases.Random(jnp.float64)
-    z, x, c, v = r.normal(N, D), r.normal(N, 5), r.normal(K, D), r.normal(K, 5)
-    for function in ("mixture_autoencoder_loss", "leop_loss"):
-        ours = lambda *args, f=function: getattr(spelled, f)(*args, where=FORMS[form], block_size=5)
-        definition = lambda *args, f=function: table.FUNCTIONS[f].definition(*args, where=MASK)
-        cases.agreement(ours, definition)(z, x, c, v)
+    ours = lambda *args: getattr(spelled, name)(*args, where=FORMS[form], block_size=5)
+    definition = lambda *args: table.FUNCTIONS[name].definition(*args, where=MASK)
+    cases.agreement(ours, definition)(r.normal(N, D), r.normal(N, 5), r.normal(K, D), r.normal(K, 5))
 
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("form", FORMS)
+def test_masks_of_own_scores(form):
     def own(z, c):
         cauchy = lambda x, y: 1 / (1 + ((x - y) ** 2).sum() / 4)
         logits = softjax.pairwise(cauchy, z, c, block_size=5).where(FORMS[form])
         return softjax.logsumexp(logits, axis=-1)
 
-    cases.agreement(own, lambda z, c: table.log_sum_exp(table.cauchy(2.0, z, c), where=MASK))(z, c)
+    r = cases.Random(jnp.float64)
+    definition = lambda z, c: table.log_sum_exp(table.cauchy(2.0, z, c), where=MASK)
+    cases.agreement(own, definition)(r.normal(N, D), r.normal(K, D))
 
 
 @pytest.mark.usefixtures("x64")
@@ -111,7 +117,7 @@ def test_a_row_without_a_class_and_nan_features_of_ignored_rows():
     loss = lambda x: spelled.linear_softmax_cross_entropy(
         x, w, LABELS.at[2].set(-100), where=MASK, ignore_index=-100, reduction="mean"
     )
-    value, gradient = jax.value_and_grad(loss)(x)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(x)
     assert jnp.isfinite(value)
     assert jnp.isfinite(gradient).all()
 
@@ -161,17 +167,17 @@ def test_targets_of_each_example_and_class(size, reduction):
 
 @pytest.mark.usefixtures("x64")
 @in_placements
-def test_lists_of_labels_of_different_lengths(size, reduction):
+@pytest.mark.parametrize("of_pairs", [False, True], ids=["labels", "pairs"])
+@pytest.mark.each_value_once
+def test_lists_of_labels_of_different_lengths(of_pairs, size, reduction):
     r = cases.Random(jnp.float64)
     ids = jnp.asarray([[0, 12, 5], [-1, -1, -1], [4, -1, 3], [12, 0, -1]], jnp.int32)
     x, w, targets = r.normal(N, D, scale=3), r.normal(D, K), jnp.abs(r.normal(N, T)) % 1
     options = {"ignore_index": -1, "reduction": reduction}
-    both = spelled.linear_sigmoid_binary_cross_entropy, table.linear_sigmoid_binary_cross_entropy
-    more = {"block_size": size}, {}
-    of_labels = [lambda x, w, f=f, m=m: f(x, w, ids, **options, **m) for f, m in zip(both, more, strict=True)]
-    cases.agreement(*of_labels)(x, w)
-    of_pairs = [lambda x, w, t, f=f, m=m: f(x, w, (ids, t), **options, **m) for f, m in zip(both, more, strict=True)]
-    cases.agreement(*of_pairs)(x, w, targets)
+    given = lambda targets: (ids, *targets) if of_pairs else ids
+    ours = lambda x, w, *t: spelled.linear_sigmoid_binary_cross_entropy(x, w, given(t), block_size=size, **options)
+    definition = lambda x, w, *t: table.linear_sigmoid_binary_cross_entropy(x, w, given(t), **options)
+    cases.agreement(ours, definition)(x, w, *((targets,) if of_pairs else ()))
 
 
 def test_labels_out_of_range_give_nan_and_confident_ones_keep_their_digits():
@@ -214,7 +220,7 @@ def views(name, r):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("name", VIEWS)
-@pytest.mark.one_case_in(2)
+@pytest.mark.each_value_once
 def test_contrastive_losses(name, placement):
     r = cases.Random(jnp.float64)
     (x, second), options = views(name, r)
@@ -228,6 +234,7 @@ def test_contrastive_losses(name, placement):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.each_value_once
 def test_contrastive_losses_over_a_mesh(name, reduction):
     r = cases.Random(jnp.float64)
     (x, second), options = views(name, r)
@@ -253,8 +260,8 @@ def test_bfloat16_views_have_gradients_of_their_type(name):
     of_second = name != "supervised_contrastive_loss"
     wide = (lambda a: a.astype(jnp.float32)) if of_second else lambda a: a
     second = y if of_second else OF_LABELS
-    gradient = jax.grad(lambda x: getattr(softjax, name)(x, second, reduction="mean"))(x)
+    gradient = jax.jit(jax.grad(lambda x: getattr(softjax, name)(x, second, reduction="mean")))(x)
     definition = table.FUNCTIONS[name].definition
-    want = jax.grad(lambda x: definition(x, wide(second), reduction="mean"))(x.astype(jnp.float32))
+    want = jax.jit(jax.grad(lambda x: definition(x, wide(second), reduction="mean")))(x.astype(jnp.float32))
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_allclose(gradient.astype(jnp.float32), want, atol=4e-3 * np.abs(want).max())

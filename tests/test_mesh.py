@@ -267,9 +267,10 @@ ON_EXPLICIT = ("linear_expectation", "contrastive_loss", "leop")  # a linear lay
     ("name", "kind"),
     [
         *(pytest.param(name, AxisType.Auto, id=f"{name}-auto") for name in ROWS),
-        *(pytest.param(name, AxisType.Explicit, id=f"{name}-explicit") for name in ON_EXPLICIT),
+        *(pytest.param(name, AxisType.Explicit, id=f"{name}-explicit", marks=pytest.mark.slow) for name in ON_EXPLICIT),
     ],
 )
+@pytest.mark.one_case_in(2)
 def test_sharded_functions_of_the_whole(name, kind):
     row = next(row for row in rows() if row.name == name)
     functions = OverMesh(cases.mesh(2, 4, kind), **OVER)
@@ -312,7 +313,7 @@ def test_a_label_of_no_class_is_nan_on_a_mesh_too(padded_classes):
     x, w, _, y = linear_arguments("float32", k)
     y = y.at[2].set(k).at[5].set(-1).at[6].set(2**31 - 1)
     f = lambda x: spelled.linear_softmax_cross_entropy(x, w, y, mesh=cases.mesh(2, 4), **OVER)
-    loss, dx = f(x), jax.grad(lambda x: f(x).sum())(x)
+    loss, dx = jax.jit(lambda x: (f(x), jax.grad(lambda x: f(x).sum())(x)))(x)
     np.testing.assert_array_equal(np.isnan(loss), [False, False, True, False, False, True, True, False])
     np.testing.assert_array_equal(np.isnan(dx).all(-1), np.isnan(loss))
 
@@ -448,6 +449,7 @@ def test_sharded_functions_under_vmap():
 
 
 @pytest.mark.parametrize(("dtype", "shape"), [("bfloat16", (2, 4)), ("float16", (1, 8)), ("bfloat16", (8, 1))])
+@pytest.mark.one_case_in(2)
 def test_half_precision_is_rounded_once(dtype, shape):
     """The parts of a gradient are summed over the devices before rounding, also where they cancel."""
     x, w, _, y = linear_arguments("float32")
@@ -558,6 +560,7 @@ OF_PADDING = {  # losses that would change if padding were a class, and their de
 
 
 @pytest.mark.parametrize("name", OF_PADDING)
+@pytest.mark.one_case_in(2)
 def test_padding_has_no_part_in_any_loss(name):
     loss, definition = OF_PADDING[name]
     x, w, _, y = linear_arguments(k=UNEVEN)

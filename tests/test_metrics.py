@@ -57,7 +57,7 @@ OPTIONS = {
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @every_placement
-@pytest.mark.one_case_in(2)
+@pytest.mark.each_value_once
 def test_metrics_loss_and_gradient(block_size, options, reduction):
     x, w, b, y = arguments()
     call = lambda x, w, b: ce(x, w, y, bias=b, reduction=reduction, has_aux=True, block_size=block_size, **options)
@@ -98,17 +98,26 @@ def test_metrics_have_no_derivative_and_the_loss_beside_them_has_every_mode():
     x, w, b, y = arguments()
     every = lambda m: m.log_prob + m.logsumexp + m.z_loss + m.entropy
     f = lambda x, w: ce(x, w, y, z_loss=0.1, has_aux=True, reduction="mean", block_size=PLACEMENTS["forward"])
-    used = jax.grad(lambda x, w: f(x, w)[0] + 1e-3 * every(f(x, w)[1]).sum(), (0, 1))(x, w)
-    assert all(jnp.isnan(g).all() for g in used)  # not a gradient that lacks a part
-    logged = jax.grad(lambda x, w: f(x, w)[0] + 0 * jax.lax.stop_gradient(every(f(x, w)[1])).sum(), (0, 1))(x, w)
-    cases.assert_close(logged, jax.grad(lambda x, w: f(x, w)[0], (0, 1))(x, w), rtol=1e-12)
     plain = lambda x, w: ce(x, w, y, z_loss=0.1, reduction="mean")
-    along = lambda f: jax.jvp(jax.grad(f, (0, 1)), (x, w), (w.T[:N], x.T @ jnp.ones((N, K))))
-    cases.assert_close(along(lambda x, w: f(x, w)[0]), along(plain), rtol=1e-9)
-    _, tangents = jax.jvp(f, (x, w), (x, w))
-    assert jnp.isnan(every(tangents[1])).all()
     one = lambda x, y: ce(x, w, y, bias=b, has_aux=True, block_size=4)
-    cases.assert_close(jax.vmap(one)(x, y), one(x, y), rtol=1e-9)
+
+    @cases.compiled
+    def run(x, w):
+        along = lambda f: jax.jvp(jax.grad(f, (0, 1)), (x, w), (w.T[:N], x.T @ jnp.ones((N, K))))
+        return {
+            "used": jax.grad(lambda x, w: f(x, w)[0] + 1e-3 * every(f(x, w)[1]).sum(), (0, 1))(x, w),
+            "beside": (jax.grad(lambda x, w: f(x, w)[0], (0, 1))(x, w), jax.grad(plain, (0, 1))(x, w)),
+            "tangents": every(jax.jvp(f, (x, w), (x, w))[1][1]),
+            "of the loss": (along(lambda x, w: f(x, w)[0]), along(plain)),
+            "of each": (jax.vmap(one)(x, y), one(x, y)),
+        }
+
+    found = run(x, w)
+    # not a gradient that lacks a part
+    assert all(jnp.isnan(a).all() for a in jax.tree.leaves((found["used"], found["tangents"])))
+    cases.assert_close(*found["beside"], rtol=1e-9)
+    cases.assert_close(*found["of the loss"], rtol=1e-9)
+    cases.assert_close(*found["of each"], rtol=1e-9)
 
 
 def test_ties_predict_the_first_class():
@@ -157,6 +166,7 @@ def exact_entropy(z):
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 @pytest.mark.parametrize("block_size", [None, 1, 2, Placement(2, 1, "forward")])
+@pytest.mark.each_value_once
 def test_sure_rows_keep_the_digits_of_entropy_and_log_probability(block_size, offset):
     x, w, z = sure_rows(offset)
     want = exact_entropy(z)
@@ -188,6 +198,7 @@ def test_sure_rows_keep_the_digits_of_the_gradient_of_the_entropy(block_size):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("block_size", [None, 4, Placement(4, 5)], ids=["whole", "blocks", "tiles"])
 @pytest.mark.parametrize("options", [{}, {"where": LIVE, "softcap": 3.0, "temperature": 0.7, "ignore_index": 3}])
+@pytest.mark.each_value_once
 def test_log_probabilities_and_entropies_in_every_mode(options, block_size):
     x, w, b, y = arguments()
     cases.agreement(
@@ -208,10 +219,9 @@ def test_the_entropy_in_a_scan_that_is_differentiated_twice():
 
         return lambda s: jax.lax.scan(step, s, jnp.arange(1.0, 3.0))[0]
 
-    ours, theirs = (jax.grad(jax.grad(total(f))) for f in (spelled.linear_log_probs, table.linear_log_probs))
-    np.testing.assert_allclose(ours(1.0), theirs(1.0), rtol=1e-9)
-    ours, theirs = (jax.jacfwd(jax.grad(total(f))) for f in (spelled.linear_log_probs, table.linear_log_probs))
-    np.testing.assert_allclose(ours(1.0), theirs(1.0), rtol=1e-9)
+    both = lambda slope: lambda s: (jax.grad(slope)(s), jax.jacfwd(slope)(s))
+    ours, theirs = (both(jax.grad(total(f))) for f in (spelled.linear_log_probs, table.linear_log_probs))
+    np.testing.assert_allclose(cases.compiled(ours)(1.0), cases.compiled(theirs)(1.0), rtol=1e-9)
 
 
 def test_half_precision_has_results_in_float32():
@@ -224,12 +234,13 @@ def test_half_precision_has_results_in_float32():
 
 
 @pytest.mark.parametrize("kept", [0, None])
+@pytest.mark.one_case_in(2)
 def test_metrics_with_scores_that_are_kept_in_half_precision(kept):
     """The scores that the gradient keeps are rounded; those of the metrics are not."""
     x, w, _, y = arguments("bfloat16")
     options = {"reduction": "mean", "block_size": Placement(N, 4, "forward", kept), "precision": "default"}
-    run = lambda **more: jax.value_and_grad(
-        lambda x, w: ce(x, w, y, **options, **more), (0, 1), has_aux="has_aux" in more
+    run = lambda **more: cases.compiled(
+        jax.value_and_grad(lambda x, w: ce(x, w, y, **options, **more), (0, 1), has_aux="has_aux" in more)
     )(x, w)
     (loss, metrics), gradients = run(has_aux=True)
     x_, w_, y_ = in_numpy(x, w, y)
@@ -298,16 +309,21 @@ def test_metrics_over_a_mesh(reduction):
     options = {"where": LIVE, "z_loss": 0.1, "reduction": reduction, "has_aux": True}
     x_, w_, b_, y_ = in_numpy(x, w, b, y)
     want, aux = table.linear_softmax_cross_entropy(x_, w_, y_, bias=b_, **options)
+    definition = lambda x, w: table.linear_softmax_cross_entropy(x, w, y, bias=b, **{**options, "has_aux": False})
+    wanted = cases.compiled(jax.grad(lambda x, w: definition(x, w).sum(), (0, 1)))(x, w)
     for shape in ((2, 4), (1, 8)):
         over = {"mesh": cases.mesh(*shape), "class_axis_name": "classes", "batch_axis_name": "data"}
         f = lambda x, w, over=over: spelled.linear_softmax_cross_entropy(x, w, y, bias=b, **options, **over)
-        loss, back, metrics = jax.vjp(f, x, w, has_aux=True)
+
+        @cases.compiled
+        def run(x, w, f=f):
+            loss, back, metrics = jax.vjp(f, x, w, has_aux=True)
+            return loss, metrics, back(jnp.ones_like(loss))
+
+        loss, metrics, gradients = run(x, w)
         np.testing.assert_allclose(loss, want, rtol=1e-9)
         assert_metrics(metrics, aux)
-        _, wanted = jax.vjp(
-            lambda x, w: table.linear_softmax_cross_entropy(x, w, y, bias=b, **{**options, "has_aux": False}), x, w
-        )
-        cases.assert_close(back(jnp.ones_like(loss)), wanted(jnp.ones_like(loss)), rtol=1e-9)
+        cases.assert_close(gradients, wanted, rtol=1e-9)
 
 
 def test_ties_over_a_mesh_predict_the_first_class():
@@ -340,6 +356,7 @@ def test_a_second_pass_is_found(monkeypatch):
     assert fails(test_metrics_take_no_matrix_product_more, Placement(64, 64), "none", 5)
 
 
+@pytest.mark.slow  # every fault is a compilation of its own
 def test_planted_faults_are_found(monkeypatch):
     def planted(module, name, fault, test, *args):
         with monkeypatch.context() as patch:

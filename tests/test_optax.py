@@ -57,6 +57,7 @@ def test_the_signatures_of_jax_nn_are_kept(name):
 
 
 @pytest.mark.parametrize("axis", [-1, 0, 1, (1,), (0, 2), (2, 1), (-1, -3)])
+@pytest.mark.each_value_once
 def test_integer_labels_over_any_axes(axis, dtype):
     random = cases.Random(dtype)
     z = random.normal(2, 3, 4)
@@ -67,6 +68,7 @@ def test_integer_labels_over_any_axes(axis, dtype):
 
 
 @pytest.mark.parametrize("axis", [-1, 0, (0, 2), None])
+@pytest.mark.each_value_once
 def test_soft_labels_over_any_axes(axis, dtype):
     random = cases.Random(dtype)
     agree("softmax_cross_entropy", random.normal(2, 3, 4), random.normal(2, 3, 4), axis=axis)
@@ -141,6 +143,7 @@ def test_a_label_of_minus_1_is_not_the_last_class():
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("mask", ["none", "examples", "classes"])
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels"])
+@pytest.mark.each_value_once
 def test_gradients_over_several_axes_need_no_more_memory(name, mask):
     """Of logits that are given, and of logits that are computed: temporaries and results together."""
     b, l, d, v = shape = 4, 16, 8, 512

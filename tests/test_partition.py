@@ -89,6 +89,7 @@ def check(got, want):
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("reduction", "block"), [("sum", "forward"), ("sum", "some kept"), ("none", "backward")])
+@pytest.mark.each_value_once
 def test_no_more_is_sent_than_by_optax_and_nothing_in_a_loop(mesh, place, reduction, block):
     args = placed(mesh, place)
     ours = program(ft.partial(total, reduction=reduction, block_size=BLOCKS[block]), args)
@@ -141,6 +142,7 @@ def test_a_program_of_many_devices_can_be_exported(mesh):
 
 @pytest.mark.parametrize("place", ["data", "data and vocabulary"])
 @pytest.mark.parametrize(("reduction", "block"), [("sum", "forward"), ("none", "backward")])
+@pytest.mark.each_value_once
 def test_every_mode_and_transformation(mesh, place, reduction, block):
     x, w, y, ct = placed(mesh, place)
     loss = ft.partial(total, reduction=reduction, block_size=BLOCKS[block])
@@ -197,6 +199,7 @@ def with_gradients(function, has_aux=False, **_):
 
 
 @pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.one_case_in(2)
 def test_every_function_sends_the_gradients_of_the_classes_alone(mesh, name):
     row, options = table.FUNCTIONS[name], OTHERS[name]
     whole, spread = test_explicit.placed(mesh, row.kinds.split(), "examples", "float32")
@@ -246,7 +249,7 @@ N_MASKED, K_MASKED = 64, 2048
 
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("data", ["none", "mask", "ids", "teacher", "probabilities"])
-@pytest.mark.one_case_in(2)
+@pytest.mark.one_case_in(3)
 def test_data_of_each_example_and_class_stay_where_they_are(mesh, data):
     """The gradients are summed, and a few numbers per example; masks and a teacher's probabilities are not sent."""
     n, k, d = N_MASKED, K_MASKED, 16

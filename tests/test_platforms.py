@@ -38,6 +38,7 @@ def products(function, *args):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.one_case_in(3)
 def test_value_and_gradients_lower_for_every_platform(row):
     function, moving = value_and_gradients(row)
     exported = jax.export.export(jax.jit(function), platforms=["cpu", "cuda", "tpu"])(moving)
@@ -47,6 +48,7 @@ def test_value_and_gradients_lower_for_every_platform(row):
 @pytest.mark.parametrize(
     "row", [row for row in ROWS if "linear" in row.name or "mixture" in row.name], ids=lambda row: row.name
 )
+@pytest.mark.one_case_in(4)
 def test_matrix_products_of_float32_keep_all_digits_unless_linear_layers_are_asked_for_less(row):
     """By default GPUs multiply float32 in TF32, with 10 bits, and TPUs in bfloat16."""
     function, moving = value_and_gradients(row)
@@ -80,6 +82,7 @@ OF_ANY_SIZE.append(Row("mean", MEAN.function(reduction="mean"), MEAN.defined(red
         [*(row.name for row in OF_ANY_SIZE if "logits" in row.names), "mean", "mixture_expectation"],
     ),
 )
+@pytest.mark.one_case_in(3)
 def test_a_program_for_any_number_of_examples_and_of_dense_classes_is_exported(row):
     given = arrays(row, jnp.float32)
     value = row.definition(**given)

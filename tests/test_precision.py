@@ -66,6 +66,7 @@ LEVELS = {
     "place", [place if place == "tiles" else pytest.param(place, marks=pytest.mark.slow) for place in PLACES]
 )
 @pytest.mark.parametrize(("kind", "precision"), LEVELS)
+@pytest.mark.one_case_in(2)
 def test_gradients_are_as_exact_as_their_level(kind, precision, place):
     """For arrays of half precision, and for float32 arrays that `dtype` rounds."""
     x, w, y = arguments(kind)
@@ -85,7 +86,7 @@ def test_the_levels_differ():
     x, w, y = arguments("bfloat16")
     x, w = x.astype("float32"), w.astype("float32")
     _, (_, want) = truth(x, w, y)
-    grad = lambda p: jax.grad(mean_loss(y, precision=p, dtype="bfloat16"), 1)(x, w)
+    grad = lambda p: cases.compiled(jax.grad(mean_loss(y, precision=p, dtype="bfloat16"), 1))(x, w)
     default, high, highest = (rms(grad(p), want) for p in ("default", "high", "highest"))
     assert default > 3e-4 > 30 * high
     assert highest < 1e-6
@@ -96,7 +97,8 @@ def test_probabilities_of_1e_minus_8_do_not_underflow(kind):
     """The gradient for classes that are e^18 less likely than the label, with the weight 1/N of a mean."""
     w = jnp.zeros((1, 5), kind).at[0, 0].set(18)
     x, y = jnp.ones((4, 1), kind), jnp.zeros(4, int)
-    gradient = jax.grad(mean_loss(y, precision="default", dtype=kind), 1)(x.astype("float32"), w.astype("float32"))
+    slope = cases.compiled(jax.grad(mean_loss(y, precision="default", dtype=kind), 1))
+    gradient = slope(x.astype("float32"), w.astype("float32"))
     p = np.exp(-18.0) / (1 + 4 * np.exp(-18.0))
     np.testing.assert_allclose(gradient[0], [-4 * p, p, p, p, p], rtol=4e-3)
     assert p < 2e-8
@@ -183,7 +185,7 @@ def test_vmap_over_kernels():
     x, w, y = arguments("bfloat16")
     loss = mean_loss(y, precision="default")
     kernels = jnp.stack([w, w / 2])
-    got = jax.vmap(jax.grad(loss, 1), (None, 0))(x, kernels)
+    got = cases.compiled(jax.vmap(jax.grad(loss, 1), (None, 0)))(x, kernels)
     for a, kernel in zip(got, kernels, strict=True):
         assert rms(a, truth(x, kernel, y)[1][1]) < 4e-3
 

@@ -240,7 +240,7 @@ LAWS = {
 @every_function
 @drawn
 @given(SEEDS, SCALES, SHIFTS)
-@pytest.mark.one_case_in(2)
+@pytest.mark.one_case_in(6)
 def test_the_laws_hold(f, seed, scale, shift):
     for law, names in LAWS.items():
         if f.name in names:
@@ -401,6 +401,7 @@ def test_a_function_that_breaks_a_law_is_found(law, function, names):
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2])
+@pytest.mark.one_case_in(3)
 def test_a_mixture_that_breaks_jensens_laws_is_found(wrong):
     made, _ = numbers(FUNCTIONS["eol_loss"], 3)
     eol_is_the_largest_and_leaves_loe_by_the_variance(*MIXTURES, made)

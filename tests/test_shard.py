@@ -358,7 +358,7 @@ def test_every_function_of_logits_is_there():
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.one_case_in(3)
+@pytest.mark.one_case_in(7)
 def test_functions_of_logits(name):
     """Of 13 classes: all padding is on one device."""
     row, made = FUNCTIONS[name], LOGITS["linear, changed"]
@@ -377,7 +377,7 @@ FEW = (
 
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize("kind", [kind for kind in LOGITS if kind != "linear, changed"])
-@pytest.mark.one_case_in(9)
+@pytest.mark.one_case_in(11)
 def test_logits_of_every_kind(kind, name):
     row, made = FUNCTIONS[name], LOGITS[kind]
     check(
@@ -404,7 +404,7 @@ SIZES = {  # numbers of classes, and axes: on a device, 4 classes of 4 examples;
     "name", [*FEW, "the mean of some examples", "the mean of some examples, with an axis", "sample"]
 )
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.one_case_in(11)
+@pytest.mark.one_case_in(14)
 def test_numbers_of_classes_and_axes(size, name):
     (k, axes), row, made = SIZES[size], FUNCTIONS[name], LOGITS["linear, changed"]
     check(
@@ -418,7 +418,7 @@ ON_MESH = [name for name in FUNCTIONS if name not in ("dense", "take")]
 
 
 @pytest.mark.parametrize("name", ON_MESH)
-@pytest.mark.one_case_in(9)
+@pytest.mark.one_case_in(25)
 def test_two_leading_axes_and_a_mesh_that_is_set(name):
     """The first of the leading axes is sharded."""
     row, made = FUNCTIONS[name], LOGITS["linear, changed"]
@@ -435,7 +435,7 @@ OF_EXAMPLES = ("x", "t", "pairs", "teacher", "probs", "targets", "few", "data", 
 
 @pytest.mark.parametrize("name", ON_MESH)
 @pytest.mark.parametrize("spec", [P("data"), P("data", "classes")], ids=["classes too", "both leading axes"])
-@pytest.mark.one_case_in(13)
+@pytest.mark.one_case_in(24)
 def test_axes_that_are_in_the_types_of_the_arrays(spec, name):
     row, made = FUNCTIONS[name], LOGITS["linear, changed"]
     of_two = len(spec) == 2
@@ -524,7 +524,7 @@ OF_MASKED = {
 
 @pytest.mark.parametrize("name", OF_MASKED)
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.one_case_in(5)
+@pytest.mark.each_value_once
 def test_masks(mask, name):
     (function, definition), (masked, has) = OF_MASKED[name], MASKS[mask]
     made, data = LOGITS["linear, changed"], data_of(UNEVEN)
@@ -536,28 +536,47 @@ def test_masks(mask, name):
     )
 
 
-@pytest.mark.parametrize("k", [pytest.param(16, marks=pytest.mark.slow), N, 4])
-def test_masks_as_an_argument(k):
-    """Of a class, of an example, or of both; some have the shape that a shard of others has."""
-    made = LOGITS["linear, changed"]
+FORMS = {  # of a class, of an example, or of both; some have the shape that a shard of others has
+    "function": lambda live, pairs: (lambda n, i: i != 2, live),
+    "row": lambda live, pairs: (live[None], live),
+    "pairs": lambda live, pairs: (pairs, pairs),
+    "classes": lambda live, pairs: (live, live),
+}
+
+
+def masks_of(k, form):
+    """(data, the mask as an argument, the classes that the examples have)."""
     data, live = data_of(k), np.arange(k) != 2
     data["labels"] = jnp.where(data["labels"] == 2, 1, data["labels"])
     of_labels = np.asarray(data["labels"])[:, None] == np.arange(k)
     pairs = live & (np.arange(k) != (np.arange(N)[:, None] + 3) % k) | of_labels
-    forms = {"function": (lambda n, i: i != 2, live), "row": (live[None], live), "pairs": (pairs, pairs)}
-    forms |= {} if k == N else {"classes": (live, live)}  # of as many examples, it is a mask of these
-    for where, has in forms.values():
-        check(
-            lambda d, where=where: labelled(sharded(made.logits(d)), d["labels"], where=where, reduction="mean"),
-            lambda d, has=has: cost(made.definition(d), d["labels"], where=np.broadcast_to(has, (N, k))).mean(),
-            data,
-        )
-    for where in (live, live[None], pairs):
-        check(
-            lambda d, where=where: softjax.entropy(sharded(made.logits(d)), where=where),
-            lambda d, where=where: cases.entropy(made.definition(d), where=where),
-            data,
-        )
+    return data, *FORMS[form](live, pairs)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("k", [4, N, 16])
+@pytest.mark.each_value_once
+def test_masks_as_an_argument_of_a_loss(k, form):
+    if (k, form) == (N, "classes"):
+        pytest.skip("of as many examples, it is a mask of these")
+    made, (data, where, has) = LOGITS["linear, changed"], masks_of(k, form)
+    check(
+        lambda d: labelled(sharded(made.logits(d)), d["labels"], where=where, reduction="mean"),
+        lambda d: cost(made.definition(d), d["labels"], where=np.broadcast_to(has, (N, k))).mean(),
+        data,
+    )
+
+
+@pytest.mark.parametrize("form", ["classes", "row", "pairs"])
+@pytest.mark.parametrize("k", [4, N, 16])
+@pytest.mark.each_value_once
+def test_masks_as_an_argument_of_the_entropy(k, form):
+    made, (data, where, has) = LOGITS["linear, changed"], masks_of(k, form)
+    check(
+        lambda d: softjax.entropy(sharded(made.logits(d)), where=where),
+        lambda d: cases.entropy(made.definition(d), where=has),
+        data,
+    )
 
 
 def test_classes_that_are_masked_on_a_whole_device_have_no_part():

@@ -123,6 +123,7 @@ LOGITS = {  # (x, w, t) -> logits of a linear layer, and t
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("logits", LOGITS)
 @pytest.mark.parametrize("row", table.OF_TWO.values(), ids=table.OF_TWO)
+@pytest.mark.each_value_once
 def test_a_loss_of_two_logits(row, logits):
     r, s = cases.Random(jnp.float64), cases.SIZES
     reduction = "mean" if logits == "in a mean" else "none"

@@ -163,22 +163,11 @@ FACTORS = [[1.0, 2.0], [3.0, -1.0]]  # of the cotangents
 # --- vmap -----------------------------------------------------------------------------------------
 
 
-OVER_ANY_ARGUMENTS = (
-    "softmax",
-    "expectation",
-    "multiclass_svm_loss",
-    "of_logits",
-    "linear_softmax_cross_entropy",
-    "contrastive_loss",
-    "eol_loss_mean",
-    "leop_loss",
-    "mixture_expectation",
-)
+OVER_ANY_ARGUMENTS = ("softmax", "of_logits", "linear_softmax_cross_entropy")
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("row", cases.in_tiers({row.name: row for row in ROWS}, OVER_ANY_ARGUMENTS))
-@pytest.mark.one_case_in(3)
 def test_vmap_over_any_arguments_is_the_function_called_once_for_each(row):
     one, two = arrays(row, jnp.float64), arrays(row, jnp.float64, seed=1)
     assert all((one[name] != two[name]).any() for name in one)
@@ -279,7 +268,7 @@ def test_a_hessian_a_linearization_and_a_checkpoint_in_a_scan_match_the_definiti
 
 @pytest.mark.usefixtures("checking_leaks")
 @every_row
-@pytest.mark.one_case_in(2)
+@pytest.mark.one_case_in(6)
 def test_one_trace_without_leaks_serves_donated_arrays_and_other_numbers(row):
     moving, fixed = split(arrays(row, jnp.float32))
     ct = output_like(row, {**moving, **fixed})
@@ -311,7 +300,7 @@ def sane(row):
 
 
 @every_row
-@pytest.mark.one_case_in(2)
+@pytest.mark.one_case_in(5)
 def test_sane_input_and_numbers_meet_no_nan_on_the_way_and_no_wider_type(row):
     given = sane(row)
     with jax.debug_nans(True):
@@ -329,6 +318,7 @@ def test_sane_input_and_numbers_meet_no_nan_on_the_way_and_no_wider_type(row):
 
 
 @every_row
+@pytest.mark.one_case_in(2)
 def test_sane_input_meets_no_infinity_on_the_way(row):
     """Each operation outside of a compiled part is looked at."""
     given = sane(row)

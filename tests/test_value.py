@@ -1,5 +1,7 @@
 """`Logits` as a value: what passes it on, what reads it in the wrong way, meshes, memory, and digits."""
 
+import functools as ft
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -285,32 +287,52 @@ def test_masked_data_gives_no_nan():
     live, t = jnp.arange(K) % 3 != 1, jnp.exp(r.normal(K))
     dense = lambda x, w: jnp.where(live, x @ w / t, -jnp.inf)
     ours = lambda x, w: softjax.logsumexp(softjax.linear(x, w, block_size=5).where(live) / t)
-    got, want = (jax.grad(f, (0, 1))(X, W) for f in (ours, lambda x, w: jax.nn.logsumexp(dense(x, w))))
-    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
     cosine = lambda x, c: x @ c / jnp.sqrt((x @ x) * (c @ c))
     flat = Z.reshape(-1, 2)
-    of_pairs = jax.grad(lambda c: softjax.logsumexp(softjax.pairwise(cosine, flat, c).where(live)))(C)
-    assert bool(jnp.isfinite(of_pairs).all())
+    of_pairs = lambda c: softjax.logsumexp(softjax.pairwise(cosine, flat, c).where(live))
     labels = LABELS.at[0, 0].set(-1)
     share = lambda z, s: z / (1 - s)
     s = 0.5 * jax.nn.sigmoid(T)[..., None]
-    ignored = jax.grad(lambda w: ce(softjax.linear(X, w).map(share, s), labels, ignore_index=-1).sum())(W)
-    z = lambda w: X @ w / (1 - s)
-    plain_sum = lambda w: plain_ce(z(w), LABELS).at[0, 0].set(0).sum()
-    np.testing.assert_allclose(ignored, jax.grad(plain_sum)(W), rtol=1e-4, atol=1e-6)
+    ignored = lambda w: ce(softjax.linear(X, w).map(share, s), labels, ignore_index=-1).sum()
     nan = X.at[0, 0].set(jnp.nan)
     several = lambda w: softjax.log_probs(softjax.linear(nan, w), jnp.stack([labels, labels], -1), ignore_index=-1)
-    of_several = jax.grad(lambda w: several(w).sum())(W)
-    defined = jax.grad(lambda w: -2 * plain_ce(X @ w, LABELS).at[0, 0].set(0).sum())(W)
-    np.testing.assert_allclose(of_several, defined, rtol=1e-4, atol=1e-5)
-    w = W.at[:, 1].set(jnp.nan)
+    spoiled = W.at[:, 1].set(jnp.nan)
     ids = jnp.broadcast_to(jnp.arange(K), (B, L, K))
-    of_taken = jax.grad(lambda x: jnp.where(live, softjax.linear(x, w).where(live).take(ids), 0).sum())(X)
-    np.testing.assert_allclose(of_taken, jnp.broadcast_to(jnp.where(live, W, 0).sum(-1), X.shape), rtol=1e-4, atol=1e-5)
+    taken = lambda x: jnp.where(live, softjax.linear(x, spoiled).where(live).take(ids), 0).sum()
+    first_costs_nothing = lambda z: plain_ce(z, LABELS).at[0, 0].set(0).sum()
+
+    @jax.jit
+    def gradients(x, w, c):
+        return {
+            "of both": jax.grad(ours, (0, 1))(x, w),
+            "of pairs": jax.grad(of_pairs)(c),
+            "ignored": jax.grad(ignored)(w),
+            "several": jax.grad(lambda w: several(w).sum())(w),
+            "taken": jax.grad(taken)(x),
+        }
+
+    @jax.jit
+    def defined(x, w):
+        return {
+            "of both": jax.grad(lambda x, w: jax.nn.logsumexp(dense(x, w)), (0, 1))(x, w),
+            "ignored": jax.grad(lambda w: first_costs_nothing(x @ w / (1 - s)))(w),
+            "several": jax.grad(lambda w: -2 * first_costs_nothing(x @ w))(w),
+            "taken": jnp.broadcast_to(jnp.where(live, w, 0).sum(-1), x.shape),
+        }
+
+    got, want = gradients(X, W, C), defined(X, W)
+    assert bool(jnp.isfinite(got.pop("of pairs")).all())
+    for name, rtol, atol in (
+        ("of both", 1e-5, 1e-6),
+        ("ignored", 1e-4, 1e-6),
+        ("several", 1e-4, 1e-5),
+        ("taken", 1e-4, 1e-5),
+    ):
+        chex.assert_trees_all_close(got[name], want[name], rtol=rtol, atol=atol)
 
 
 def test_the_second_derivative_at_a_center():
-    hessian = jax.hessian(lambda z: softjax.distances(z[None], C).dense()[0, 2])(C[2])
+    hessian = jax.jit(jax.hessian(lambda z: softjax.distances(z[None], C).dense()[0, 2]))(C[2])
     np.testing.assert_allclose(hessian, -2 * jnp.eye(2), atol=1e-6)
 
 
@@ -516,16 +538,16 @@ def agreement_of_several(name, size, reduction, loss_weights=None):
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("place", PLACEMENTS)
 @pytest.mark.parametrize("name", SEVERAL)
-@pytest.mark.one_case_in(7)
+@pytest.mark.one_case_in(13)
 def test_several_losses_of_one_pass(name, place, reduction):
     agreement_of_several(name, PLACEMENTS[place], reduction)
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("place", PLACEMENTS)
+@pytest.mark.parametrize("place", [*PLACEMENTS][::-1])
 @pytest.mark.parametrize("name", SEVERAL)
-@pytest.mark.one_case_in(5)
+@pytest.mark.one_case_in(7)
 def test_a_weighted_sum_of_losses_and_its_parts(name, place, reduction):
     agreement_of_several(name, PLACEMENTS[place], reduction, (1.0, -0.3, 0.5, 2.0))
 
@@ -534,10 +556,11 @@ def test_a_weighted_sum_of_losses_and_its_parts(name, place, reduction):
 def test_one_loss_in_a_tuple_and_the_same_loss_twice():
     x, w = (arrays_of_several()[name] for name in "fw")
     z = softjax.linear(x, w, block_size=5)
-    (one,) = softjax.of((losses.cross_entropy,), z, (LABELS,))
+    (one,) = jax.jit(lambda z: softjax.of((losses.cross_entropy,), z, (LABELS,)))(z)
     np.testing.assert_allclose(one, plain_ce(x @ w, LABELS), rtol=1e-12)
     other = (LABELS + 1) % K
-    two = softjax.of((losses.cross_entropy, losses.cross_entropy), z, (LABELS, other), loss_weights=None)
+    both = losses.cross_entropy, losses.cross_entropy
+    two = jax.jit(lambda z: softjax.of(both, z, (LABELS, other), loss_weights=None))(z)
     for got, y in zip(two, (LABELS, other), strict=True):
         np.testing.assert_allclose(got, plain_ce(x @ w, y), rtol=1e-12)
 
@@ -615,6 +638,7 @@ def shapes_of(function, *args):
 
 @pytest.mark.parametrize("how", FROZEN)
 @pytest.mark.parametrize("place", UNASKED)
+@pytest.mark.each_value_once
 def test_the_gradient_of_a_frozen_kernel_is_not_computed(place, how):
     """No array of its size is made, but where its gradient is wanted; and the other gradient is right."""
     size, reduction = UNASKED[place]
@@ -628,6 +652,7 @@ def test_the_gradient_of_a_frozen_kernel_is_not_computed(place, how):
 
 
 @pytest.mark.parametrize("place", UNASKED)
+@pytest.mark.one_case_in(2)
 def test_the_gradient_of_frozen_features_is_not_computed(place):
     size, reduction = UNASKED[place]
     loss = lambda x, w: ce(softjax.linear(x, w, block_size=size), LABELS, reduction=reduction).sum()
@@ -646,6 +671,7 @@ def test_the_gradient_of_frozen_features_is_not_computed(place):
 
 
 @pytest.mark.parametrize("place", UNASKED)
+@pytest.mark.one_case_in(2)
 def test_numbers_have_gradients_where_all_arrays_are_frozen(place):
     size, reduction = UNASKED[place]
     loss = lambda t: ce(softjax.linear(X, W, block_size=size) / t, LABELS, reduction=reduction).sum()
@@ -654,6 +680,7 @@ def test_numbers_have_gradients_where_all_arrays_are_frozen(place):
 
 
 @pytest.mark.parametrize("place", UNASKED)
+@pytest.mark.one_case_in(2)
 def test_a_frozen_teacher_has_no_gradient_and_no_room_for_one(place):
     size, reduction = UNASKED[place]
     u, v = r.normal(B, L, D + 1), r.normal(D + 1, K)
@@ -665,9 +692,9 @@ def test_a_frozen_teacher_has_no_gradient_and_no_room_for_one(place):
     shapes = shapes_of(jax.grad(loss, (0, 1)), X, W)
     assert (D + 1, K) not in shapes
     assert (D, K) in shapes
-    value, gradients = jax.value_and_grad(loss, (0, 1))(X, W)
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(X, W)
     defined = lambda x, w: kl(u @ v, x @ w).mean() if reduction == "mean" else kl(u @ v, x @ w).sum()
-    want = jax.value_and_grad(defined, (0, 1))(X, W)
+    want = jax.jit(jax.value_and_grad(defined, (0, 1)))(X, W)
     chex.assert_trees_all_close((value, gradients), want, rtol=1e-4, atol=1e-5)
 
 
@@ -720,6 +747,7 @@ PLACES = {
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.each_value_once
 def test_over_a_mesh(place, kind):
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
     args = [
@@ -785,7 +813,7 @@ def test_distances_between_far_clusters_keep_their_digits():
 def test_one_center_and_a_prior(d):
     """The distance and the prior of a single class are its logsumexp, with their gradients."""
     a = lambda x, prior: softjax.logsumexp(softjax.distances(x, jnp.zeros((1, d))) + prior, axis=-1).sum()
-    value, (dx, dprior) = jax.value_and_grad(a, (0, 1))(jnp.ones((1, d)), jnp.array([5.0]))
+    value, (dx, dprior) = jax.jit(jax.value_and_grad(a, (0, 1)))(jnp.ones((1, d)), jnp.array([5.0]))
     np.testing.assert_allclose(value, 5.0 - d)
     np.testing.assert_allclose(dx, -2 * jnp.ones((1, d)))
     np.testing.assert_allclose(dprior, [1.0])
@@ -800,7 +828,7 @@ def test_nan_in_masked_classes_and_ignored_examples():
         z = softjax.linear(x, w).where(jnp.arange(K) != 3) / t[..., None]
         return ce(z, labels, ignore_index=-1, reduction="mean")
 
-    value, gradients = jax.value_and_grad(loss, (0, 1, 2))(x, w, t)
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(x, w, t)
     z = jnp.delete(X @ W, 3, -1) / T[..., None]
     each = plain_ce(z, jnp.where(labels > 3, labels - 1, labels)).at[0, 0].set(0)
     np.testing.assert_allclose(value, each.sum() / (B * L - 1), rtol=1e-5)
@@ -811,11 +839,11 @@ def test_nan_in_masked_classes_and_ignored_examples():
 def test_a_mask_of_examples():
     mask = jnp.array([True, False, True, True])[:, None, None]
     of = lambda w: softjax.logsumexp(softjax.linear(X, w).where(mask), axis=-1)
-    value, back = jax.vjp(of, W)
-    np.testing.assert_allclose(value, jnp.where(mask[..., 0], jax.nn.logsumexp(X @ W, -1), -jnp.inf), rtol=1e-6)
     ct = r.normal(B, L)
+    value, gradient = jax.jit(lambda w: (of(w), jax.vjp(of, w)[1](ct)[0]))(W)
+    np.testing.assert_allclose(value, jnp.where(mask[..., 0], jax.nn.logsumexp(X @ W, -1), -jnp.inf), rtol=1e-6)
     defined = jax.vjp(lambda w: jnp.where(mask[..., 0], jax.nn.logsumexp(X @ w, -1), 0), W)[1](ct)[0]
-    np.testing.assert_allclose(back(ct)[0], defined, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradient, defined, rtol=1e-4, atol=1e-6)
     assert not softjax.argmax(softjax.linear(X, W).where(False) + 1).max() >= 0
 
 
@@ -851,14 +879,9 @@ UNEQUALLY = {  # logits of which each example has the classes of `UNEQUAL`
 }
 
 
-@pytest.mark.parametrize("how", UNEQUALLY)
-def test_smoothing_is_over_the_classes_that_an_example_has(how):
-    """1 / their number, which differs between examples: the mask may be in any place."""
-    weights = jnp.exp(r.normal(B, L))
-
-    def ours(x, w, rate):
-        z = UNEQUALLY[how](softjax.linear(x, w, block_size=5))
-        return ce(z, LABELS, label_smoothing=rate, z_loss=0.01, weights=weights, reduction="mean")
+@ft.cache
+def smoothed_unequally():
+    """The definition of the weighted mean and its gradients, of the rate too."""
 
     def defined(x, w, rate):
         z = jnp.where(UNEQUAL, x @ w, -jnp.inf)
@@ -866,10 +889,21 @@ def test_smoothing_is_over_the_classes_that_an_example_has(how):
         costs = jnp.where(UNEQUAL, a[..., None] - x @ w, 0)
         at_label = jnp.take_along_axis(costs, LABELS[..., None], -1)[..., 0]
         each = (1 - rate) * at_label + rate * costs.sum(-1) / UNEQUAL.sum(-1).astype(x.dtype) + 0.01 * a**2
-        return (weights * each).sum() / weights.sum()
+        return (T * each).sum() / T.sum()
 
-    got, want = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(X, W, 0.1) for f in (ours, defined))
-    chex.assert_trees_all_close(got, want, rtol=2e-5, atol=1e-6)
+    return jax.jit(jax.value_and_grad(defined, (0, 1, 2)))(X, W, 0.1)
+
+
+@pytest.mark.parametrize("how", UNEQUALLY)
+def test_smoothing_is_over_the_classes_that_an_example_has(how):
+    """1 / their number, which differs between examples: the mask may be in any place."""
+
+    def ours(x, w, rate):
+        z = UNEQUALLY[how](softjax.linear(x, w, block_size=5))
+        return ce(z, LABELS, label_smoothing=rate, z_loss=0.01, weights=T, reduction="mean")
+
+    got = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(X, W, 0.1)
+    chex.assert_trees_all_close(got, smoothed_unequally(), rtol=2e-5, atol=1e-6)
 
 
 # --- dense data of logits that are not in memory -----------------------------------------------------------
@@ -891,7 +925,7 @@ VALUES = {  # (values of the classes, or of each example and class; what they ar
 @pytest.mark.parametrize("dense", [False, True], ids=["Logits", "an array"])
 @pytest.mark.parametrize("place", PLACEMENTS)
 @pytest.mark.parametrize("name", VALUES)
-@pytest.mark.one_case_in(5)
+@pytest.mark.each_value_once
 def test_expectations_of_all_kinds_of_values(name, place, dense):
     """Under logits that are not in memory, or of values that are not, in all modes."""
     (values, plain_values), g = VALUES[name], cases.Random("float64", 3)
@@ -910,7 +944,8 @@ def test_expectations_of_all_kinds_of_values(name, place, dense):
 
 
 def test_the_expectation_of_values_that_all_classes_have_in_common():
-    value, gradient = jax.value_and_grad(lambda x: softjax.expectation(softjax.linear(x, W), PAIRS[..., :1]).sum())(X)
+    total = lambda x: softjax.expectation(softjax.linear(x, W), PAIRS[..., :1]).sum()
+    value, gradient = jax.jit(jax.value_and_grad(total))(X)
     np.testing.assert_allclose(value, PAIRS[..., 0].sum(), rtol=1e-5)
     np.testing.assert_allclose(gradient, np.zeros_like(X), atol=1e-6)
 
@@ -924,7 +959,7 @@ def test_the_expectation_of_infinite_values_of_masked_classes():
     )
     want = (p * jnp.where(live, PAIRS[0, 0], 0)).sum(-1)
     np.testing.assert_allclose(softjax.expectation(z, of_class), want, rtol=1e-4, atol=1e-6)
-    gradient = jax.grad(lambda x: softjax.expectation(softjax.linear(x, W).where(live), of_pairs).sum())(X)
+    gradient = jax.jit(jax.grad(lambda x: softjax.expectation(softjax.linear(x, W).where(live), of_pairs).sum()))(X)
     assert bool(jnp.isfinite(gradient).all())
 
 
@@ -946,7 +981,7 @@ KEEPING = {
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("where", KEEPING)
 @pytest.mark.parametrize("name", SOFT)
-@pytest.mark.one_case_in(3)
+@pytest.mark.each_value_once
 def test_soft_labels_of_logits_that_are_not_in_memory(name, where):
     """In all modes; labels of masked classes count for nothing."""
     g, mask = cases.Random("float64", 3), KEEPING[where]
@@ -987,7 +1022,7 @@ HINGES = {
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("place", PLACEMENTS)
 @pytest.mark.parametrize("name", HINGES)
-@pytest.mark.one_case_in(2)
+@pytest.mark.one_case_in(3)
 def test_hinges_of_logits_that_are_not_in_memory(name, place):
     (ours, definition), g = HINGES[name], cases.Random("float64", 4)
     function = lambda x, w, t, m: ours(
@@ -1005,7 +1040,7 @@ TWICE = {
 
 
 @pytest.mark.usefixtures("optimised")
-@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("jitted", [pytest.param(False, marks=pytest.mark.slow), True], ids=["eager", "jit"])
 @pytest.mark.parametrize("how", TWICE)
 def test_the_hinge_of_logits_that_are_computed_twice(how, jitted):
     """The backward pass may round them in another way; one class and the label have all of the gradient."""
@@ -1029,11 +1064,12 @@ def test_hinges_without_masked_classes_and_of_unknown_labels(name):
     ours, definition = HINGES[name]
     live = jnp.arange(K) != 3
     labels = jnp.where(LABELS == 3, 4, LABELS)
-    got = ours(LOGITS.where(live), labels)
+    got = jax.jit(ours)(LOGITS.where(live), labels)
     want = definition(jnp.delete(X @ W, 3, -1), jnp.where(labels > 3, labels - 1, labels))
     np.testing.assert_allclose(got, want, rtol=1e-5)
     unknown = labels.at[0, 0].set(K).at[1, 1].set(-1)
-    value, gradient = jax.value_and_grad(lambda x: ours(softjax.linear(x, W), unknown)[1:].sum())(X.at[1].set(0))
+    total = lambda x: ours(softjax.linear(x, W), unknown)[1:].sum()
+    value, gradient = jax.jit(jax.value_and_grad(total))(X.at[1].set(0))
     assert bool(jnp.isnan(value))
     assert bool(jnp.isnan(gradient[1, 1]).all())
     assert bool(jnp.isfinite(gradient[2:]).all())

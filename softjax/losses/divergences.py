@@ -88,10 +88,12 @@ def _ratio_columns(z, *_):
 def _log_ratio(totals, _):
     q, outside = totals["p"], totals["rest"]
     apart = jnp.isneginf(q.exponents[0].value)  # no class has p and q
-    none = jnp.where(q.empty, jnp.where(outside.empty, 0, jnp.inf), -jnp.inf)
-    of_others = (outside.normaliser.log - jnp.where(q.empty, 0, q.normaliser.log.value)).value
-    of_others = jnp.where(q.empty | outside.empty, none, of_others)
-    return jnp.where(apart, of_others, jnp.where(apart, 0, q.exponents[0].value) + _log_of_rest(totals))
+    none = q.empty | outside.empty  # p or q has no class
+    of_others = (outside.normaliser.log - jnp.where(none, 0, q.normaliser.log.value)).value
+    ratio = jnp.where(none, 0, of_others)
+    ratio = jnp.where(apart & q.empty & ~outside.empty, jnp.inf, ratio)
+    ratio = jnp.where(apart & outside.empty & ~q.empty, -jnp.inf, ratio)
+    return jnp.where(apart, ratio, jnp.where(apart, 0, q.exponents[0].value) + _log_of_rest(totals))
 
 
 log_ratio = Loss(_ratio_columns, _log_ratio, relative=BOTH, logits=2)

@@ -39,8 +39,7 @@ def _shaped_as(known, x):
 
 
 def _nan(x, known, always):
-    with jax.enable_x64(x.dtype.itemsize == 8):  # `_partition` lowers it in a thread where that may be off
-        return jnp.where(known if always else known | (x == 0), x, jnp.nan)
+    return jnp.where(known if always else known | (x == 0), x, jnp.nan)
 
 
 def _jvp_of_nan(primals, tangents, *, always):
