@@ -109,7 +109,7 @@ def js_divergence(
         return _of_pair(divergences.js_divergence_of_pair, p, q, weights, reduction)
     both = _both(p, q)
     rows = checks.example_weights(weights, both[0].shape[:-1], both[0].dtype)
-    examples = counted(Examples(), rows, both)._replace(weights=None)
+    examples = Examples(sound=counted(rows, both))
     ratio = evaluate(divergences.log_ratio, both, examples=examples).reshape(-1)
     return evaluate(divergences.js_divergence, both, ratio, None, weights, reduction)
 

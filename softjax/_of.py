@@ -27,7 +27,7 @@ from .compute.loops import Layout
 from .compute.placement import Placement
 from .compute.reductions import Examples
 from .logits import Logits, LogitsLike, as_logits
-from .logits.scores import Scores, filled, scores_of, sound_examples
+from .logits.scores import Counting, Scores, scores_of, sound_examples
 from .logits.value import check_alike
 from .losses import Loss
 from .losses.loss import (
@@ -173,17 +173,15 @@ def evaluate(
     data = dtypes.inexact_leaves((example, per_class))
     dtype = dtypes.compute_dtype(dtypes.common_dtype(*several_logits, *data))
     loss = as_tree(loss, dtype)
-    examples = counted(
-        examples, checks.example_weights(weights, several_logits[0].shape[:-1], dtype), several_logits, example
-    )
+    if weights is not None:
+        weights = checks.example_weights(weights, several_logits[0].shape[:-1], dtype)
+        examples = examples._replace(weights=weights, sound=counted(weights, several_logits, example))
+    counting = Counting(examples.kept, examples.sound)
     isolated = not dtypes.inexact_leaves((loss, per_class))
-    made = scores_of(logits, relative_of(loss, len(several_logits)), examples.kept, isolated=isolated).computed_in(
-        dtype
-    )
+    made = scores_of(logits, relative_of(loss, len(several_logits)), counting, isolated=isolated).computed_in(dtype)
     example, per_class = dtypes.cast(example, dtype), dtypes.cast_unless_half(per_class, dtype)
-    if examples.kept is not None:
-        fill = lambda a: filled(a, examples.kept) if dtypes.is_inexact(a) else a
-        example = jax.tree.map(fill, example)
+    if not counting.none:
+        example = jax.tree.map(lambda a: counting.filled(a) if dtypes.is_inexact(a) else a, example)
     if made.classes:
         untiled = has_pairs(made)  # a tile of such an array would be a copy of its rows
         of_reduction = "none" if untiled else reduction
@@ -221,13 +219,9 @@ def evaluate(
     return out, jax.tree.map(lambda a: unmovable(a, out) if dtypes.is_inexact(a) else a, aux)
 
 
-def counted(examples: Examples, weights: Array | None, logits: tuple[Logits, ...], example: Any = None) -> Examples:
-    """The examples with their weights: one of weight 0 whose data are no numbers is as if it were not there."""
-    if weights is None:
-        return examples
-    counted = (weights != 0) | sound_examples(logits, example)
-    kept = counted if examples.kept is None else examples.kept & counted
-    return examples._replace(weights=weights, kept=kept)
+def counted(weights: Array | None, logits: tuple[Logits, ...], example: Any = None) -> Array | None:
+    """Which examples count: one of weight 0 whose data are no numbers is as if it were not there."""
+    return None if weights is None else (weights != 0) | sound_examples(logits, example)
 
 
 def _first_option(name, logits):

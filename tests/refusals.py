@@ -207,6 +207,11 @@ LINEAR = {
         ValueError,
         r"`features` must have shape \[..., 5\] for the kernel \(5, 3\), got \(4, 3\)",
     ),
+    "a kernel of 8 bits": (
+        lambda: ce(x, w.astype(jnp.int8), y),
+        TypeError,
+        r"`kernel` must be floating-point numbers, got int8: multiply it by its scales first\.",
+    ),
     "a kernel of rank 1": (lambda: ce(x, w[0], y), ValueError, r"`kernel` must have shape \[D, K\]"),
     "a kernel without classes": (
         lambda: ce(x, w[:, :0], y),
@@ -995,6 +1000,16 @@ SEVERAL = {
         ValueError,
         "`example` must be None",
     ),
+    "a distribution for a loss of one label": (
+        lambda: softjax.of(losses.focal(), z, (y[:, None], jnp.ones((4, 1)))),
+        ValueError,
+        r"`example` must be labels \[N\] for this loss",
+    ),
+    "labels that may be targets": (
+        lambda: softjax.sigmoid_binary_cross_entropy(z, jnp.ones(z.shape, int)),
+        ValueError,
+        "`labels` of shape .* may be class ids or the targets of all classes",
+    ),
     "a list of logits": (
         lambda: softjax.of(losses.kl_divergence, [H, H]),
         TypeError,
@@ -1043,6 +1058,7 @@ NUMBERS = {
         lambda n: losses.crammer_singer(n),
     ),
     **out_of_range("gamma", "at least 0", losses.focal),
+    **out_of_range("cap", "positive", lambda n: softjax.softcap(z, n)),
     **out_of_range(
         "rate",
         "in [0, 1]",

@@ -33,7 +33,7 @@ def test_arguments_may_be_lists_and_numbers():
 
 def test_numbers_out_of_range_are_refused_unless_they_are_traced():
     """Their values are then not known."""
-    assert len(NUMBERS) == 31
+    assert len(NUMBERS) == 33
     loss = lambda smoothing, rate: ce(x, w, y, label_smoothing=smoothing)
     assert jax.eval_shape(loss, 1.5, -1.0).shape == y.shape
     of_loss = lambda margin, rate: softjax.of(

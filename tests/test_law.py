@@ -74,7 +74,7 @@ LOGITS = {
         lambda x, w, a, b, s: x @ w + s * (x @ a @ b),
     ),
     "softcap, then temperature of a token": (
-        lambda x, w, bias, t: 3 * ((softjax.linear(x, w) + bias) / 3).map(jnp.tanh) / t[..., None],
+        lambda x, w, bias, t: softjax.softcap(softjax.linear(x, w) + bias, 3.0) / t[..., None],
         lambda x, w, bias, t: 3 * jnp.tanh((x @ w + bias) / 3) / t[..., None],
     ),
     "a function that closes over arrays": (

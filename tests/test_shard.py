@@ -172,7 +172,7 @@ FUNCTIONS = {
         lambda z, d: (jnp.take_along_axis(log_p(z), d["ids"], -1), cases.entropy(z)),
     ),
     "metrics": Row(
-        lambda z, d: tuple(softjax.metrics(z, d["labels"])),
+        lambda z, d: tuple(map(jax.lax.stop_gradient, softjax.metrics(z, d["labels"]))),
         lambda z, d: tuple(
             map(jax.lax.stop_gradient, table.metrics(z, d["labels"].astype(int), None, 0.0, jnp.ones_like(z[..., 0])))
         ),
@@ -275,12 +275,14 @@ FUNCTIONS = {
         lambda z, d: tuple(loss.mean() for loss in several(z, d)),
     ),
     "of a weighted sum": Row(
-        lambda z, d: softjax.of(
-            (losses.cross_entropy, losses.entropy, losses.eol),
-            z,
-            *several_data(d),
-            reduction="sum",
-            loss_weights=(1.0, d["payoffs"][0], -0.1),
+        lambda z, d: with_constant_parts(
+            softjax.of(
+                (losses.cross_entropy, losses.entropy, losses.eol),
+                z,
+                *several_data(d),
+                reduction="sum",
+                loss_weights=(1.0, d["payoffs"][0], -0.1),
+            )
         ),
         lambda z, d: weighted_parts(several(z, d), (1.0, d["payoffs"][0], -0.1)),
     ),
@@ -295,6 +297,9 @@ FUNCTIONS = {
             d["labels"],
         ),
         lambda z, d: cases.cross_entropy(z, jnp.exp(d["b"]) * (0.8 * hot(d["labels"], z) + 0.2 * d["prior"])),
+    ),
+    "softcap": Row(
+        lambda z, d: softjax.entropy(softjax.softcap(z, 2.0)), lambda z, d: cases.entropy(2 * jnp.tanh(z / 2))
     ),
     "take": Row(lambda z, d: z.take(d["ids"]), lambda z, d: jnp.take_along_axis(z, d["ids"], -1)),
     "dense": Row(lambda z, d: z.dense(), lambda z, d: z),
@@ -322,6 +327,10 @@ def several_data(d):
 def several(z, d):
     errors = ((d["data"][..., None, :] - d["values"]) ** 2).sum(-1)
     return cost(z, d["labels"]), cases.entropy(z), (cases.softmax(z) * errors).sum(-1)
+
+
+def with_constant_parts(found):
+    return found[0], jax.tree.map(jax.lax.stop_gradient, found[1])
 
 
 def weighted_parts(of_each, weights):

@@ -406,3 +406,21 @@ def test_a_kernel_in_another_form_is_refused_with_what_to_give(kernel, message):
 def test_labels_of_keras_are_refused_with_what_to_give():
     with pytest.raises(TypeError, match=r"`labels` must be integers, got dtype float32: `labels.astype\(int\)`"):
         softjax.softmax_cross_entropy_with_integer_labels(Z, jnp.asarray([1.0]))
+
+
+# --- what has no derivative -------------------------------------------------------------------------------
+
+
+@forms
+def test_metrics_and_parts_that_a_gradient_uses_make_it_nan(form):
+    labels, both = jnp.asarray([1]), (losses.cross_entropy, losses.entropy)
+    with_metrics = lambda z: softjax.softmax_cross_entropy_with_integer_labels(
+        form(z), labels, reduction="mean", has_aux=True
+    )
+    with_parts = lambda z: softjax.of(both, form(z), (labels, None), reduction="mean", loss_weights=(1.0, -0.1))
+    for function, number in ((with_metrics, lambda m: m.logsumexp.sum()), (with_parts, lambda parts: parts[1])):
+        used = lambda z, function=function, number=number: function(z)[0] + 1e-4 * number(function(z)[1]) ** 2
+        assert jnp.isnan(jax.grad(used)(Z)).all()
+        beside, aux = jax.grad(function, has_aux=True)(Z)
+        assert jnp.isfinite(beside).all()
+        assert jnp.isfinite(number(aux))

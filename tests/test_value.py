@@ -507,7 +507,7 @@ def agreement_of_several(name, size, reduction, loss_weights=None):
     def ours(moving, loss_weights):
         data = moving | {"labels": labels, None: None}
         logits = softjax.linear(moving["f"], moving["w"], block_size=size)
-        return softjax.of(
+        found = softjax.of(
             of_each,
             (logits / 0.7, moving["z"]) if pair else logits / 0.7,
             tuple(data[n] for n in of_examples),
@@ -516,6 +516,7 @@ def agreement_of_several(name, size, reduction, loss_weights=None):
             reduction=reduction,
             loss_weights=loss_weights,
         )
+        return found if loss_weights is None else (found[0], jax.lax.stop_gradient(found[1]))
 
     def theirs(moving, loss_weights):
         z = moving["f"] @ moving["w"] / 0.7

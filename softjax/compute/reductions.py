@@ -15,24 +15,26 @@ class Examples(NamedTuple):
     weights: Array | None = None  # factors of the losses
     kept: Array | None = None  # False for an example with loss and gradient 0 that is left out of the mean
     known: Array | None = None  # False for an example with loss and gradient NaN
+    sound: Array | None = None  # False for one of weight 0 whose data are no numbers: its loss is 0
 
     def reduced(self, reduction: str, n: int, dtype: jnp.dtype, axes: collectives.Names) -> "Examples":
         """The examples with weights w for which sum(w losses) over all devices of the axes is the reduction."""
-        weights, kept, known = self
+        weights, kept, known, sound = self
         if reduction == "mean":
             # The mean is taken by weights, as dividing a gradient later would read and write it once more.
             if weights is None and kept is None and isinstance(n, int):  # it may be symbolic
                 weights = jnp.full(n, 1 / max(n * collectives.device_count(axes), 1), dtype)
             else:
                 weights = mean_weights(jnp.ones(n, dtype) if weights is None else weights, kept, axes)
-        return Examples(weights, kept, known)
+        return Examples(weights, kept, known, sound)
 
     def weighted(self, losses: Array) -> Array:
         """The losses [N, ...], times their weights, NaN where they are not known and 0 where they are not kept."""
         if self.known is not None:
             losses = nan_unless(self.known, losses)
-        if self.kept is not None:
-            losses = jnp.where(jnp.expand_dims(self.kept, range(1, losses.ndim)), losses, 0)
+        for counts in (self.kept, self.sound):
+            if counts is not None:
+                losses = jnp.where(jnp.expand_dims(counts, range(1, losses.ndim)), losses, 0)
         return losses if self.weights is None else _product(losses, self.weights)
 
 

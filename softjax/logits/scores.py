@@ -8,7 +8,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -132,45 +132,78 @@ def _data_of_examples(node):
 def sound_examples(logits: tuple[Logits, ...], example: Any) -> Array:
     """Which examples [N] have numbers for data: no NaN, and no infinity but that of a masked class."""
     n = math.prod(logits[0].shape[:-1])
-    arrays = [pair for z in logits for pair in _data_of_examples(z.node.flat(n))]
-    arrays += [(a, EXAMPLES) for a in inexact_leaves(example)]
-    number = lambda a, role: jnp.isfinite(a) | jnp.isneginf(a) if role == PAIRS else jnp.isfinite(a)
-    return ft.reduce(operator.and_, (number(a, role).all(range(1, a.ndim)) for a, role in arrays), jnp.ones(n, bool))
+    sound = jnp.ones(n, bool)
+    for z in logits:
+        for a, role in _data_of_examples(z.node.flat(n)):
+            number = a <= jnp.finfo(a.dtype).max if role == PAIRS else jnp.isfinite(a)
+            is_sound = number.all(range(1, a.ndim))
+            axes = tuple(name for name in z.shards.classes if name in collectives.varying(is_sound))
+            sound &= collectives.pmin(is_sound.astype(jnp.int32), axes) == 1
+    return ft.reduce(operator.and_, (jnp.isfinite(a).all(range(1, a.ndim)) for a in inexact_leaves(example)), sound)
 
 
-def flat_node(logits, kept=None, *, copied=True):
-    """The node of the logits, with one axis for all examples, and the data of one that is kept where one is not.
+def flat_node(logits, counting=None, *, copied=True):
+    """The node of the logits, with one axis for all examples, and other data for those that do not count.
 
-    Unless it is `copied`, an array of pairs stays, as a constant for the examples that are not kept.
+    Unless it is `copied`, an array of pairs stays, as a constant for these examples.
     """
     node = logits.node.flat(math.prod(logits.shape[:-1])).prepared(logits.live, logits.shards)
-    if kept is None:
+    if counting is None or counting.none:
         return node
 
-    def of_kept(a, role):
+    def of_counted(a, role):
         if role not in (EXAMPLES, PAIRS) or not is_inexact(a):
             return a
-        return filled(a, kept) if copied or role == EXAMPLES else still_unless(kept, a)
+        return counting.filled(a) if copied or role == EXAMPLES else still_unless(counting.all, a)
 
-    return jax.tree.map(of_kept, node, node.roles())
+    return jax.tree.map(of_counted, node, node.roles())
+
+
+class Counting(NamedTuple):
+    """Which examples [N] count; the others get other data, so that theirs lend no NaN to a gradient."""
+
+    kept: Array | None = None  # those that are not ignored: the others get the data of one of these
+    sound: Array | None = None  # those whose data are numbers, or whose weight is not 0: the others get ones
+
+    @property
+    def none(self) -> bool:
+        """Whether all examples count."""
+        return self.kept is None and self.sound is None
+
+    @property
+    def all(self) -> Array:
+        """Which examples count."""
+        return ft.reduce(operator.and_, (a for a in self if a is not None))
+
+    def filled(self, a: Array) -> Array:
+        """The data [N, ...] of the examples that count, and other data in place of the others."""
+        if self.sound is not None:
+            a = jnp.where(jnp.expand_dims(self.sound, range(1, a.ndim)), a, 1)
+        return a if self.kept is None else filled(a, self.kept)
 
 
 def scores_of(
-    logits: Any, relative: tuple[bool, ...] = (False,), kept: Array | None = None, *, isolated: bool = False
+    logits: Any,
+    relative: tuple[bool, ...] = (False,),
+    counting: Counting = Counting(),  # noqa: B008 (a tuple)
+    *,
+    isolated: bool = False,
 ) -> Scores:
     """The scores of logits, or of several with the same examples and classes, of which a loss sees a tuple.
 
     Args:
         logits: `Logits`, or a tuple of these.
         relative: for each of them whether a number that all classes of an example have in common is left out.
-        kept: booleans [N]; the other examples get the data of one of these.
+        counting: which examples count.
         isolated: whether no array that has a gradient is common to the examples, beside those of the logits.
     """
     several = logits if isinstance(logits, tuple) else (logits,)
     copied = not (isolated and all(isinstance(z.node, Dense) for z in several))
     if not isinstance(logits, tuple):
-        return _of_one(of_now(logits), relative[0], (kept, copied), alone=True)
-    of_each = [_of_one(of_now(z), left_out, (kept, copied)) for z, left_out in zip(logits, relative, strict=True)]
+        return _of_one(of_now(logits), relative[0], counting, copied=copied, alone=True)
+    of_each = [
+        _of_one(of_now(z), left_out, counting, copied=copied) for z, left_out in zip(logits, relative, strict=True)
+    ]
     roundings = {one.rounding for one in of_each}
     return dataclasses.replace(
         of_each[0],
@@ -199,10 +232,10 @@ class _Together:
         return tuple(f(x, part[:-1], part[-1]) for f, x, part in zip(functions, examples, parts, strict=True))
 
 
-def _of_one(logits, relative, kept, *, alone=False):
+def _of_one(logits, relative, counting, *, copied, alone=False):
     batch, k = logits.shape[:-1], logits.node.classes
     n, shards = math.prod(batch), logits.shards
-    node = flat_node(logits, kept[0], copied=kept[1])
+    node = flat_node(logits, counting, copied=copied)
     if alone and isinstance(node, Dense) and not any(m.kind in ("function", "ids") for m in logits.masks):
         return _of_memory(logits, node)
     offset = node.offset() if relative else None

@@ -131,9 +131,9 @@ def _columns_of_label(z, ids, labels, added):
 
 
 def _cost_of_label(q):
-    """(the weight w of the label, C / w)."""
+    """(the weight w of the label, C / w, or 1 where C is not finite)."""
     weight = q.Y
-    return weight, q.C / jnp.where(weight == 0, 1, weight)
+    return weight, jnp.where(jnp.isfinite(q.C), q.C, 1) / jnp.where(weight == 0, 1, weight)
 
 
 @readable
@@ -148,7 +148,8 @@ def focal(gamma: ArrayLike = 2.0) -> Loss:
 def _focal(gamma, q, _):
     """s^(1 + gamma) times c / s for s = 1 - exp(-c): no power has an infinite derivative times 0."""
     weight, cost = _cost_of_label(q)
-    inside = (cost >= jnp.finfo(cost.dtype).tiny) & (cost < 800)  # s is 0 below, and 1 above, also in float64
+    # s is 0 below, and 1 above, also in float64
+    inside = jnp.isfinite(q.C) & (cost >= jnp.finfo(cost.dtype).tiny) & (cost < 800)
     c = jnp.where(inside, cost, 1)
     return jnp.where(inside, weight * ((-expm1(-c)) ** (1 + gamma) * _over_expm1(c)), q.C)
 
@@ -179,7 +180,7 @@ def poly_1(epsilon: ArrayLike = 2.0) -> Loss:
 
 def _poly_1(epsilon, q, _):
     weight, cost = _cost_of_label(q)
-    return q.C - epsilon * weight * expm1(-cost)
+    return jnp.where(jnp.isfinite(q.C), q.C - epsilon * weight * expm1(-cost), q.C)
 
 
 def _brier_columns(z, ids, y, _):
@@ -298,7 +299,7 @@ def _binary_costs(z, y):
     """-y log sigmoid(z) - (1 - y) log sigmoid(-z); NaN where y is not in [0, 1]."""
     cost = lambda share, z: jnp.where(share == 0, 0, share * softplus(z))
     y = y.astype(z.dtype)
-    return jnp.where((y >= 0) & (y <= 1), cost(y, -z) + cost(1 - y, z), jnp.nan)
+    return nan_unless((y >= 0) & (y <= 1), cost(y, -z) + cost(1 - y, z))
 
 
 def _binary_total(q, example):

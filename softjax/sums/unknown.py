@@ -6,7 +6,6 @@ as in `jnp.where(mask, loss, 0)`, has gradient 0. A factor of NaN would make it 
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import zero_from_primal

@@ -69,6 +69,8 @@ class Work(NamedTuple):
     """from the public function to a function of the scenarios' arguments"""
     limits: dict[str, float] = LIMITS
     """for each mode"""
+    precision: str = ""
+    """of the products, if it is not that of the type"""
 
 
 _MPMATH = threading.Lock()  # the constants of mpmath are shared by all threads
@@ -132,6 +134,18 @@ def _logit_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     a = ft.partial(jax.nn.logsumexp, axis=-1)
     yield work("logsumexp", truth.logsumexp, "a", a, options={"axis": -1})
     yield work("entropy", truth.entropy, "logits")
+    yield work("softcap", ft.partial(truth.softcap, cap=30.0), "logits", options={"cap": 30.0})
+    factors = np.where(np.arange(K) == 0, 0.0, 1.0)[:, None]  # the class with the margin does not count
+    weighted = work(
+        "of",
+        truth.weighted_logsumexp,
+        "logits",
+        options={"loss": losses.weighted_logsumexp},
+        per_class=lambda z: factors,
+    )
+    yield weighted._replace(
+        scenarios=[s for s in weighted.scenarios if s.name in ("margins", "ordinary") and s.dtypes == FLOAT32]
+    )
     positive = lambda z: random.uniform(1, 2, z.shape)  # so that the sum does not cancel
     yield work("expectation", truth.expectation, "logits", values=positive)
     first = lambda z: np.zeros(len(z), int)
@@ -388,7 +402,8 @@ def _linear_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
             work(function, truth.smoothed_cross_entropy, labels, options_of_level, variant=f", {level}", **few),
             of_vectors(options_of_level | means, variant=f", expectation, {level}", **few),
         ):
-            yield one._replace(scenarios=map(_of_bfloat16_operands, one.scenarios), limits=limits)
+            rounded = map(_of_bfloat16_operands, one.scenarios)
+            yield one._replace(scenarios=rounded, limits=limits, precision=f"bfloat16 products, {level}")
 
     binary = ft.partial(work, "sigmoid_binary_cross_entropy", truth.sigmoid_binary_cross_entropy, large=False)
     yield binary(lambda n, k: {"labels": np.stack([_labels(n, k), (_labels(n, k) + k // 2) % k], -1)})
@@ -644,6 +659,7 @@ def measure(work: Work) -> Iterator[Entry]:
     for scenario in work.scenarios:
         reduction = "mean" if scenario.place in REDUCED else None
         for dtype in scenario.dtypes:
+            types = f"{dtype}, {work.precision}" if work.precision else dtype
             with _MPMATH:
                 reduced = ft.partial(work.definition, **_without_none(reduction=reduction))
                 problem = _Problem(reduced, work.definition, scenario, dtype)
@@ -652,7 +668,7 @@ def measure(work: Work) -> Iterator[Entry]:
                 program(scenario.block_size, reduction), work.limits
             ).items():
                 of_peer = theirs[mode][0] if theirs else None
-                yield Entry(work.function, scenario.name, dtype, scenario.place, mode, error, limit, array, of_peer)
+                yield Entry(work.function, scenario.name, types, scenario.place, mode, error, limit, array, of_peer)
 
 
 def _without_none(**options):

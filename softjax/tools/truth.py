@@ -159,6 +159,15 @@ def logsumexp(a):
     return log(exp(a - top).sum(-1)) + top[..., 0]
 
 
+def softcap(logits, *, cap):
+    return cap * (1 - 2 / (exp(logits * (2 / cap)) + 1))
+
+
+def weighted_logsumexp(logits, per_class):
+    top = logits.value.max(-1, keepdims=True)
+    return log((exp(logits - top)[..., None] * per_class).sum(-2)) + top
+
+
 def log_softmax(x):
     top = x.value.max(-1, keepdims=True)
     shifted = x - top
