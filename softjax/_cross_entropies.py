@@ -220,7 +220,8 @@ def sigmoid_binary_cross_entropy(
 
     Args:
         logits: z [..., K], an array or `softjax.Logits`.
-        labels: integers [..., T] in [0, K), the classes of the example, each at most once; any other label gives NaN.
+        labels: integers [..., T] in [0, K), the classes of the example, of which a repeated one counts once; any other
+            label gives NaN, and integers of the shape of the logits are refused, as they may be targets.
             Or a pair (indices [..., T], targets [..., T]), with targets y in [0, 1]. Or the targets [..., K] of all
             classes. A label on a masked class costs +inf; in targets of all
             classes, that class is not in the sum.
