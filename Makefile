@@ -11,7 +11,7 @@ CORE_NAMES := label_out_of_range or (pairs_of_classes and none) or (ragged_block
 	over_classes_and_examples or taken_inside or batch_of_sequences or step_of_training or found_again
 # The newest Python of this machine that JAX has packages for, and the version that it has.
 NEWEST = $(shell bash tests/pythons.sh | tail -n 1)
-NEWEST_TESTS ?=
+NEWEST_TESTS ?= -m "not slow"
 
 .PHONY: help demo test test-all test-oldest test-newest test-newest-core test-imports docs bench audit compilers clean
 
@@ -48,7 +48,7 @@ docs: .venv-docs/.installed
 
 # Warnings of the oldest versions are no errors.
 test-oldest: .venv-oldest/.installed
-	.venv-oldest/bin/python -m pytest -n 2 -q -W ignore -m "not slow" $(CORE) -k "$(CORE_NAMES)"
+	.venv-oldest/bin/python -m pytest -n 2 -q -W ignore $(CORE) -k "$(CORE_NAMES)"
 
 # In an environment of its own, without pins: the newest JAX, Flax and Optax that pip gives.
 test-newest:
@@ -58,7 +58,7 @@ test-newest:
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
 		-e '.[test]'
 	.venv-newest/bin/python -c "import jax, flax, optax; print('JAX', jax.__version__, 'Flax', flax.__version__)"
-	.venv-newest/bin/python -m pytest -n 2 --dist worksteal -q -m "not slow" $(NEWEST_TESTS)
+	.venv-newest/bin/python -m pytest -n 2 --dist worksteal -q $(NEWEST_TESTS)
 
 test-newest-core:
 	$(MAKE) test-newest NEWEST_TESTS='$(CORE) -k "$(CORE_NAMES)"'
