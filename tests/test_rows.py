@@ -296,3 +296,117 @@ def test_classes_that_are_chosen_in_rows_of_every_kind(form, seed):
     none = is_empty | has_nan | np.isposinf(z).any(-1)
     assert (drawn[none] == -1).all()
     assert (np.take_along_axis(z, np.maximum(drawn, 0), -1)[~none] >= z[~none].max(-1, keepdims=True) - 40).all()
+
+
+# --- mixtures and contrastive losses ----------------------------------------------------------------------
+
+
+def latents(random, centers):
+    """Latents [R, D] of every kind."""
+    d = centers.shape[1]
+    kinds = {
+        "ordinary": random.normal(size=d),
+        "at a center": centers[1],
+        "between two": (centers[0] + centers[1]) / 2,
+        "far": 1e3 * random.normal(size=d),
+        "zeros": np.zeros(d),
+        "subnormal": np.full(d, 1e-40),
+        "NaN": np.where(np.arange(d) == 0, np.nan, 1),
+        "+inf": np.where(np.arange(d) == 0, np.inf, 1),
+    }
+    return {name: np.asarray(row, np.float32) for name, row in kinds.items()}
+
+
+def squares(z, c):
+    return ((z[:, None] - c) ** 2).sum(-1)
+
+
+def log_mean(h, e):
+    return jax.nn.logsumexp(h + e, -1) - jax.nn.logsumexp(h, -1)
+
+
+MIXTURES = {
+    "autoencoder": (
+        lambda z, x, c, v: softjax.mixture_autoencoder_loss(z, x, c, v),
+        lambda z, x, c, v: ((x - jax.nn.softmax(-squares(z, c)) @ v) ** 2).sum(-1),
+    ),
+    "EOL": (
+        lambda z, x, c, v: softjax.eol_loss(z, x, c, v),
+        lambda z, x, c, v: (jax.nn.softmax(-squares(z, c)) * squares(x, v)).sum(-1),
+    ),
+    "LEOP": (
+        lambda z, x, c, v: softjax.leop_loss(z, x, c, v),
+        lambda z, x, c, v: -log_mean(-squares(z, c), -squares(x, v)),
+    ),
+    "Gaussians": (
+        lambda z, x, c, v: softjax.gaussian_mixture_nll_loss(z, c, jnp.ones(c.shape[1])),
+        lambda z, x, c, v: (
+            np.log(len(c)) + c.shape[1] / 2 * np.log(2 * np.pi) - jax.nn.logsumexp(-squares(z, c) / 2, -1)
+        ),
+    ),
+    "codebook": (
+        lambda z, x, c, v: softjax.soft_quantize(z, c).values.sum(-1),
+        lambda z, x, c, v: (jax.nn.softmax(-squares(z, c)) @ c).sum(-1),
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", MIXTURES)
+def test_latents_of_every_kind(name, seed):
+    """The values and the gradients for the latents; of one that is NaN or infinite, NaN in its own example alone."""
+    random = np.random.default_rng([seed, 8])
+    c, v = random.normal(size=(K, 2)).astype(np.float32), random.normal(size=(K, 3)).astype(np.float32)
+    kinds = latents(random, c)
+    z = np.stack(list(kinds.values()))
+    x, ct = random.normal(size=(len(z), 3)).astype(np.float32), random.normal(size=len(z)).astype(np.float32)
+    ours, definition = MIXTURES[name]
+    both = lambda f: jax.jit(lambda z, x, c, v, ct: (f(z, x, c, v), jax.vjp(lambda z: f(z, x, c, v), z)[1](ct)[0]))
+    got = [np.asarray(a) for a in both(ours)(z, x, c, v, ct)]
+    with jax.enable_x64(True):
+        want = [np.asarray(a) for a in both(definition)(*(a.astype(float) for a in (z, x, c, v, ct)))]
+    for i, kind in enumerate(kinds):
+        for a, b in zip(got, want, strict=True):
+            if kind in ("NaN", "+inf"):
+                assert np.isnan(a[i]).all(), (kind, a[i])
+            else:
+                assert np.abs(a[i] - b[i]).max() <= 1e-5 * max(1, np.abs(b[i]).max()), (kind, a[i], b[i])
+
+
+def info_nce(x, y):
+    return jax.nn.logsumexp(x @ y.T, -1) - (x * y).sum(-1)
+
+
+def nt_xent(x, y):
+    both = jnp.concatenate([x, y])
+    z = jnp.where(jnp.eye(len(both), dtype=bool), -jnp.inf, both @ both.T)
+    return jnp.stack(jnp.split(jax.nn.logsumexp(z, -1) - (both * jnp.roll(both, len(x), 0)).sum(-1), 2)).mean(0)
+
+
+def siglip(x, y):
+    return jax.nn.softplus(-(2 * jnp.eye(len(x), dtype=x.dtype) - 1) * (x @ y.T)).sum(-1)
+
+
+CONTRASTIVE = {
+    "InfoNCE": (lambda x, y: softjax.contrastive_loss(x, y, symmetric=False), info_nce),
+    "NT-Xent": (lambda x, y: softjax.nt_xent_loss(x, y), nt_xent),
+    "SigLIP": (lambda x, y: softjax.siglip_loss(x, y), siglip),
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", CONTRASTIVE)
+def test_views_of_every_kind(name, seed):
+    """Each example is a class of the others: NaN in one is NaN in all."""
+    random = np.random.default_rng([seed, 9])
+    x, y, ct = random.normal(size=(5, 3)), random.normal(size=(5, 3)), random.normal(size=5)
+    x[1], y[2], x[3], y[4] = 0, 0, 1e-40, 50 * x[4]
+    x, y, ct = (a.astype(np.float32) for a in (x, y, ct))
+    ours, definition = CONTRASTIVE[name]
+    both = lambda f: jax.jit(lambda x, y, ct: (f(x, y), jax.vjp(f, x, y)[1](ct)))
+    got = jax.tree.leaves(both(ours)(x, y, ct))
+    with jax.enable_x64(True):
+        want = jax.tree.leaves(both(definition)(*(a.astype(float) for a in (x, y, ct))))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+    assert jnp.isnan(ours(np.where(np.arange(5)[:, None] == 1, np.nan, x), y)).any()
