@@ -135,17 +135,12 @@ def _logit_works(quick: bool, random: np.random.Generator) -> Iterator[Work]:
     yield work("logsumexp", truth.logsumexp, "a", a, options={"axis": -1})
     yield work("entropy", truth.entropy, "logits")
     yield work("softcap", ft.partial(truth.softcap, cap=30.0), "logits", options={"cap": 30.0})
-    factors = np.where(np.arange(K) == 0, 0.0, 1.0)[:, None]  # the class with the margin does not count
-    weighted = work(
-        "of",
-        truth.weighted_logsumexp,
-        "logits",
-        options={"loss": losses.weighted_logsumexp},
-        per_class=lambda z: factors,
-    )
-    yield weighted._replace(
-        scenarios=[s for s in weighted.scenarios if s.name in ("margins", "ordinary") and s.dtypes == FLOAT32]
-    )
+    factors = np.where(np.arange(K) == 0, 0.0, 1.0)  # the class with the margin does not count
+    weighted = work("of", ft.partial(truth.weighted_logsumexp, factors=factors), "logits", variant=", factors")
+    of_factors = {"loss": losses.weighted_logsumexp, "per_class": jnp.asarray(factors[:, None], "float32")}
+    first_of = lambda of: lambda **given: of(**given)[:, 0]
+    of_13 = [s for s in weighted.scenarios if s.arguments["logits"].shape[1] == K and s.dtypes == FLOAT32]
+    yield weighted._replace(scenarios=of_13, options=of_factors, adapter=first_of)
     positive = lambda z: random.uniform(1, 2, z.shape)  # so that the sum does not cancel
     yield work("expectation", truth.expectation, "logits", values=positive)
     first = lambda z: np.zeros(len(z), int)

@@ -160,12 +160,13 @@ def logsumexp(a):
 
 
 def softcap(logits, *, cap):
-    return cap * (1 - 2 / (exp(logits * (2 / cap)) + 1))
+    u = exp(logits * (-2 / cap))
+    return (u * -1 + 1) / (u + 1) * cap
 
 
-def weighted_logsumexp(logits, per_class):
+def weighted_logsumexp(logits, *, factors):
     top = logits.value.max(-1, keepdims=True)
-    return log((exp(logits - top)[..., None] * per_class).sum(-2)) + top
+    return log((exp(logits - top) * factors).sum(-1)) + top[..., 0]
 
 
 def log_softmax(x):
