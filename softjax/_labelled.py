@@ -205,13 +205,13 @@ def log_probs_of(logits: Logits, ids: ArrayLike, ignore_index: int | None, entro
     """The log-probabilities of classes [...] or [..., T]; with `entropy` also the entropies."""
     ids, entropy, batch = checks.integers("ids", ids), checked("entropy", entropy), logits.shape[:-1]
     several = ids.ndim == logits.ndim
+    shape = (*batch, ids.shape[-1]) if several else batch
+    checks.shape("ids", ids, shape, "the leading axes of the logits")
     if entropy and not several:  # the entropy of an unknown class is known
         log_probs, of_rows = log_probs_of(logits, ids[..., None], ignore_index, entropy)
         if ignore_index is not None:
             of_rows = jnp.where(checks.equals("ignore_index", ids, ignore_index), 0, of_rows)
         return log_probs[..., 0], of_rows
-    shape = (*batch, ids.shape[-1]) if several else batch
-    checks.shape("ids", ids, shape, "the leading axes of the logits")
     flat = ids.reshape(math.prod(batch), *ids.shape[len(batch) :])
     of_labels, known, kept = _ids_known_kept(flat, ignore_index, logits.count)
     found = listed(logits)
